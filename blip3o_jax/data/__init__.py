@@ -1,0 +1,1 @@
+"""Records become batches of numpy arrays: sources, prompts, transforms, pipeline."""

@@ -1,0 +1,1 @@
+"""Diffusion mathematics over any function (x, t) -> prediction. Knows no network."""

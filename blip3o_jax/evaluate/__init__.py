@@ -1,0 +1,1 @@
+"""Scorers that look at outputs only."""

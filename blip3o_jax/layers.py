@@ -1,0 +1,262 @@
+"""Layers shared by every network. Parameters carry `axes`; kernels are (in, out).
+
+Letters used in shapes everywhere: B batch, T query length, S key length, N heads, K kv heads,
+H head dim, D width, F MLP width, V vocabulary, L layers, Q slots, C channels, h w cells or pixels.
+
+Kernels are the transpose of PyTorch's, convolutions are (kh, kw, in, out), images channels-last.
+Parameters are float32 as built; `dtype` is the compute type. Norm statistics, rotary tables and
+sinusoids are float32 whatever `dtype` is.
+"""
+
+from collections.abc import Callable
+import math
+from typing import Any
+from typing import Literal
+from typing import TypeVar
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from blip3o_jax.sharding import constrain
+
+M = TypeVar("M", bound=nnx.Module)
+Dtype = Literal["float32", "bfloat16"]
+Remat = Literal["none", "full", "dots"]
+Initializer = Callable[..., jax.Array]
+
+
+def uniform_fan_in(fan_in: int) -> Initializer:
+  """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): PyTorch's default for linear and convolution layers."""
+  bound = 1.0 / math.sqrt(fan_in)
+
+  def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32, **_: Any) -> jax.Array:
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+  return init
+
+
+def linear(
+  d_in: int,
+  d_out: int,
+  axes: tuple[str, str],
+  *,
+  bias: bool = True,
+  dtype: Dtype = "float32",
+  init: Initializer | None = None,
+  bias_init: Initializer | None = None,
+  rngs: nnx.Rngs,
+) -> nnx.Linear:
+  """float[..., d_in] -> float[..., d_out] in `dtype`; logical `axes` of the kernel (in, out).
+
+  `init` defaults to PyTorch's uniform in 1/sqrt(fan_in), kernel and bias alike.
+  """
+  return nnx.Linear(
+    d_in,
+    d_out,
+    use_bias=bias,
+    dtype=jnp.dtype(dtype),
+    kernel_init=init or uniform_fan_in(d_in),
+    bias_init=bias_init or uniform_fan_in(d_in),
+    kernel_metadata={"axes": axes},
+    bias_metadata={"axes": axes[-1:]},
+    rngs=rngs,
+  )
+
+
+class Conv(nnx.Module):
+  """A 2-D convolution, channels-last: float[B, h, w, d_in] -> float[B, h', w', d_out].
+
+  `padding` is ((top, bottom), (left, right)) or "SAME" for odd kernels at stride 1.
+  """
+
+  def __init__(
+    self,
+    d_in: int,
+    d_out: int,
+    size: int = 3,
+    *,
+    stride: int = 1,
+    padding: tuple[tuple[int, int], tuple[int, int]] | None = None,
+    dtype: Dtype = "float32",
+    init: Initializer | None = None,
+    rngs: nnx.Rngs,
+  ):
+    fan_in = d_in * size * size
+    init = init or uniform_fan_in(fan_in)
+    key = rngs.params
+    self.kernel = nnx.Param(
+      init(key(), (size, size, d_in, d_out)), axes=("rest", "rest", "embed", "mlp")
+    )
+    self.bias = nnx.Param(uniform_fan_in(fan_in)(key(), (d_out,)), axes=("mlp",))
+    side = (size // 2, size // 2)
+    self.stride, self.padding, self.dtype = stride, padding or (side, side), dtype
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    dtype = jnp.dtype(self.dtype)
+    y = jax.lax.conv_general_dilated(
+      x.astype(dtype),
+      self.kernel[...].astype(dtype),
+      (self.stride, self.stride),
+      self.padding,
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return y + self.bias[...].astype(dtype)
+
+
+class RMSNorm(nnx.Module):
+  """Statistics in float32, scale applied after the cast back (the PyTorch order, bit for bit)."""
+
+  def __init__(self, dim: int, *, eps: float = 1e-6):
+    self.scale = nnx.Param(jnp.ones((dim,)), axes=("rest",))
+    self.eps = eps
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + self.eps)
+    return self.scale[...].astype(x.dtype) * y.astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+  """Statistics and affine in float32, result in the dtype of the input."""
+
+  def __init__(self, dim: int, *, eps: float = 1e-5):
+    self.scale = nnx.Param(jnp.ones((dim,)), axes=("rest",))
+    self.bias = nnx.Param(jnp.zeros((dim,)), axes=("rest",))
+    self.eps = eps
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    y = standardize(x, self.eps)
+    y = y * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)
+    return y.astype(x.dtype)
+
+
+def standardize(x: jax.Array, eps: float) -> jax.Array:
+  """float32 (x - mean) / sqrt(var + eps) over the last axis: a layer norm without affine."""
+  y = x.astype(jnp.float32)
+  y = y - jnp.mean(y, -1, keepdims=True)
+  return y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + eps)
+
+
+class GroupNorm(nnx.Module):
+  """Group norm of float[B, ..., C], channels last; statistics float32 over cells and channels."""
+
+  def __init__(self, dim: int, *, groups: int, eps: float):
+    if dim % groups:
+      raise ValueError(f"group norm: {dim} channels do not divide into {groups} groups")
+    self.scale = nnx.Param(jnp.ones((dim,)), axes=("rest",))
+    self.bias = nnx.Param(jnp.zeros((dim,)), axes=("rest",))
+    self.groups, self.eps = groups, eps
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    shape, c = x.shape, x.shape[-1]
+    y = x.astype(jnp.float32).reshape(shape[0], -1, self.groups, c // self.groups)
+    y = y - jnp.mean(y, (1, 3), keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, (1, 3), keepdims=True) + self.eps)
+    y = y.reshape(shape) * self.scale[...].astype(jnp.float32)
+    return (y + self.bias[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class GatedMlp(nnx.Module):
+  """down(silu(gate(x)) * up(x)): the SwiGLU MLP of Qwen's text and vision towers."""
+
+  def __init__(
+    self,
+    dim: int,
+    mlp_dim: int,
+    *,
+    bias: bool,
+    dtype: Dtype,
+    init: Initializer | None = None,
+    rngs: nnx.Rngs,
+  ):
+    up: dict[str, Any] = dict(bias=bias, dtype=dtype, init=init, rngs=rngs)
+    self.gate_proj = linear(dim, mlp_dim, ("embed", "mlp"), **up)
+    self.up_proj = linear(dim, mlp_dim, ("embed", "mlp"), **up)
+    self.down_proj = linear(mlp_dim, dim, ("mlp", "embed"), **up)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def split_heads(x: jax.Array, heads: int) -> jax.Array:
+  """float[B, T, N*H] -> float[B, T, N, H]."""
+  return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
+
+
+def merge_heads(x: jax.Array) -> jax.Array:
+  """float[B, T, N, H] -> float[B, T, N*H]."""
+  return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
+
+
+def rotate_half(x: jax.Array, angles: jax.Array) -> jax.Array:
+  """Rotary embedding in the half-split layout: channel i pairs with i + H/2.
+
+  Args:
+    x: float[B, T, N, H]. angles: float32[B or 1, T, H/2], in radians.
+  """
+  cos, sin = (f(angles)[:, :, None, :] for f in (jnp.cos, jnp.sin))
+  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
+
+
+def rotate_pairs(x: jax.Array, angles: jax.Array) -> jax.Array:
+  """Rotary embedding in the adjacent-pair layout: channel 2j pairs with 2j + 1.
+
+  Args:
+    x: float[B, T, N, H]. angles: float32[B or 1, T, H/2], in radians.
+  """
+  cos, sin = (f(angles)[:, :, None, :] for f in (jnp.cos, jnp.sin))
+  pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+  a, b = pairs[..., 0], pairs[..., 1]
+  out = jnp.stack([a * cos - b * sin, a * sin + b * cos], -1)
+  return out.reshape(x.shape).astype(x.dtype)
+
+
+def timestep_embedding(t: jax.Array, dim: int, max_period: float = 10000.0) -> jax.Array:
+  """Sinusoids of float[...] as float32[..., dim], cosines first; t in 0..1000 units, not scaled."""
+  half = dim // 2
+  freqs = jnp.exp(-math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
+  args = t.astype(jnp.float32)[..., None] * freqs
+  return jnp.concatenate([jnp.cos(args), jnp.sin(args)], -1)
+
+
+def stack(make: Callable[[nnx.Rngs], M], depth: int, rngs: nnx.Rngs) -> M:
+  """`depth` copies of a layer as one module whose parameters have a leading `layers` dim."""
+  meta = {nnx.PARTITION_NAME: "layers", "axes": "layers"}
+  return nnx.vmap(make, transform_metadata=meta)(rngs.split(depth))
+
+
+def scan(
+  layers: M,
+  x: Any,
+  apply: Callable[..., tuple[Any, Any]],
+  xs: Any = (),
+  *,
+  remat: Remat = "none",
+) -> tuple[Any, Any]:
+  """Folds a carry through a stack: `apply(layer, x, *xs_of_layer) -> (x, y)`.
+
+  Args:
+    layers: a module from `stack`.
+    x: the carry, any pytree of arrays.
+    xs: a tuple of arrays with a leading `layers` dim.
+    remat: what the backward pass recomputes: "none", "full" (each layer), "dots" (all but matmuls).
+
+  Returns:
+    The last carry and the stacked ys.
+  """
+
+  def body(carry: Any, item: Any) -> tuple[Any, Any]:
+    layer, extra = item
+    return apply(layer, carry, *extra)
+
+  if remat != "none":
+    policy = None if remat == "full" else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    body = jax.checkpoint(body, policy=policy, prevent_cse=False)
+  return jax.lax.scan(body, x, (layers, tuple(xs)))
+
+
+def constrain_tokens(x: jax.Array) -> jax.Array:
+  """Shards float[B, T, D] activations over the batch."""
+  return constrain(x, "batch", "length", None)

@@ -1,0 +1,1 @@
+"""Released PyTorch weights: declarative tables, read in both directions."""

@@ -1,0 +1,138 @@
+"""Directories of safetensors as one mapping of lazily read tensors. Knows no network."""
+
+from collections.abc import Mapping
+import json
+from pathlib import Path
+import struct
+from typing import Any
+
+from ml_dtypes import bfloat16
+import numpy as np
+from safetensors import SafetensorError
+from safetensors import safe_open
+
+from blip3o_jax.weights.table import Index
+from blip3o_jax.weights.table import Shape
+
+DTYPES = {
+  "F64": np.dtype(np.float64),
+  "F32": np.dtype(np.float32),
+  "F16": np.dtype(np.float16),
+  "BF16": np.dtype(bfloat16),
+  "I64": np.dtype(np.int64),
+  "I32": np.dtype(np.int32),
+  "U8": np.dtype(np.uint8),
+  "BOOL": np.dtype(np.bool_),
+}
+
+
+class Tensors(Mapping[str, Shape]):
+  """{name: shape} of the safetensors files of a directory (or one file); reads slices on demand.
+
+  Args:
+    path: a `.safetensors` file, or a directory that holds one, or one index with its shards.
+    stem: of the file name in a directory: "model", or "diffusion_pytorch_model".
+
+  Raises:
+    FileNotFoundError: no such file, or an index that names an absent shard.
+    ValueError: a truncated or damaged file, an index that disagrees with its shards or leaves the
+      directory, a dtype that is not supported.
+  """
+
+  def __init__(self, path: str | Path, stem: str = "model"):
+    self.path = Path(path)
+    self._files = _shards(self.path, stem)
+    self._where: dict[str, Path] = {}
+    self._meta: dict[str, dict[str, Any]] = {}
+    self._open: dict[Path, Any] = {}
+    for file, names in self._files.items():
+      header = read_header(file)
+      if names is not None and set(names) != set(header):
+        odd = sorted(set(names) ^ set(header))[:5]
+        raise ValueError(f"{file}: the index and the file disagree about {odd}")
+      for name, meta in header.items():
+        if name in self._where:
+          raise ValueError(f"{name}: present in {self._where[name].name} and in {file.name}")
+        self._where[name], self._meta[name] = file, meta
+
+  def __getitem__(self, name: str) -> Shape:
+    return tuple(self._meta[name]["shape"])
+
+  def __iter__(self) -> Any:
+    return iter(self._meta)
+
+  def __len__(self) -> int:
+    return len(self._meta)
+
+  def dtype(self, name: str) -> np.dtype:
+    """The stored dtype of a tensor."""
+    return DTYPES[self._meta[name]["dtype"]]
+
+  def read(self, name: str, index: Index | None = None) -> np.ndarray:
+    """One slice of a tensor (all of it by default) as a numpy array in its stored dtype."""
+    file = self._where[name]
+    if file not in self._open:
+      self._open[file] = safe_open(file, "numpy")
+    part = self._open[file].get_slice(name)
+    if index is None or not index:
+      return self._open[file].get_tensor(name)
+    return part[index]
+
+
+def read_header(file: Path) -> dict[str, dict[str, Any]]:
+  """The header of a safetensors file: {name: {"dtype", "shape", "data_offsets"}}.
+
+  Raises:
+    ValueError: a file whose length does not fit its header, or a dtype that is not supported.
+  """
+  size = file.stat().st_size
+  with open(file, "rb") as handle:
+    head = handle.read(8)
+    length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
+    if not 0 < length <= size - 8:
+      raise ValueError(f"{file}: truncated, or not a safetensors file ({size} bytes)")
+    try:
+      header = json.loads(handle.read(length))
+    except ValueError as error:
+      raise ValueError(f"{file}: damaged safetensors header: {error}") from None
+  header.pop("__metadata__", None)
+  end = max((m["data_offsets"][1] for m in header.values()), default=0)
+  if end + 8 + length != size:
+    raise ValueError(f"{file}: truncated, {size} bytes where its header needs {end + 8 + length}")
+  for name, meta in header.items():
+    if meta["dtype"] not in DTYPES:
+      raise ValueError(f"{file}: {name} is stored as {meta['dtype']}, which is not supported")
+  try:
+    safe_open(file, "numpy")
+  except SafetensorError as error:
+    raise ValueError(f"{file}: damaged: {error}") from None
+  return header
+
+
+def _shards(path: Path, stem: str) -> dict[Path, list[str] | None]:
+  """{file: names that the index puts there (None without an index)}."""
+  if path.is_file():
+    return {path: None}
+  if not path.is_dir():
+    raise FileNotFoundError(f"{path}: no such file or directory")
+  index = path / f"{stem}.safetensors.index.json"
+  if index.exists():
+    try:
+      weight_map = json.loads(index.read_text())["weight_map"]
+    except (ValueError, KeyError) as error:
+      raise ValueError(f"{index}: not a safetensors index: {error!r}") from None
+    out: dict[Path, list[str] | None] = {}
+    for name, file in weight_map.items():
+      if Path(file).name != file:
+        raise ValueError(f"{index}: {name} points outside the directory, to {file!r}")
+      names = out.setdefault(path / file, [])
+      assert names is not None
+      names.append(name)
+    absent = [f.name for f in out if not f.exists()]
+    if absent:
+      raise FileNotFoundError(f"{index} names files that are absent: {', '.join(absent)}")
+    return out
+  for name in (f"{stem}.safetensors", f"{stem}.bf16.safetensors", f"{stem}.fp16.safetensors"):
+    if (path / name).exists():
+      return {path / name: None}
+  raise FileNotFoundError(f"{path}: holds neither {stem}.safetensors nor {index.name}")

@@ -1,0 +1,256 @@
+"""The engine of the weight tables: plan (account for everything), load, export.
+
+A table is a list of `Row`s: PyTorch name -> our path, and a permutation. One table is read in two
+directions. `{}` in a name is the layer index; the parameter then has a leading `layers` dim. A row
+with several paths splits a fused tensor into equal parts along PyTorch's first axis.
+Knows no network and no file format.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import difflib
+import functools
+import re
+from typing import Any
+
+import jax
+import numpy as np
+
+Shape = tuple[int, ...]
+Index = tuple[slice, ...]
+Read = Callable[[str, Index], np.ndarray]
+
+LINEAR = (1, 0)  # (out, in) -> (in, out)
+CONV = (2, 3, 1, 0)  # (out, in, kh, kw) -> (kh, kw, in, out)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One line of a table.
+
+  Attributes:
+    name: PyTorch name, with `{}` where the index of a stacked layer stands.
+    paths: our parameter paths ("a/b/kernel"); more than one for a fused tensor.
+    perm: dim d of ours is dim perm[d] of PyTorch's (the layer dim not counted); () keeps all.
+  """
+
+  name: str
+  paths: tuple[str, ...]
+  perm: tuple[int, ...] = ()
+
+
+def row(name: str, *paths: str, perm: tuple[int, ...] = ()) -> Row:
+  """A `Row`; see there."""
+  return Row(name, paths, perm)
+
+
+def linear(name: str, *paths: str, bias: bool = True) -> list[Row]:
+  """Rows of a linear layer `name.weight` (and `.bias`) to `path/kernel` (and `/bias`)."""
+  rows = [Row(f"{name}.weight", tuple(f"{p}/kernel" for p in paths), LINEAR)]
+  if bias:
+    rows.append(Row(f"{name}.bias", tuple(f"{p}/bias" for p in paths)))
+  return rows
+
+
+def conv(name: str, path: str) -> list[Row]:
+  """Rows of a 2-D convolution with bias."""
+  return [Row(f"{name}.weight", (f"{path}/kernel",), CONV), Row(f"{name}.bias", (f"{path}/bias",))]
+
+
+def norm(name: str, path: str, *, bias: bool) -> list[Row]:
+  """Rows of a norm's weight (our `scale`) and, with `bias`, its bias."""
+  rows = [Row(f"{name}.weight", (f"{path}/scale",))]
+  return [*rows, Row(f"{name}.bias", (f"{path}/bias",))] if bias else rows
+
+
+def prefixed(rows: Iterable[Row], name: str, path: str) -> list[Row]:
+  """The rows under a PyTorch name prefix ("model.dit.model.") and a path prefix ("denoiser/")."""
+  return [Row(name + r.name, tuple(path + p for p in r.paths), r.perm) for r in rows]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """Where one parameter comes from.
+
+  Attributes:
+    names: PyTorch tensors, one per layer (a single one when not stacked).
+    stacked: whether the parameter has a leading `layers` dim.
+    perm: the row's permutation in full.
+    part, parts: which equal part along PyTorch's axis 0, of how many.
+    shape: of one whole PyTorch tensor.
+  """
+
+  names: tuple[str, ...]
+  stacked: bool
+  perm: tuple[int, ...]
+  part: int
+  parts: int
+  shape: Shape
+
+
+class WeightsError(ValueError):
+  """All faults of one reading in one message; `faults` holds the lines."""
+
+  def __init__(self, where: str, faults: Sequence[str]):
+    self.faults = list(faults)
+    shown = "\n  ".join(self.faults[:60])
+    more = f"\n  ... and {len(self.faults) - 60} more" if len(self.faults) > 60 else ""
+    super().__init__(f"{where}: {len(self.faults)} fault(s)\n  {shown}{more}")
+
+
+def plan(
+  rows: Sequence[Row],
+  tensors: Mapping[str, Shape],
+  params: Mapping[str, Shape],
+  *,
+  ignore: Sequence[str] = (),
+  where: str = "weights",
+) -> dict[str, Source]:
+  """Accounts for every tensor and every parameter, or fails with the whole list.
+
+  Args:
+    rows: the table.
+    tensors: {PyTorch name: shape} of what the files hold.
+    params: {path: shape} of what must be filled.
+    ignore: regexes of tensors that may be left over.
+    where: names the source in the error.
+
+  Returns:
+    {path: Source} for every path in `params`.
+
+  Raises:
+    WeightsError: unexpected, missing, non-contiguous or wrongly shaped tensors, parameters that no
+      row fills or that two rows fill.
+  """
+  faults: list[str] = []
+  out: dict[str, Source] = {}
+  used: set[str] = set()
+  for r in rows:
+    names = _match(r, tensors)
+    absent = [p for p in r.paths if p not in params]
+    if absent:
+      faults += [
+        f"table names a parameter that the model lacks: {p} (from {r.name})" for p in absent
+      ]
+      used |= set(names)
+      continue
+    depth = params[r.paths[0]][0] if "{}" in r.name else 1
+    wanted = [r.name.replace("{}", str(i)) for i in range(depth)]
+    for name in wanted:
+      if name not in tensors:
+        near = difflib.get_close_matches(name, set(tensors) - used, 1, cutoff=0.8)
+        hint = f" (nearest found: {near[0]})" if near else ""
+        faults.append(f"missing {name}, needed by {r.paths[0]}{hint}")
+    faults += [f"unexpected {n}: the model has {depth} layers" for n in names if n not in wanted]
+    used |= set(names)
+    for part, path in enumerate(r.paths):
+      if path in out:
+        faults.append(f"{path}: filled twice, second by {r.name}")
+      shape = _torch_shape(r, params[path])
+      for name in wanted:
+        if name in tensors and tuple(tensors[name]) != shape:
+          faults.append(
+            f"shape of {name}: expected {shape} for {path}, found {tuple(tensors[name])}"
+          )
+      perm = r.perm or tuple(range(len(shape)))
+      out[path] = Source(tuple(wanted), "{}" in r.name, perm, part, len(r.paths), shape)
+  allowed = [re.compile(p) for p in ignore]
+  known = [r.name for r in rows]
+  for name in tensors:
+    if name not in used and not any(rx.fullmatch(name) for rx in allowed):
+      near = difflib.get_close_matches(re.sub(r"\.\d+\.", ".{}.", name), known, 1)
+      faults.append(f"unexpected {name}" + (f" (nearest known: {near[0]})" if near else ""))
+  faults += [f"no tensor fills {path}" for path in params if path not in out]
+  if faults:
+    raise WeightsError(where, list(dict.fromkeys(faults)))
+  return out
+
+
+def load(
+  sources: Mapping[str, Source], read: Read, params: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.Array]:
+  """Builds each parameter from slices of the tensors it comes from.
+
+  Args:
+    sources: from `plan`.
+    read: `read(name, index)` gives one slice of a tensor as a numpy array.
+    params: {path: ShapeDtypeStruct}, with a sharding where the result should be sharded; each
+      process then reads only the bytes of its own shards.
+
+  Returns:
+    {path: array} in the dtype of `params`.
+  """
+  out = {}
+  for path, abstract in params.items():
+    shard = functools.partial(_shard, sources[path], read, abstract)
+    if abstract.sharding is None:
+      out[path] = jax.numpy.asarray(shard(None))
+    else:
+      out[path] = jax.make_array_from_callback(abstract.shape, abstract.sharding, shard)
+  return out
+
+
+def _shard(
+  source: Source, read: Read, abstract: jax.ShapeDtypeStruct, index: Index | None
+) -> np.ndarray:
+  whole = (slice(None),) * len(abstract.shape)
+  out = read_shard(source, read, whole if index is None else index, abstract.shape)
+  return out.astype(abstract.dtype)
+
+
+def read_shard(source: Source, read: Read, index: Index, shape: Shape) -> np.ndarray:
+  """One slice `index` of a parameter of `shape`, in our layout."""
+  bounds = [s.indices(n)[:2] for s, n in zip(index, shape, strict=True)]
+  layers = range(*bounds.pop(0)) if source.stacked else range(1)
+  torch_index = [slice(None)] * len(source.perm)
+  for ours, theirs in enumerate(source.perm):
+    start, stop = bounds[ours]
+    skip = source.part * (source.shape[0] // source.parts) if theirs == 0 else 0
+    torch_index[theirs] = slice(start + skip, stop + skip)
+  parts = [np.transpose(read(source.names[i], tuple(torch_index)), source.perm) for i in layers]
+  return np.stack(parts) if source.stacked else parts[0]
+
+
+def export(rows: Sequence[Row], params: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+  """The table read backwards: yields (PyTorch name, array) for every tensor, one at a time.
+
+  Raises:
+    WeightsError: a parameter that no row names, or a row without its parameter.
+  """
+  named = {p for r in rows for p in r.paths}
+  faults = [f"no row exports {p}" for p in params if p not in named]
+  faults += [f"absent parameter {p}" for p in sorted(named) if p not in params]
+  if faults:
+    raise WeightsError("export", faults)
+  for r in rows:
+    depth = params[r.paths[0]].shape[0] if "{}" in r.name else 1
+    for i in range(depth):
+      parts = []
+      for path in r.paths:
+        value = np.asarray(params[path][i] if "{}" in r.name else params[path])
+        perm = r.perm or tuple(range(value.ndim))
+        parts.append(np.transpose(value, np.argsort(perm)))
+      whole = parts[0] if len(parts) == 1 else np.concatenate(parts, 0)
+      yield r.name.replace("{}", str(i)), np.ascontiguousarray(whole)
+
+
+def _match(r: Row, tensors: Mapping[str, Shape]) -> list[str]:
+  if "{}" not in r.name:
+    return [r.name] if r.name in tensors else []
+  rx = re.compile(re.escape(r.name).replace(r"\{\}", r"\d+"))
+  return [n for n in tensors if rx.fullmatch(n)]
+
+
+def _torch_shape(r: Row, shape: Shape) -> Shape:
+  """The shape that one PyTorch tensor of this row must have to fill a parameter of `shape`."""
+  ours = shape[1:] if "{}" in r.name else shape
+  perm = r.perm or tuple(range(len(ours)))
+  theirs = [0] * len(ours)
+  for dim, size in zip(perm, ours, strict=True):
+    theirs[dim] = size
+  theirs[0] *= len(r.paths)
+  return tuple(theirs)
