@@ -1,0 +1,93 @@
+"""What the parity tests share: the recorded tensors, one comparison, one table of errors."""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from blip3o_jax.weights.files import Tensors
+
+TINY = Path(__file__).parents[1] / "data" / "tiny-blip3o"
+SLACK = 1.5  # times the bar of golden/README: another machine adds its own rounding
+
+
+class Recorded(Mapping[str, np.ndarray]):
+  """Recorded inputs and outputs by name, read on demand; "decoder." prefixes the second file."""
+
+  def __init__(self) -> None:
+    self._main = Tensors(TINY / "io.safetensors")
+    self._decoder = Tensors(TINY / "diffusion-decoder" / "io.safetensors")
+
+  def __getitem__(self, name: str) -> np.ndarray:
+    if name.startswith("decoder."):
+      return self._decoder.read(name.removeprefix("decoder."))
+    return self._main.read(name)
+
+  def __iter__(self) -> Iterator[str]:
+    yield from self._main
+    yield from (f"decoder.{name}" for name in self._decoder)
+
+  def __len__(self) -> int:
+    return len(self._main) + len(self._decoder)
+
+
+def relative_error(a: np.ndarray, b: np.ndarray) -> float:
+  """|a - b| / |b| in float64, over all elements.
+
+  Raises:
+    ValueError: different shapes; a broadcast would hide a wrong one.
+  """
+  a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+  if a.shape != b.shape:
+    raise ValueError(f"shapes {a.shape} and {b.shape}")
+  return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+  """The table; rows travel in the reports, so it also works over several processes."""
+  reports = [r for kind in ("passed", "failed") for r in terminalreporter.stats.get(kind, [])]
+  found = [p for r in reports if r.when == "call" for p in r.user_properties]
+  rows = [value for name, value in found if name == "parity"]
+  if not rows:
+    return
+  terminalreporter.section("parity: relative errors")
+  width = max(len(name) for name, *_ in rows)
+  for name, shape, error, bar in rows:
+    verdict = "" if error <= SLACK * bar else "  FAILED"
+    terminalreporter.write_line(
+      f"{name:<{width}}  {shape:<20}  {error:.2e}  bar {bar:.1e}{verdict}"
+    )
+
+
+@pytest.fixture(autouse=True)
+def _highest_precision() -> Iterator[None]:
+  """Float32 matmuls in float32 on every platform."""
+  with jax.default_matmul_precision("highest"):
+    yield
+
+
+@pytest.fixture(scope="session")
+def recorded() -> Recorded:
+  """recorded[name] -> numpy array of an io.safetensors file."""
+  return Recorded()
+
+
+@pytest.fixture
+def check(recorded: Recorded, request: pytest.FixtureRequest) -> Callable[..., None]:
+  """check(name, value, bar, expected=None): relative error <= 1.5 bar, and a row of the table.
+
+  `expected` defaults to `recorded[name]`. A bar of 0 asks for equality.
+  """
+
+  def run(name: str, value: object, bar: float, expected: object | None = None) -> None:
+    found = np.asarray(value)
+    wanted = recorded[name] if expected is None else np.asarray(expected)
+    error = relative_error(found, wanted)
+    request.node.user_properties.append(("parity", (name, str(found.shape), error, bar)))
+    assert error <= SLACK * bar, f"{name}: relative error {error:.2e}, bar {bar:.1e} x {SLACK}"
+
+  return run
