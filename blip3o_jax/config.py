@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def to_config(value: Any) -> ConfigDict:
-  """A ConfigDict with every field of a dataclass instance; nested dataclasses become ConfigDicts."""
+  """A ConfigDict with every field of a dataclass instance, nested dataclasses included."""
   out = ConfigDict()
   for field in dataclasses.fields(value):
     item = getattr(value, field.name)
