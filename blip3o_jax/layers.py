@@ -67,7 +67,7 @@ def linear(
 class Conv(nnx.Module):
   """A 2-D convolution, channels-last: float[B, h, w, d_in] -> float[B, h', w', d_out].
 
-  `padding` is ((top, bottom), (left, right)) or "SAME" for odd kernels at stride 1.
+  `padding` is ((top, bottom), (left, right)); default size // 2 on every side.
   """
 
   def __init__(
@@ -85,10 +85,10 @@ class Conv(nnx.Module):
     fan_in = d_in * size * size
     init = init or uniform_fan_in(fan_in)
     key = rngs.params
-    self.kernel = nnx.Param(
-      init(key(), (size, size, d_in, d_out)), axes=("rest", "rest", "embed", "mlp")
-    )
-    self.bias = nnx.Param(uniform_fan_in(fan_in)(key(), (d_out,)), axes=("mlp",))
+    # A side of a few channels (pixels, latents) does not divide over devices.
+    axes = ("embed" if d_in >= 16 else "rest", "mlp" if d_out >= 16 else "rest")
+    self.kernel = nnx.Param(init(key(), (size, size, d_in, d_out)), axes=("rest", "rest", *axes))
+    self.bias = nnx.Param(uniform_fan_in(fan_in)(key(), (d_out,)), axes=axes[1:])
     side = (size // 2, size // 2)
     self.stride, self.padding, self.dtype = stride, padding or (side, side), dtype
 
@@ -155,6 +155,49 @@ class GroupNorm(nnx.Module):
     y = y * jax.lax.rsqrt(jnp.mean(y * y, (1, 3), keepdims=True) + self.eps)
     y = y.reshape(shape) * self.scale[...].astype(jnp.float32)
     return (y + self.bias[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class Resnet(nnx.Module):
+  """Norm, SiLU and convolution, twice, around a shortcut: float[B, h, w, d_in] -> [.., d_out].
+
+  With `time_dim` a projection of `emb` float[B, time_dim] (activated by the caller) is added after
+  the first convolution (spec 5.2; the autoencoder's, 5.3, has none).
+  """
+
+  def __init__(
+    self,
+    d_in: int,
+    d_out: int,
+    *,
+    groups: int,
+    eps: float,
+    time_dim: int = 0,
+    dtype: Dtype = "float32",
+    rngs: nnx.Rngs,
+  ):
+    self.norm1 = GroupNorm(d_in, groups=groups, eps=eps)
+    self.conv1 = Conv(d_in, d_out, dtype=dtype, rngs=rngs)
+    self.time_emb_proj = (
+      linear(time_dim, d_out, ("embed", "mlp"), dtype=dtype, rngs=rngs) if time_dim else None
+    )
+    self.norm2 = GroupNorm(d_out, groups=groups, eps=eps)
+    self.conv2 = Conv(d_out, d_out, dtype=dtype, rngs=rngs)
+    self.conv_shortcut = Conv(d_in, d_out, 1, dtype=dtype, rngs=rngs) if d_in != d_out else None
+
+  def __call__(self, x: jax.Array, emb: jax.Array | None = None) -> jax.Array:
+    if (emb is None) != (self.time_emb_proj is None):
+      raise ValueError("a resnet takes a time embedding exactly when it was built with time_dim")
+    y = self.conv1(jax.nn.silu(self.norm1(x)))
+    if self.time_emb_proj is not None and emb is not None:
+      y = y + self.time_emb_proj(emb)[:, None, None]
+    y = self.conv2(jax.nn.silu(self.norm2(y)))
+    return y + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+def upsample(x: jax.Array) -> jax.Array:
+  """Nearest neighbour, twice the side: float[B, h, w, C] -> float[B, 2h, 2w, C]."""
+  b, h, w, c = x.shape
+  return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
 
 
 class GatedMlp(nnx.Module):
