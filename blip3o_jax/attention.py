@@ -72,8 +72,14 @@ def _mask(
   return mask
 
 
+def _platform() -> str:
+  """Where the program will run: on the mesh in context (it may be a described one), if any."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.default_backend() if device is None else device.platform
+
+
 def _choose(q: jax.Array, k: jax.Array, causal: bool, offset: int | jax.Array | None) -> Impl:
-  platform = jax.default_backend()
+  platform = _platform()
   out: Impl = "xla"
   if platform == "tpu" and not _splash_misfit(q.shape, k.shape, causal, offset):
     out = "splash"
@@ -123,13 +129,11 @@ def _splash(
     raise ValueError(f"attention impl 'splash' cannot run: {reason}")
   t, s = q.shape[1], k.shape[1]
   block = masks.CausalMask((t, s), offset=s - t) if causal else masks.FullMask((t, s))
-  platform = jax.default_backend()
+  interpret = _platform() != "tpu"
 
   def local(q: jax.Array, k: jax.Array, v: jax.Array, seg: tuple[jax.Array, ...]) -> jax.Array:
     mask = masks.MultiHeadMask([block] * q.shape[2])
-    run = kernel.make_splash_mha(
-      mask, head_shards=1, q_seq_shards=1, interpret=platform not in ("tpu",)
-    )
+    run = kernel.make_splash_mha(mask, head_shards=1, q_seq_shards=1, interpret=interpret)
     q, k, v = (x.swapaxes(1, 2) for x in (q * scale, k, v))
     out = jax.vmap(run)(q, k, v, kernel.SegmentIds(*seg) if seg else None)
     return out.swapaxes(1, 2)

@@ -151,11 +151,11 @@ def plan(
       if path in out:
         faults.append(f"{path}: filled twice, second by {r.name}")
       shape = _torch_shape(r, params[path])
-      for name in wanted:
-        if name in tensors and tuple(tensors[name]) != shape:
-          faults.append(
-            f"shape of {name}: expected {shape} for {path}, found {tuple(tensors[name])}"
-          )
+      faults += [
+        f"shape of {name}: expected {shape} for {path}, found {tuple(tensors[name])}"
+        for name in wanted
+        if name in tensors and tuple(tensors[name]) != shape
+      ]
       perm = r.perm or tuple(range(len(shape)))
       out[path] = Source(tuple(wanted), "{}" in r.name, perm, part, len(r.paths), shape)
   allowed = [re.compile(p) for p in ignore]

@@ -1,0 +1,105 @@
+"""What every test gets: the CPU, the same random seeds, and no network."""
+
+from collections.abc import Iterator
+import os
+import random
+import socket
+import sys
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before the first import of jax
+
+import numpy as np
+import pytest
+
+LOCAL = ("127.", "::1", "localhost", "0.0.0.0", "::")
+
+
+class NetworkBlocked(OSError):
+  """A test reached for the network."""
+
+
+def is_local(host: Any) -> bool:
+  """Whether a host stays on this machine; None and "" stand for it."""
+  text = host.decode() if isinstance(host, bytes) else host
+  return not text or text in LOCAL[1:] or text.startswith(LOCAL[0])
+
+
+class _Guard:
+  """Stands before the functions of `socket` that reach out; remembers what it refused."""
+
+  def __init__(self) -> None:
+    self.refused: list[str] = []
+
+  def check(self, what: str, host: Any) -> None:
+    if not is_local(host):
+      self.refused.append(f"{what} {host!r}")
+      raise NetworkBlocked(f"tests touch no network: {what} {host!r}")
+
+  def install(self) -> None:
+    """Wraps connect, connect_ex, sendto and the look-ups, for the life of the process."""
+    for name in ("connect", "connect_ex", "sendto"):
+      setattr(socket.socket, name, self._method(name))
+    for name in ("getaddrinfo", "gethostbyname", "gethostbyname_ex"):
+      setattr(socket, name, self._function(name))
+
+  def _method(self, name: str) -> Any:
+    original = getattr(socket.socket, name)
+
+    def wrapped(sock: socket.socket, *args: Any) -> Any:
+      address = args[-1]
+      if sock.family in (socket.AF_INET, socket.AF_INET6) and isinstance(address, tuple):
+        self.check(name, address[0])
+      return original(sock, *args)
+
+    return wrapped
+
+  def _function(self, name: str) -> Any:
+    original = getattr(socket, name)
+
+    def wrapped(host: Any, *args: Any, **kwargs: Any) -> Any:
+      if host != socket.gethostname():  # the name of this machine: a server asks for it at start
+        self.check(name, host)
+      return original(host, *args, **kwargs)
+
+    return wrapped
+
+
+GUARD = _Guard()
+GUARD.install()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+  parser.addoption(
+    "--update-golden", action="store_true", help="rewrite the golden files instead of comparing"
+  )
+
+
+@pytest.fixture(autouse=True)
+def _no_network() -> Iterator[None]:
+  """Fails the test that reached out, even where the library swallowed the error."""
+  GUARD.refused.clear()
+  yield
+  if GUARD.refused:
+    pytest.fail(f"reached for the network: {', '.join(GUARD.refused)}")
+
+
+@pytest.fixture
+def refused() -> list[str]:
+  """What the guard refused in this test so far; a test that provokes it clears the list."""
+  return GUARD.refused
+
+
+@pytest.fixture(autouse=True)
+def _same_seeds() -> None:
+  """The global generators start equal in every test; jax has none."""
+  random.seed(0)
+  np.random.seed(0)
+  if "torch" in sys.modules:
+    sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture
+def update_golden(request: pytest.FixtureRequest) -> bool:
+  """Whether `--update-golden` was given."""
+  return bool(request.config.getoption("--update-golden"))
