@@ -1,0 +1,183 @@
+"""Flow matching: the straight path, laws of training times, the loss, and samplers.
+
+Mathematics over any (x, timesteps) -> velocity; knows no network. Convention of the release (spec
+section 4): t in (0, 1] with t = 1 noise (their sigma), x_t = (1-t) x0 + t noise, velocity = noise -
+x0, and the network is given 1000 t. (The paper's t is 1 - t and its velocity has the other sign.)
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Velocity = Callable[[jax.Array, jax.Array], jax.Array]
+
+TRAIN_STEPS = 1000
+# t of the release's table, float32 division on the host: XLA may multiply by 1/1000 instead.
+TABLE = np.arange(TRAIN_STEPS, 0, -1).astype(np.float32) / np.float32(TRAIN_STEPS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Law:
+  """How training times are distributed.
+
+  Attributes:
+    kind: "uniform" over the released table of 1000 times; "logit_normal", the sigmoid of a normal
+      of `mean` and `std`; "shifted", s u / (1 + (s-1) u) of a uniform u with s = `shift`.
+  """
+
+  kind: Literal["uniform", "logit_normal", "shifted"] = "uniform"
+  mean: float = 0.0
+  std: float = 1.0
+  shift: float = 1.0
+
+  def __post_init__(self) -> None:
+    if self.std <= 0 or self.shift <= 0:
+      raise ValueError(f"std {self.std} and shift {self.shift} must be positive")
+
+
+def times(key: jax.Array, n: int, law: Law) -> jax.Array:
+  """n independent times of a law: float32[n] in (0, 1]."""
+  return quantile(jax.random.uniform(key, (n,)), law)
+
+
+def quantile(u: jax.Array, law: Law) -> jax.Array:
+  """Times from uniform draws u, float32[...] in [0, 1): float32[...] in (0, 1] (spec 4.2).
+
+  "uniform" is the release's floor(1000 u)-th entry of a falling table; the others rise with u.
+  """
+  if law.kind == "uniform":
+    return jnp.asarray(TABLE)[jnp.floor(u * TRAIN_STEPS).astype(jnp.int32)]
+  u = u.astype(jnp.float32) + 2.0**-24  # draws are multiples of 2^-23: now inside (0, 1)
+  if law.kind == "logit_normal":
+    return jax.nn.sigmoid(law.mean + law.std * jax.scipy.special.ndtri(u))
+  return law.shift * u / (1 + (law.shift - 1) * u)
+
+
+def noise(seeds: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """Unit normals from one seed an image, so that a draw does not depend on its batch mates.
+
+  Args:
+    seeds: int[B], or B keys.
+    shape: of one image.
+
+  Returns:
+    float32[B, *shape].
+  """
+  is_key = jnp.issubdtype(jnp.asarray(seeds).dtype, jax.dtypes.prng_key)
+  keys = seeds if is_key else jax.vmap(jax.random.key)(jnp.asarray(seeds))
+  return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+
+
+def mix(x0: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
+  """The point at time t, float[B], of the path from x0 to noise, both float[B, ...]; float32."""
+  t = t.astype(jnp.float32).reshape(-1, *(1,) * (x0.ndim - 1))
+  return (1 - t) * x0.astype(jnp.float32) + t * noise.astype(jnp.float32)
+
+
+def loss(fn: Velocity, x0: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
+  """The mean squared error of the velocity, one number a sample (spec 4.2).
+
+  Args:
+    fn: (x_t, timesteps float32[B] = 1000 t) -> velocity.
+    x0, noise: float[B, ...]. t: float32[B] in (0, 1].
+
+  Returns:
+    float32[B], the mean over all but the batch.
+  """
+  velocity = noise.astype(jnp.float32) - x0.astype(jnp.float32)
+  error = fn(mix(x0, noise, t), TRAIN_STEPS * t).astype(jnp.float32) - velocity
+  return jnp.mean(error * error, tuple(range(1, x0.ndim)))
+
+
+def schedule(
+  steps: int, truncate: bool = True, shift: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+  """Times of a sampler from noise to data, computed on the host (spec 4.4).
+
+  The order of the roundings decides some truncated values: float64 spacing, cast to float32, times
+  float32 1000, truncated.
+
+  Args:
+    steps: N.
+    truncate: timesteps cut to integers, as released; otherwise exact.
+    shift: s of s t / (1 + (s-1) t); 1 as released.
+
+  Returns:
+    sigmas float32[N+1] from 1 to 0, timesteps float32[N] in 0..1000.
+
+  Raises:
+    ValueError: fewer than one step.
+  """
+  if steps < 1:
+    raise ValueError(f"a sampler of {steps} steps, expected at least 1")
+  sigmas = np.linspace(1, 1 / steps, steps).astype(np.float32)
+  sigmas = np.float32(shift) * sigmas / (1 + np.float32(shift - 1) * sigmas)
+  timesteps = sigmas * np.float32(TRAIN_STEPS)
+  timesteps = np.trunc(timesteps) if truncate else timesteps
+  return np.append(sigmas, np.float32(0)), timesteps
+
+
+def euler(
+  fn: Velocity,
+  noise: jax.Array,
+  steps: int = 30,
+  truncate: bool = True,
+  shift: float = 1.0,
+) -> jax.Array:
+  """Integrates from noise to data by Euler's rule in one loop (spec 4.4).
+
+  Args:
+    fn: (x float32[B, ...], timesteps float32[B]) -> velocity; `steps` evaluations.
+    noise: float[B, ...].
+
+  Returns:
+    float32[B, ...].
+  """
+  sigmas, timesteps = schedule(steps, truncate, shift)
+
+  def step(x: jax.Array, item: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+    timestep, delta = item
+    velocity = fn(x, jnp.full(x.shape[:1], timestep))
+    return x + delta * velocity.astype(jnp.float32), None
+
+  deltas = jnp.asarray(np.diff(sigmas))
+  return jax.lax.scan(step, noise.astype(jnp.float32), (jnp.asarray(timesteps), deltas))[0]
+
+
+def heun(
+  fn: Velocity,
+  noise: jax.Array,
+  steps: int = 15,
+  truncate: bool = False,
+  shift: float = 1.0,
+) -> jax.Array:
+  """Integrates from noise to data by Heun's rule, the last step (to t = 0) by Euler's.
+
+  Second order for 2 * steps - 1 evaluations. Prediction and correction alternate in one loop, so
+  that the network is traced and compiled once.
+
+  Args, Returns: as `euler`.
+  """
+  sigmas, timesteps = schedule(steps, truncate, shift)
+  # Evaluation 0 predicts step 0; then each step is corrected at its end and the next predicted.
+  correct = np.arange(2 * steps - 1) % 2 == 1
+  deltas = np.repeat(np.diff(sigmas), 2)[:-1]
+  at = np.concatenate([timesteps[:1], np.repeat(timesteps[1:], 2)])
+
+  def step(
+    carry: tuple[jax.Array, jax.Array, jax.Array], item: tuple[jax.Array, jax.Array, jax.Array]
+  ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], None]:
+    x, start, first = carry
+    timestep, delta, correct = item
+    velocity = fn(x, jnp.full(x.shape[:1], timestep)).astype(jnp.float32)
+    start = jnp.where(correct, start, x)
+    slope = jnp.where(correct, (first + velocity) / 2, velocity)
+    return (start + delta * slope, start, velocity), None
+
+  x = noise.astype(jnp.float32)
+  items = (jnp.asarray(at), jnp.asarray(deltas), jnp.asarray(correct))
+  return jax.lax.scan(step, (x, x, jnp.zeros_like(x)), items)[0][0]

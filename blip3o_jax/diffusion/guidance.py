@@ -1,0 +1,50 @@
+"""Classifier-free guidance over any (x, t, condition) -> prediction. Knows no network."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Denoise = Callable[[jax.Array, jax.Array], jax.Array]
+Conditioned = Callable[[jax.Array, jax.Array, Any], jax.Array]
+
+
+def cfg(
+  fn: Conditioned, condition: Any, null: Any, scale: float | jax.Array, axes: Any = 0
+) -> Denoise:
+  """Guides `fn` away from `null`: p_null + scale * (p_condition - p_null) (spec 4.4).
+
+  Args:
+    fn: (x float[B, ...], t float[B], condition) -> prediction float[B, ...].
+    condition: a pytree of arrays of batch B; null: the same of batch B or 1.
+    scale: with the Python number 1 there is one evaluation and `null` is not used; otherwise one of
+      batch 2B, the null half first.
+    axes: where the batch is in the leaves, a prefix of `condition` in the manner of vmap's in_axes.
+
+  Returns:
+    (x, t) -> prediction, guided in float32.
+  """
+  if not isinstance(scale, jax.Array) and scale == 1:
+    return lambda x, t: fn(x, t, condition)
+  both = join(null, condition, axes)
+
+  def guided(x: jax.Array, t: jax.Array) -> jax.Array:
+    twice = fn(jnp.concatenate([x, x]), jnp.concatenate([t, t]), both)
+    without, given = jnp.split(twice.astype(jnp.float32), 2)
+    return without + scale * (given - without)
+
+  return guided
+
+
+def join(first: Any, second: Any, axes: Any = 0) -> Any:
+  """Concatenates two pytrees along the batch; `first` of batch 1 is repeated to `second`'s."""
+
+  def leaf(axis: int, a: jax.Array, b: jax.Array) -> jax.Array:
+    shape = (*a.shape[:axis], b.shape[axis], *a.shape[axis + 1 :])
+    return jnp.concatenate([jnp.broadcast_to(a, shape), b], axis)
+
+  def subtree(axis: int, a: Any, b: Any) -> Any:
+    return jax.tree.map(lambda x, y: leaf(axis, x, y), a, b)
+
+  return jax.tree.map(subtree, axes, first, second)
