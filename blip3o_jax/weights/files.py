@@ -95,7 +95,12 @@ def read_header(file: Path) -> dict[str, dict[str, Any]]:
       header = json.loads(handle.read(length))
     except ValueError as error:
       raise ValueError(f"{file}: damaged safetensors header: {error}") from None
+  if not isinstance(header, dict):
+    raise ValueError(f"{file}: damaged safetensors header: {type(header).__name__}, not a table")
   header.pop("__metadata__", None)
+  for name, meta in header.items():
+    if not isinstance(meta, dict) or not {"dtype", "shape", "data_offsets"} <= set(meta):
+      raise ValueError(f"{file}: damaged safetensors header: {name} is {meta!r}")
   end = max((m["data_offsets"][1] for m in header.values()), default=0)
   if end + 8 + length != size:
     raise ValueError(f"{file}: truncated, {size} bytes where its header needs {end + 8 + length}")
@@ -118,12 +123,12 @@ def _shards(path: Path, stem: str) -> dict[Path, list[str] | None]:
   index = path / f"{stem}.safetensors.index.json"
   if index.exists():
     try:
-      weight_map = json.loads(index.read_text())["weight_map"]
-    except (ValueError, KeyError) as error:
+      weight_map = dict(json.loads(index.read_text())["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
       raise ValueError(f"{index}: not a safetensors index: {error!r}") from None
     out: dict[Path, list[str] | None] = {}
     for name, file in weight_map.items():
-      if Path(file).name != file:
+      if not isinstance(file, str) or Path(file).name != file or file == "..":
         raise ValueError(f"{index}: {name} points outside the directory, to {file!r}")
       names = out.setdefault(path / file, [])
       assert names is not None

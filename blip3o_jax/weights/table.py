@@ -140,9 +140,10 @@ def plan(
       continue
     depth = params[r.paths[0]][0] if "{}" in r.name else 1
     wanted = [r.name.replace("{}", str(i)) for i in range(depth)]
+    free = set(tensors) - used - set(wanted)
     for name in wanted:
       if name not in tensors:
-        near = difflib.get_close_matches(name, set(tensors) - used, 1, cutoff=0.8)
+        near = difflib.get_close_matches(name, free, 1, cutoff=0.8)
         hint = f" (nearest found: {near[0]})" if near else ""
         faults.append(f"missing {name}, needed by {r.paths[0]}{hint}")
     faults += [f"unexpected {n}: the model has {depth} layers" for n in names if n not in wanted]

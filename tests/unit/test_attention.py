@@ -1,0 +1,158 @@
+"""Attention: both kernels against numpy, and what cannot run."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from blip3o_jax import attention as module
+from blip3o_jax.attention import attention
+
+
+def reference(q, k, v, segments=None, causal=False, offset=None, scale=None):
+  """Loops over batch, head and query in float64; a query that sees nothing is left out."""
+  q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+  (b, t, n, h), s = q.shape, k.shape[1]
+  group, scale = n // k.shape[2], h**-0.5 if scale is None else scale
+  start = s - t if offset is None else offset
+  out = np.zeros_like(q)
+  for i, j, head in np.ndindex(b, t, n):
+    seen = np.ones(s, bool) if segments is None else segments[0][i, j] == segments[1][i]
+    if causal:
+      seen = seen & (np.arange(s) <= start + j)
+    logits = k[i, seen, head // group] @ q[i, j, head] * scale
+    weights = np.exp(logits - logits.max())
+    out[i, j, head] = weights / weights.sum() @ v[i, seen, head // group]
+  return out
+
+
+def draw(t, s, n, k, h=8, b=2, dtype=np.float32):
+  rng = np.random.default_rng(1)
+  shapes = ((b, t, n, h), (b, s, k, h), (b, s, k, h))
+  return tuple(jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
+
+
+def ids(*rows):
+  return jnp.asarray(rows, jnp.int32)
+
+
+SELF = ids([0, 0, 1, 1, 1, 2], [1, 1, 1, 1, 3, 3])
+CROSS = (ids([1, 1, 1, 1], [1, 1, 2, 2]), ids([0, 0, 1, 1, 1, 1], [1, 2, 2, 2, 1, 0]))
+
+
+@pytest.mark.parametrize(
+  ("t", "s", "heads", "kv_heads", "options"),
+  [
+    (6, 6, 2, 2, {}),
+    (6, 6, 6, 2, dict(scale=0.3)),
+    (6, 6, 4, 1, dict(segments=SELF)),
+    (6, 6, 4, 2, dict(segments=SELF, causal=True)),
+    (4, 6, 4, 2, dict(segments=CROSS)),
+    (4, 6, 4, 4, dict(causal=True)),
+    (4, 6, 4, 2, dict(causal=True, offset=1)),
+  ],
+)
+@pytest.mark.parametrize("jitted", [False, True])
+def test_xla_equals_numpy(t, s, heads, kv_heads, options, jitted):
+  q, k, v = draw(t, s, heads, kv_heads)
+
+  def run(q, k, v):
+    return attention(q, k, v, impl="xla", **options)
+
+  found = (jax.jit(run) if jitted else run)(q, k, v)
+  segments = options.get("segments")
+  pair = segments if segments is None or isinstance(segments, tuple) else (segments, segments)
+  expected = reference(q, k, v, **(options | dict(segments=pair)))
+  np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+def test_a_traced_offset_moves_the_diagonal():
+  q, k, v = draw(2, 6, 2, 1)
+  run = jax.jit(lambda offset: attention(q, k, v, causal=True, offset=offset, impl="xla"))
+  for offset in (0, 2, 4):
+    expected = reference(q, k, v, causal=True, offset=offset)
+    np.testing.assert_allclose(run(jnp.int32(offset)), expected, atol=2e-6)
+
+
+def test_what_is_not_seen_has_no_weight():
+  q, k, v = draw(6, 6, 2, 2)
+  other = jnp.where((SELF == 1)[..., None, None], v, 1e4)
+  a, b = (attention(q, k, x, segments=SELF) for x in (v, other))
+  inside = np.asarray(SELF == 1)
+  np.testing.assert_array_equal(np.asarray(a)[inside], np.asarray(b)[inside])
+
+
+def test_softmax_is_float32_in_bfloat16():
+  q, k, v = draw(64, 64, 2, 2, dtype=jnp.bfloat16)
+  found = attention(q, k, v, impl="xla")
+  assert found.dtype == jnp.bfloat16
+  # One rounding of the weights and one of the result: 2**-8 relative each, of values below 1.
+  np.testing.assert_allclose(np.float32(found), reference(q, k, v), atol=2**-7)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_splash_equals_xla(causal):
+  """In interpret mode, grouped heads, packed segments; T < S as in decoding a suffix."""
+  t, s = 128, 256
+  q, k, v = draw(t, s, 4, 2, h=16, b=1)
+  key_ids = jnp.asarray([np.repeat([0, 1, 2], [10, 150, 96])], jnp.int32)
+  options = dict(segments=(key_ids[:, s - t :], key_ids), causal=causal)
+  a = attention(q, k, v, impl="splash", **options)
+  b = attention(q, k, v, impl="xla", **options)
+  np.testing.assert_allclose(a, b, atol=2e-6)
+
+
+@pytest.mark.slow
+def test_splash_has_the_gradient_of_xla():
+  q, k, v = draw(128, 128, 2, 1, h=16, b=1)
+
+  def loss(impl):
+    return lambda *x: (attention(*x, causal=True, impl=impl) ** 2).sum()
+
+  a, b = (jax.grad(loss(impl), (0, 1, 2))(q, k, v) for impl in ("splash", "xla"))
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), a, b)
+
+
+@pytest.mark.parametrize(
+  ("t", "s", "options", "message"),
+  [
+    (64, 128, {}, "lengths 64 and 128 are not multiples of 128"),
+    (128, 256, dict(causal=True, offset=0), "offset 0 is not S - T"),
+    (128, 128, dict(causal=True, offset=jnp.int32(0)), "a traced offset"),
+  ],
+)
+def test_a_named_kernel_that_cannot_run_says_why(t, s, options, message):
+  q, k, v = draw(t, s, 2, 2, b=1)
+  with pytest.raises(ValueError, match=f"'splash' cannot run: {message}"):
+    attention(q, k, v, impl="splash", **options)
+
+
+def test_cudnn_on_a_cpu_is_refused():
+  q, k, v = draw(8, 8, 2, 2, dtype=jnp.bfloat16)
+  with pytest.raises((RuntimeError, ValueError, NotImplementedError)):
+    jax.block_until_ready(attention(q, k, v, impl="cudnn"))
+
+
+def test_heads_that_do_not_divide():
+  q, k, v = draw(4, 4, 3, 2)
+  with pytest.raises(ValueError, match="3 query heads are not a multiple of 2 kv heads"):
+    attention(q, k, v)
+
+
+@pytest.mark.parametrize(
+  ("platform", "t", "dtype", "head_dim", "causal", "expected"),
+  [
+    ("cpu", 1024, jnp.bfloat16, 64, False, "xla"),
+    ("tpu", 1024, jnp.bfloat16, 64, True, "splash"),
+    ("tpu", 64, jnp.bfloat16, 64, False, "xla"),  # the DiT: splash refuses
+    ("tpu", 512, jnp.bfloat16, 64, False, "xla"),  # runs, but does not pay
+    ("tpu", 1100, jnp.bfloat16, 64, False, "xla"),
+    ("gpu", 64, jnp.bfloat16, 64, False, "cudnn"),
+    ("gpu", 64, jnp.float32, 64, False, "xla"),
+    ("gpu", 64, jnp.bfloat16, 256, False, "xla"),
+  ],
+)
+def test_auto_chooses(platform, t, dtype, head_dim, causal, expected, monkeypatch):
+  monkeypatch.setattr(module, "_platform", lambda: platform)
+  q = jax.ShapeDtypeStruct((1, t, 2, head_dim), dtype)
+  assert module._choose(q, q, causal, None) == expected
