@@ -320,10 +320,14 @@ def transformers_model(tie: bool) -> Any:
   torch = pytest.importorskip("torch")
   transformers = pytest.importorskip("transformers")
   rope = dict(rope_type="default", rope_theta=5e5, mrope_section=[1, 2, 3])
-  text = dict(vocab_size=120, hidden_size=72, intermediate_size=80, num_hidden_layers=2)
+  text: dict[str, Any] = dict(
+    vocab_size=120, hidden_size=72, intermediate_size=80, num_hidden_layers=2
+  )
   text |= dict(num_attention_heads=6, num_key_value_heads=3, rope_parameters=rope)
   text |= dict(rms_norm_eps=1e-5, pad_token_id=0, bos_token_id=0, eos_token_id=0)
-  vision = dict(hidden_size=24, depth=3, num_heads=3, intermediate_size=40, out_hidden_size=72)
+  vision: dict[str, Any] = dict(
+    hidden_size=24, depth=3, num_heads=3, intermediate_size=40, out_hidden_size=72
+  )
   vision |= dict(fullatt_block_indexes=[1], window_size=56)
   config = transformers.Qwen2_5_VLConfig(
     text_config=text,
