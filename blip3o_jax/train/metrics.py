@@ -1,0 +1,208 @@
+"""Numbers and pictures of a run: metrics.jsonl, TensorBoard, a progress bar or plain lines.
+
+Knows names and arrays. Process 0 writes; the others are silent.
+"""
+
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+import contextlib
+import dataclasses
+import json
+import logging as std_logging
+import sys
+import time
+from typing import Any
+
+from absl import logging
+from etils import epath
+import jax
+import numpy as np
+from PIL import Image
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+Value = float | list[float]
+LAST = ("lr", "param_norm")  # of these the latest is logged, not the mean since the last line
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+  """When a run reports, in steps.
+
+  Attributes:
+    every: a line of metrics; the only time when the host waits for the device.
+    eval_every: held-out loss, over `eval_batches` batches; 0 is off.
+    samples_every: a grid of samples; 0 is off. Both are also made at the last step.
+    tensorboard: write TensorBoard files beside metrics.jsonl.
+  """
+
+  every: int = 100
+  eval_every: int = 0
+  eval_batches: int = 8
+  samples_every: int = 0
+  tensorboard: bool = True
+
+  def __post_init__(self) -> None:
+    if self.every < 1:
+      raise ValueError(f"log.every {self.every}: expected at least 1")
+    for name in ("eval_every", "samples_every"):
+      if getattr(self, name) < 0:
+        raise ValueError(f"log.{name} {getattr(self, name)}: expected 0 (off) or more")
+    if self.eval_every and self.eval_batches < 1:
+      raise ValueError(f"log.eval_batches {self.eval_batches}: expected at least 1")
+
+
+def due(step: int, every: int, last: int) -> bool:
+  """Whether something that happens `every` steps (0: never) happens after `step` of `last`."""
+  return every > 0 and (step % every == 0 or step == last)
+
+
+def reduce(history: Sequence[Mapping[str, jax.Array]]) -> dict[str, Value]:
+  """Means over steps as floats, but the last of `lr` and `param_norm`.
+
+  "x/sum" and "x/count" become their quotient "x"; bins that saw nothing are NaN. One transfer from
+  the device for all of them.
+  """
+  rows = jax.device_get(list(history))
+  out: dict[str, Value] = {}
+  for name in rows[0]:
+    values = np.stack([np.asarray(r[name], np.float64) for r in rows])
+    if name.endswith("/count"):
+      continue
+    if name.endswith("/sum"):
+      stem = name.removesuffix("/sum")
+      count = np.sum([np.asarray(r[f"{stem}/count"], np.float64) for r in rows], 0)
+      with np.errstate(invalid="ignore", divide="ignore"):
+        out[stem] = (values.sum(0) / count).tolist()
+    else:
+      out[name] = (values[-1] if name in LAST else values.mean(0)).tolist()
+  return out
+
+
+@contextlib.contextmanager
+def without_chatter() -> Iterator[None]:
+  """Keeps the information lines of the checkpoint library (about 80 a save) out of the log."""
+
+  def wanted(record: std_logging.LogRecord) -> bool:
+    return record.levelno > std_logging.INFO or "orbax" not in record.pathname
+
+  logger = logging.get_absl_logger()
+  logger.addFilter(wanted)
+  try:
+    yield
+  finally:
+    logger.removeFilter(wanted)
+
+
+class Writer:
+  """metrics.jsonl, TensorBoard files and PNGs in a run's directory.
+
+  Args:
+    workdir: of the run. start: the step it continues from; later lines of an earlier, interrupted
+      run are dropped. steps: of the whole run. tensorboard: also write TensorBoard files.
+  """
+
+  def __init__(self, workdir: epath.PathLike, start: int, steps: int, *, tensorboard: bool = True):
+    self.workdir, self.steps = epath.Path(workdir), steps
+    self.primary = jax.process_index() == 0
+    self._board: Any = None
+    self._bar: Any = None
+    if not self.primary:
+      return
+    self._path = self.workdir / "metrics.jsonl"
+    if self._path.exists():
+      lines = [json.loads(x) for x in self._path.read_text().splitlines() if x.endswith("}")]
+      kept = [json.dumps(x) for x in lines if x["step"] <= start]
+      self._path.write_text("".join(f"{x}\n" for x in kept))
+    if tensorboard:
+      self._board = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=start + 1)
+    if sys.stderr.isatty():
+      self._bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True)
+    self._began, self._start = time.monotonic(), start
+
+  def advance(self, step: int) -> None:
+    """Moves the progress bar to `step`; nothing off a terminal."""
+    if self._bar is not None:
+      self._bar.update(step - self._bar.n)
+
+  def scalars(self, step: int, values: Mapping[str, Value]) -> None:
+    """One line of metrics.jsonl, the TensorBoard scalars, and a line for people."""
+    if not self.primary:
+      return
+    with self._path.open("a") as file:
+      file.write(json.dumps({"step": step, **_finite(values)}) + "\n")
+    flat = {k: v for k, v in values.items() if isinstance(v, float)}
+    if self._board is not None:
+      bins = {
+        f"{k}/{i}": x for k, v in values.items() if isinstance(v, list) for i, x in enumerate(v)
+      }
+      for name, value in (flat | bins).items():
+        if np.isfinite(value):
+          self._board.add_scalar(name, value, step)
+    text = "  ".join(f"{k} {v:.4g}" for k, v in flat.items())
+    if self._bar is not None:
+      self._bar.set_postfix_str(f"loss {flat['loss']:.4g}" if "loss" in flat else "")
+    else:
+      logging.info("step %d/%d  %s  left %s", step, self.steps, text, self._left(step))
+
+  def images(self, step: int, name: str, images: np.ndarray) -> None:
+    """Writes uint8[n, H, W, 3] as one grid: <name>/step_<n>.png and a TensorBoard image.
+
+    Raises:
+      ValueError: images of another dtype or shape.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+      raise ValueError(
+        f"{name}: expected uint8[n, H, W, 3], got {images.dtype}{list(images.shape)}"
+      )
+    if not self.primary:
+      return
+    picture = grid(images)
+    path = self.workdir / name / f"step_{step:08d}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+      Image.fromarray(picture).save(file, "PNG")
+    if self._board is not None:
+      self._board.add_image(name, picture, step, dataformats="HWC")
+
+  def __enter__(self) -> "Writer":
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.close()
+
+  def close(self) -> None:
+    """Flushes everything."""
+    for part in (self._board, self._bar):
+      if part is not None:
+        part.close()
+
+  def _left(self, step: int) -> str:
+    """Time to the last step at the speed so far, as h:mm:ss."""
+    done = max(step - self._start, 1)
+    seconds = int((time.monotonic() - self._began) / done * (self.steps - step))
+    return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+def grid(images: np.ndarray, gap: int = 2) -> np.ndarray:
+  """uint8[n, H, W, 3] as one near-square picture uint8[h, w, 3] with white gaps."""
+  n, h, w, _ = images.shape
+  columns = int(np.ceil(np.sqrt(n)))
+  rows = -(-n // columns)
+  out = np.full((rows * (h + gap) - gap, columns * (w + gap) - gap, 3), 255, np.uint8)
+  for i, image in enumerate(images):
+    y, x = (i // columns) * (h + gap), (i % columns) * (w + gap)
+    out[y : y + h, x : x + w] = image
+  return out
+
+
+def _finite(values: Mapping[str, Value]) -> dict[str, Any]:
+  """The values with None for what JSON cannot hold."""
+
+  def one(value: Value) -> Any:
+    if isinstance(value, list):
+      return [one(v) for v in value]
+    return value if np.isfinite(value) else None
+
+  return {k: one(v) for k, v in values.items()}
