@@ -1,0 +1,240 @@
+"""Records become batches: a pure function of (seed, step), the same on any number of processes.
+
+Each epoch shuffles the records of every prompt bucket, cuts them into full batches and mixes the
+batches of all buckets; so shapes are static and one program is compiled a bucket. The position is
+one integer, the step. Knows no system, no task and no jax.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import threading
+from typing import Literal
+
+from absl import logging
+import grain
+import numpy as np
+
+from blip3o_jax.data import prompts
+from blip3o_jax.data.records import BadRecord
+from blip3o_jax.data.records import Record
+from blip3o_jax.data.records import Source
+
+Arrays = dict[str, np.ndarray]
+# One record as arrays of fixed shapes; all randomness comes from the generator it is given.
+Transform = Callable[[Record, np.random.Generator], Arrays]
+
+ATTEMPTS = 8  # replacements in a row that may fail before the data itself is to blame
+FOREVER = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """Which records, as what, in which batches.
+
+  Attributes:
+    source: the embedded set, or a folder of tars. path: of the folder.
+    split: "train" or "test" (the embedded set may have more). holdout: share of a folder's records
+      that are its test split, chosen by a hash of the key. records: how many to use, 0 for all.
+    task: which transform.
+    batch: rows of the global batch. buckets: static lengths of token rows.
+    image_size: side of the picture that the encoder, the autoencoder or the vision tower takes.
+    features: read cached features instead of pictures ("pixels": beside them).
+    values: of `images`: normalised as EVA takes them, or in [-1, 1] for an autoencoder's latents;
+      "pixels" always gives the latter.
+    form: of the generation prompt, see `prompts.generation_ids`.
+    squash: resize to a square, whatever the ratio, instead of cutting out the centre.
+    friendly: see `transforms.decode`.
+    patch_size, merge, temporal_patch_size: of the understanding tower.
+    shuffle: off keeps the order of the source, for evaluation. seed: of the order.
+    threads, prefetch: batches loaded at a time, and kept ready. cache: keep transformed records.
+    strict: raise for a damaged record, instead of taking another with a warning.
+  """
+
+  source: Literal["shapes", "tars"] = "tars"
+  path: str = ""
+  split: str = "train"
+  holdout: float = 0.0
+  records: int = 0
+  task: Literal["generate", "understand", "contrast", "pixels"] = "generate"
+  batch: int = 32
+  buckets: tuple[int, ...] = prompts.BUCKETS
+  image_size: int = 448
+  features: bool = False
+  values: Literal["clip", "signed"] = "clip"
+  form: prompts.Form = "inference"
+  squash: bool = False
+  friendly: bool = False
+  patch_size: int = 14
+  merge: int = 2
+  temporal_patch_size: int = 2
+  shuffle: bool = True
+  seed: int = 0
+  threads: int = 8
+  prefetch: int = 4
+  cache: bool = False
+  strict: bool = False
+
+  def __post_init__(self) -> None:
+    if not self.buckets or list(self.buckets) != sorted({b for b in self.buckets if b > 0}):
+      raise ValueError(f"buckets {self.buckets} are not positive and ascending")
+    for name in ("batch", "threads", "prefetch"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name} {getattr(self, name)} is not positive")
+    if not 0 <= self.holdout < 1:
+      raise ValueError(f"holdout {self.holdout} is not a share in [0, 1)")
+    if self.source == "tars" and self.split not in ("train", "test"):
+      raise ValueError(f"split {self.split!r} of a folder of tars: expected 'train' or 'test'")
+
+  @property
+  def image_tokens(self) -> int:
+    """Places of one picture in an understanding row."""
+    return (self.image_size // (self.patch_size * self.merge)) ** 2
+
+
+@dataclasses.dataclass(frozen=True)
+class _Epoch:
+  members: tuple[np.ndarray, ...]  # for each bucket its records, in this epoch's order
+  bucket: np.ndarray  # int[steps], which bucket
+  start: np.ndarray  # int[steps], where its batch begins
+
+
+class Pipeline:
+  """Batches of a source.
+
+  Args:
+    source: of records.
+    transforms: {bucket: transform}; a bucket is the static length that its transform makes.
+    lengths: int[n], of each record, compared with the buckets; the largest takes what is longer.
+    cfg: batch, shuffle, seed, threads, prefetch, cache, strict are read.
+    rows: of the global batch which this process loads, for example range(process, batch, count);
+      all by default. What stands in a row does not depend on who loads it.
+
+  Attributes:
+    steps_per_epoch: int. replaced: how many damaged records another one stood in for, so far.
+
+  Raises:
+    ValueError: fewer records than one batch, lengths that do not fit the source, rows outside.
+  """
+
+  def __init__(
+    self,
+    source: Source,
+    transforms: Mapping[int, Transform],
+    lengths: np.ndarray,
+    cfg: Data,
+    rows: Sequence[int] = (),
+  ):
+    self.source, self.cfg = source, cfg
+    self.buckets = tuple(sorted(transforms))
+    self._transforms = [transforms[b] for b in self.buckets]
+    self._rows = np.array(rows if len(rows) else range(cfg.batch), np.int64)
+    if self._rows.min() < 0 or self._rows.max() >= cfg.batch:
+      raise ValueError(f"rows {self._rows.min()} to {self._rows.max()} of a batch of {cfg.batch}")
+    if len(lengths) != len(source):
+      raise ValueError(f"{len(lengths)} lengths for {len(source)} records")
+    self._members = _divide(np.asarray(lengths), self.buckets, cfg.batch)
+    self._counts = [len(m) // cfg.batch for m in self._members]
+    self.steps_per_epoch = sum(self._counts)
+    if not self.steps_per_epoch:
+      raise ValueError(f"{len(source)} records do not fill one batch of {cfg.batch}")
+    self.replaced = 0
+    self._lock = threading.Lock()
+    self._epochs: dict[int, _Epoch] = {}
+    self._cache: dict[int, Arrays] = {}
+
+  def batch_at(self, step: int) -> Arrays:
+    """This process's rows of the batch of a step: {name: array[rows, ...]}."""
+    epoch, at = divmod(step, self.steps_per_epoch)
+    order = self._epoch(epoch)
+    bucket = int(order.bucket[at])
+    chosen = order.members[bucket][order.start[at] + self._rows]
+    return _stack([self._record(int(i), bucket, epoch) for i in chosen])
+
+  def bucket_at(self, step: int) -> int:
+    """The bucket of a step, without reading a record."""
+    epoch, at = divmod(step, self.steps_per_epoch)
+    return self.buckets[int(self._epoch(epoch).bucket[at])]
+
+  def iterate(self, start_step: int = 0, stop_step: int = FOREVER) -> Iterator[Arrays]:
+    """Batches from a step on, loaded ahead by threads; the same as `batch_at` of each step."""
+    steps = grain.MapDataset.range(start_step, stop_step).map(self.batch_at)
+    options = grain.ReadOptions(
+      num_threads=min(self.cfg.threads, self.cfg.prefetch), prefetch_buffer_size=self.cfg.prefetch
+    )
+    return iter(steps.to_iter_dataset(options))
+
+  def _epoch(self, epoch: int) -> _Epoch:
+    with self._lock:
+      if epoch not in self._epochs:
+        while len(self._epochs) > 1:  # the neighbours of an epoch's border are both in use
+          del self._epochs[min(self._epochs)]
+        self._epochs[epoch] = self._shuffled(epoch)
+      return self._epochs[epoch]
+
+  def _shuffled(self, epoch: int) -> _Epoch:
+    counts, size = self._counts, self.cfg.batch
+    bucket = np.repeat(np.arange(len(counts)), counts)
+    start = np.concatenate([np.arange(n) * size for n in counts])
+    if not self.cfg.shuffle:
+      return _Epoch(tuple(self._members), bucket, start)
+    members = tuple(
+      np.random.default_rng((self.cfg.seed, epoch, b)).permutation(m)
+      for b, m in enumerate(self._members)
+    )
+    mixed = np.random.default_rng((self.cfg.seed, epoch, len(counts))).permutation(len(bucket))
+    return _Epoch(members, bucket[mixed], start[mixed])
+
+  def _record(self, index: int, bucket: int, epoch: int) -> Arrays:
+    """One record's arrays; a damaged one is replaced by another of its bucket, the same always."""
+    if index in self._cache:
+      return self._cache[index]
+    at, members = index, self._members[bucket]
+    for attempt in range(ATTEMPTS):
+      try:
+        rng = np.random.default_rng((self.cfg.seed, epoch, at))
+        out = self._transforms[bucket](self.source[at], rng)
+        break
+      except BadRecord as error:
+        if self.cfg.strict:
+          raise
+        at = int(members[np.random.default_rng((index, attempt)).integers(len(members))])
+        self._count(index, at, error)
+    else:
+      raise BadRecord(f"{ATTEMPTS} replacements of record {index} are damaged too; is the data?")
+    if self.cfg.cache:
+      self._cache[index] = out
+    return out
+
+  def _count(self, index: int, other: int, error: BadRecord) -> None:
+    with self._lock:
+      self.replaced += 1
+      n = self.replaced
+    if n <= 10 or n % 100 == 0:
+      text = "damaged record %d (replacement %d so far): %s; record %d stands in"
+      logging.warning(text, index, n, error, other)
+
+
+def _divide(lengths: np.ndarray, buckets: tuple[int, ...], batch: int) -> list[np.ndarray]:
+  """The records of each bucket; those of a bucket that fills no batch move to the next larger."""
+  which = np.minimum(np.searchsorted(buckets, lengths), len(buckets) - 1)
+  for b in range(len(buckets) - 1):
+    if np.count_nonzero(which == b) < batch:
+      which[which == b] = b + 1
+  members = [np.flatnonzero(which == b) for b in range(len(buckets))]
+  if 0 < len(members[-1]) < batch < len(lengths):
+    text = "%d records of bucket %d never occur: they do not fill a batch of %d"
+    logging.warning(text, len(members[-1]), buckets[-1], batch)
+  return members
+
+
+def _stack(rows: list[Arrays]) -> Arrays:
+  out = {}
+  for name in rows[0]:
+    shapes = {row[name].shape for row in rows}
+    if len(shapes) > 1:
+      raise ValueError(f"{name}: records of one batch have different shapes, {sorted(shapes)}")
+    out[name] = np.stack([row[name] for row in rows])
+  return out

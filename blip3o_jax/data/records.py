@@ -1,0 +1,79 @@
+"""What a record is, and what a source of records offers. Knows no file format and no model."""
+
+from collections.abc import Sequence
+import dataclasses
+from typing import Protocol
+
+import numpy as np
+
+
+class BadRecord(ValueError):
+  """A record that cannot be used (undecodable image, damaged text); the message names it."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Record:
+  """One sample of a data set.
+
+  Fields:
+    image: an encoded picture (JPEG, PNG, WebP), a uint8[h, w, 3] array, or None.
+    features: cached encoder features, float[h, w, C], or None.
+    prompt: the caption to draw, or the question to answer.
+    answer: what a question is answered with; empty for a caption.
+    kind: of record, free text ("caption", a question type, a test category).
+    name: how errors call the record.
+  """
+
+  image: bytes | np.ndarray | None = None
+  features: np.ndarray | None = None
+  prompt: str = ""
+  answer: str = ""
+  kind: str = ""
+  name: str = ""
+
+
+class Source(Protocol):
+  """Random access to records. Reading is thread-safe; a record does not depend on what came before.
+
+  `source[i]` raises BadRecord for a record that is damaged. `lengths()` is int64[n]: the bytes of
+  prompt and answer together, exactly or nearly, cheap to get; prompt buckets are chosen by it.
+  """
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int, /) -> Record: ...
+
+  def lengths(self) -> np.ndarray: ...
+
+
+class InMemory:
+  """A source that holds its records."""
+
+  def __init__(self, records: Sequence[Record]):
+    self._records = records
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, index: int, /) -> Record:
+    return self._records[index]
+
+  def lengths(self) -> np.ndarray:
+    texts = (record.prompt + record.answer for record in self._records)
+    return np.array([len(text.encode()) for text in texts], np.int64)
+
+
+class Subset:
+  """The records of another source that `indices` (int[n]) names, in that order."""
+
+  def __init__(self, source: Source, indices: np.ndarray):
+    self._source, self._indices = source, np.asarray(indices, np.int64)
+
+  def __len__(self) -> int:
+    return len(self._indices)
+
+  def __getitem__(self, index: int, /) -> Record:
+    return self._source[int(self._indices[index])]
+
+  def lengths(self) -> np.ndarray:
+    return self._source.lengths()[self._indices]

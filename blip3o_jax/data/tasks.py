@@ -1,0 +1,218 @@
+"""What a record becomes for each task, and the pipeline of a data config. Knows no network.
+
+| task | arrays of a batch |
+|---|---|
+| generate | tokens, segments int32[B, P]: a prompt that ends in [IMG]; images or features |
+| understand | tokens, segments, labels int32[B, T]; positions int32[B, 3, T]; patches [B, N, p] |
+| contrast | tokens, segments int32[B, P]: a bare caption and its end; images or features |
+| pixels | images in [-1, 1], and features where `Data.features` asks for them |
+
+Rows are padded on the left. images float32[B, S, S, 3], normalised as `Data.values` says; features
+float32[B, h, w, C].
+"""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+import math
+
+import numpy as np
+
+from blip3o_jax.data import mrope
+from blip3o_jax.data import prompts
+from blip3o_jax.data import tars
+from blip3o_jax.data import transforms
+from blip3o_jax.data.pipeline import Arrays
+from blip3o_jax.data.pipeline import Data
+from blip3o_jax.data.pipeline import Pipeline
+from blip3o_jax.data.pipeline import Transform
+from blip3o_jax.data.records import BadRecord
+from blip3o_jax.data.records import Record
+from blip3o_jax.data.records import Source
+from blip3o_jax.data.records import Subset
+
+SAMPLE = 256  # records that are tokenised to estimate the lengths of all
+UNLIMITED = 1 << 30
+
+
+def generate_transform(cfg: Data, tokenizer: prompts.Tokenizer, bucket: int) -> Transform:
+  """A caption as a generation prompt of `bucket` tokens, and what it should become."""
+
+  def transform(record: Record, rng: np.random.Generator) -> Arrays:
+    del rng  # as released: no augmentation
+    ids = prompts.generation_ids(tokenizer, record.prompt, limit=bucket, form=cfg.form)
+    return _tokens(ids, bucket, tokenizer.pad) | _target(cfg, record)
+
+  return transform
+
+
+def understand_transform(
+  cfg: Data,
+  tokenizer: prompts.Tokenizer,
+  bucket: int,
+  layout: Mapping[str, np.ndarray] | None = None,
+) -> Transform:
+  """A question about a picture, or about nothing, and its answer as a row of `bucket` tokens.
+
+  Args:
+    layout: constants of one picture that the vision tower wants beside its patches, added to each
+      row; zeros in a row without a picture.
+  """
+  side = cfg.image_size // cfg.patch_size
+  grid = (side, side)
+  shape = (side * side, 3 * cfg.temporal_patch_size * cfg.patch_size**2)
+
+  def transform(record: Record, rng: np.random.Generator) -> Arrays:
+    del rng
+    if not record.answer:
+      raise BadRecord(f"{record.name}: a question without an answer cannot train understanding")
+    has = record.image is not None
+    places = [cfg.image_tokens] * has
+    ids, targets = prompts.chat_row(tokenizer, record.prompt, record.answer, places, limit=bucket)
+    out = _tokens(ids, bucket, tokenizer.pad)
+    labels = np.full(bucket, prompts.IGNORED, np.int32)
+    labels[-len(targets) :] = targets
+    positions, _ = mrope.mrope_positions(
+      out["tokens"][None], out["segments"][None], [grid] * has, tokenizer.image_pad, cfg.merge
+    )
+    patches = np.zeros(shape, np.float32)
+    if has:
+      patches = transforms.patchify(
+        transforms.normalise(_square(cfg, record, cfg.image_size)),
+        patch_size=cfg.patch_size,
+        merge=cfg.merge,
+        temporal_patch_size=cfg.temporal_patch_size,
+      )
+    constants = {k: v if has else np.zeros_like(v) for k, v in (layout or {}).items()}
+    return out | {"labels": labels, "positions": positions[:, 0], "patches": patches} | constants
+
+  return transform
+
+
+def contrast_transform(cfg: Data, tokenizer: prompts.Tokenizer, bucket: int) -> Transform:
+  """A picture and its bare caption, cut to `bucket` tokens with <|im_end|> as the last."""
+
+  def transform(record: Record, rng: np.random.Generator) -> Arrays:
+    del rng
+    ids = prompts.text_ids(tokenizer, record.prompt, limit=bucket)
+    return _tokens(ids, bucket, tokenizer.pad) | _target(cfg, record)
+
+  return transform
+
+
+def pixels_transform(cfg: Data) -> Transform:
+  """A picture in [-1, 1] for the pixel decoder, with its cached features if they are wanted."""
+
+  def transform(record: Record, rng: np.random.Generator) -> Arrays:
+    del rng
+    images = transforms.signed(_square(cfg, record, cfg.image_size))
+    return {"images": images} | (_target(cfg, record) if cfg.features else {})
+
+  return transform
+
+
+def token_lengths(source: Source, cfg: Data, tokenizer: prompts.Tokenizer) -> np.ndarray:
+  """Tokens that each record's row needs, int64[n], estimated from the bytes of its text.
+
+  The template's tokens are exact; those of the text are its bytes times the largest ratio that is
+  seen among 256 records over the whole source, so that few texts, if any, are cut.
+  """
+  if cfg.task == "pixels":
+    return np.zeros(len(source), np.int64)
+
+  def count(prompt: str, answer: str, places: Sequence[int] = ()) -> int:
+    if cfg.task == "understand":
+      return len(prompts.chat_row(tokenizer, prompt, answer, places, limit=UNLIMITED)[0])
+    if cfg.task == "contrast":
+      return len(prompts.text_ids(tokenizer, prompt, limit=UNLIMITED))
+    return len(prompts.generation_ids(tokenizer, prompt, limit=UNLIMITED, form=cfg.form))
+
+  ratio, template = 0.0, count("", "", [cfg.image_tokens])
+  for index in np.unique(np.linspace(0, len(source) - 1, SAMPLE).astype(np.int64)):
+    try:
+      record = source[int(index)]
+    except BadRecord:
+      continue
+    extra = count(record.prompt, record.answer) - count("", "")
+    ratio = max(ratio, extra / max(len((record.prompt + record.answer).encode()), 1))
+  return template + np.ceil(source.lengths() * ratio).astype(np.int64)
+
+
+def open_tars(cfg: Data) -> Source:
+  """The records of `cfg.path` that belong to `cfg.split`.
+
+  Raises:
+    FileNotFoundError, ValueError: see `tars.TarSource`; a split without records.
+  """
+  source = tars.TarSource(cfg.path)
+  if not cfg.holdout and cfg.split == "train":
+    chosen = np.arange(len(source))
+  else:
+    held = source.hashes() < math.floor(cfg.holdout * 2**32)
+    chosen = np.flatnonzero(held if cfg.split == "test" else ~held)
+  if not len(chosen):
+    raise ValueError(f"{cfg.path}: the split {cfg.split!r} is empty; holdout is {cfg.holdout}")
+  return Subset(source, chosen[: cfg.records or None])
+
+
+def build(
+  source: Source,
+  cfg: Data,
+  tokenizer: prompts.Tokenizer,
+  *,
+  rows: Sequence[int] = (),
+  layout: Mapping[str, np.ndarray] | None = None,
+) -> Pipeline:
+  """The pipeline of a task over a source.
+
+  Args:
+    rows: of the global batch that this process loads. layout: see `understand_transform`.
+
+  Raises:
+    ValueError: a bucket that the prompt's template does not fit, sizes that do not divide.
+  """
+  made: dict[int, Transform] = {}
+  if cfg.task == "understand" and cfg.image_size % (cfg.patch_size * cfg.merge):
+    raise ValueError(
+      f"image_size {cfg.image_size} is not a multiple of patch_size x merge = "
+      f"{cfg.patch_size * cfg.merge}"
+    )
+  for bucket in cfg.buckets:
+    match cfg.task:
+      case "generate":
+        prompts.generation_ids(tokenizer, "", limit=bucket, form=cfg.form)
+        made[bucket] = generate_transform(cfg, tokenizer, bucket)
+      case "understand":
+        prompts.chat_ids(tokenizer, "", [cfg.image_tokens], limit=bucket)
+        made[bucket] = understand_transform(cfg, tokenizer, bucket, layout)
+      case "contrast":
+        made[bucket] = contrast_transform(cfg, tokenizer, bucket)
+      case "pixels":
+        made[bucket] = pixels_transform(cfg)
+  return Pipeline(source, made, token_lengths(source, cfg, tokenizer), cfg, rows)
+
+
+def _tokens(ids: list[int], length: int, pad: int) -> Arrays:
+  tokens, segments = prompts.pad_left([ids], length, pad)
+  return {"tokens": tokens[0], "segments": segments[0]}
+
+
+def _square(cfg: Data, record: Record, size: int) -> np.ndarray:
+  if record.image is None:
+    raise BadRecord(f"{record.name}: no image")
+  image = transforms.decode(record.image, record.name, friendly=cfg.friendly)
+  try:
+    return transforms.square(image, size, squash=cfg.squash)
+  except BadRecord as error:
+    raise BadRecord(f"{record.name}: {error}") from None
+
+
+def _target(cfg: Data, record: Record) -> Arrays:
+  """The record's cached features, or its picture for the encoder."""
+  if cfg.features:
+    if record.features is None:
+      raise BadRecord(f"{record.name}: no cached features (tools/encode_features.py makes them)")
+    return {"features": record.features.astype(np.float32)}
+  image = _square(cfg, record, cfg.image_size)
+  return {
+    "images": transforms.normalise(image) if cfg.values == "clip" else transforms.signed(image)
+  }

@@ -1,0 +1,226 @@
+"""Batches: determinism, processes, buckets, resuming, damaged records."""
+
+import itertools
+
+from absl import logging as absl_logging
+import numpy as np
+import pytest
+
+from blip3o_jax.data.pipeline import Data
+from blip3o_jax.data.pipeline import Pipeline
+from blip3o_jax.data.records import BadRecord
+from blip3o_jax.data.records import InMemory
+from blip3o_jax.data.records import Record
+
+BATCH, BUCKETS = 8, (4, 16)
+
+
+def transform(bucket):
+  def make(record, rng):
+    if record.kind == "bad":
+      raise BadRecord(f"{record.name} is damaged")
+    row = np.zeros(bucket, np.int32)
+    row[-len(record.prompt) :] = 1
+    return {
+      "tokens": row,
+      "positions": np.stack([row] * 3),
+      "index": np.int32(record.answer),
+      "noise": rng.normal(size=2),
+    }
+
+  return make
+
+
+def records(count=100, bad=()):
+  return [
+    Record(prompt="x" * (1 + i % 9), answer=str(i), name=f"r{i}", kind="bad" if i in bad else "")
+    for i in range(count)
+  ]
+
+
+def pipeline(rows=(), source=None, buckets=BUCKETS, **fields):
+  source = InMemory(records()) if source is None else source
+  cfg = Data(**({"batch": BATCH, "buckets": buckets, "threads": 3} | fields))
+  return Pipeline(source, {b: transform(b) for b in buckets}, source.lengths() - 2, cfg, rows)
+
+
+def equal(a, b):
+  assert a.keys() == b.keys()
+  for name in a:
+    np.testing.assert_array_equal(a[name], b[name])
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+  lines = []
+  monkeypatch.setattr(absl_logging, "warning", lambda text, *args: lines.append(text % args))
+  return lines
+
+
+def test_a_batch_is_a_function_of_seed_and_step():
+  one, two = pipeline(), pipeline()
+  for step in (0, 5, 40, 3):
+    equal(one.batch_at(step), two.batch_at(step))
+  other = pipeline(seed=1)
+  assert any((one.batch_at(s)["index"] != other.batch_at(s)["index"]).any() for s in range(3))
+
+
+@pytest.mark.parametrize("slicing", ["strided", "contiguous"])
+def test_the_global_batch_is_the_same_on_1_4_and_8_processes(slicing):
+  whole = pipeline()
+  for count in (4, 8):
+    if slicing == "strided":
+      rows = [range(p, BATCH, count) for p in range(count)]
+    else:
+      rows = [range(p * BATCH // count, (p + 1) * BATCH // count) for p in range(count)]
+    parts = [pipeline(r) for r in rows]
+    order = np.argsort(np.concatenate([np.array(r) for r in rows]))
+    for step in (0, 13):
+      batches = [p.batch_at(step) for p in parts]
+      for name, value in whole.batch_at(step).items():
+        joined = np.concatenate([b[name] for b in batches])
+        np.testing.assert_array_equal(joined[order], value)
+
+
+def test_shapes_are_static_within_a_bucket_and_rows_fit():
+  p = pipeline()
+  seen = set()
+  for step in range(p.steps_per_epoch):
+    batch, bucket = p.batch_at(step), p.bucket_at(step)
+    seen.add(bucket)
+    assert batch["tokens"].shape == (BATCH, bucket)
+    assert batch["positions"].shape == (BATCH, 3, bucket)
+    small = batch["tokens"].sum(1) <= 6  # a prompt of up to 6 - 2 letters and digits
+    assert small.all() or bucket == 16
+  assert seen == set(BUCKETS)
+
+
+def test_an_epoch_holds_each_record_once_and_epochs_differ():
+  p = pipeline()
+  epochs = [
+    [i for s in range(p.steps_per_epoch) for i in p.batch_at(e * p.steps_per_epoch + s)["index"]]
+    for e in range(2)
+  ]
+  for epoch in epochs:
+    assert len(set(epoch)) == len(epoch) == BATCH * p.steps_per_epoch
+    assert len(epoch) > 100 - 2 * BATCH
+  assert epochs[0] != epochs[1]
+
+
+def test_randomness_of_a_record_is_of_seed_epoch_and_index():
+  p = pipeline(buckets=(16,))
+  seen = {}
+  for step in range(2 * p.steps_per_epoch):
+    batch = p.batch_at(step)
+    for i, noise in zip(batch["index"], batch["noise"], strict=True):
+      expected = np.random.default_rng((0, step // p.steps_per_epoch, int(i))).normal(size=2)
+      np.testing.assert_array_equal(noise, expected)
+      seen.setdefault(int(i), set()).add(tuple(noise))
+  assert max(map(len, seen.values())) == 2
+
+
+def test_iterating_and_resuming_give_the_same_batches():
+  p = pipeline()
+  through = list(itertools.islice(p.iterate(), 30))
+  for step, batch in enumerate(through):
+    equal(batch, p.batch_at(step))
+  resumed = list(pipeline().iterate(17, 30))
+  assert len(resumed) == 13
+  for a, b in zip(resumed, through[17:], strict=True):
+    equal(a, b)
+
+
+def test_order_of_the_source_for_evaluation():
+  p = pipeline(buckets=(16,), shuffle=False)
+  np.testing.assert_array_equal(p.batch_at(1)["index"], range(BATCH, 2 * BATCH))
+  np.testing.assert_array_equal(p.batch_at(p.steps_per_epoch)["index"], range(BATCH))
+
+
+def test_damaged_records_are_replaced_always_the_same_and_counted(warnings):
+  bad = {3, 50}
+  source = InMemory(records(bad=bad))
+  one, two, good = pipeline(source=source), pipeline(source=source), pipeline()
+  replaced = set()
+  for step in range(2 * one.steps_per_epoch):
+    a, b = one.batch_at(step), good.batch_at(step)
+    equal(a, two.batch_at(step))
+    assert not bad & set(a["index"].tolist())
+    different = a["index"] != b["index"]
+    replaced |= set(
+      zip(b["index"][different].tolist(), a["index"][different].tolist(), strict=True)
+    )
+  assert {i for i, _ in replaced} == bad
+  assert len(replaced) == 2  # in both epochs by the same record
+  assert one.replaced == two.replaced > 2
+  assert any("r50 is damaged" in line for line in warnings)
+
+
+def test_strict_raises_for_a_damaged_record():
+  p = pipeline(source=InMemory(records(bad=range(100))), strict=True)
+  with pytest.raises(BadRecord, match=r"r\d+ is damaged"):
+    p.batch_at(0)
+  with pytest.raises(BadRecord, match=r"r\d+ is damaged"):
+    next(p.iterate())
+
+
+def test_all_damaged_is_an_error(warnings):
+  with pytest.raises(BadRecord, match="replacements of record"):
+    pipeline(source=InMemory(records(bad=range(100)))).batch_at(0)
+
+
+def test_cache_keeps_what_was_transformed():
+  class Counting(InMemory):
+    reads = 0
+
+    def __getitem__(self, index):
+      self.reads += 1
+      return super().__getitem__(index)
+
+  source = Counting(records())
+  p = pipeline(source=source, cache=True, buckets=(16,))
+  batches = [p.batch_at(s) for s in range(3 * p.steps_per_epoch)]
+  assert source.reads <= 100
+  equal(batches[0], p.batch_at(0))
+
+
+def test_small_buckets_move_up(warnings):
+  source = InMemory(records(5) + [Record(prompt="x" * 12, answer=str(i)) for i in range(8)])
+  p = pipeline(source=source)
+  assert p.steps_per_epoch == 1
+  assert p.bucket_at(0) == 16
+  source = InMemory(records(4) * 4 + [Record(prompt="x" * 12, answer="3")])
+  pipeline(source=source)
+  assert "1 records of bucket 16 never occur" in warnings[0]
+
+
+@pytest.mark.parametrize(
+  ("fields", "match"),
+  [
+    (dict(buckets=(64, 16)), "not positive and ascending"),
+    (dict(buckets=()), "not positive and ascending"),
+    (dict(batch=0), "batch 0"),
+    (dict(holdout=1.0), "holdout"),
+    (dict(split="validation"), "expected 'train' or 'test'"),
+    (dict(prefetch=0), "prefetch"),
+  ],
+)
+def test_wrong_configs(fields, match):
+  with pytest.raises(ValueError, match=match):
+    Data(**fields)
+
+
+def test_wrong_arguments():
+  with pytest.raises(ValueError, match="do not fill one batch"):
+    pipeline(source=InMemory(records(7)))
+  with pytest.raises(ValueError, match="rows 0 to 8"):
+    pipeline(range(9))
+  with pytest.raises(ValueError, match="1 lengths for 7 records"):
+    Pipeline(InMemory(records(7)), {4: transform(4)}, np.zeros(1), Data())
+
+
+def test_rows_of_different_shapes_are_named():
+  cfg = Data(batch=2, buckets=(4,))
+  source = InMemory([Record(prompt="a"), Record(prompt="bb")])
+  p = Pipeline(source, {4: lambda r, g: {"x": np.zeros(len(r.prompt))}}, np.ones(2), cfg)
+  with pytest.raises(ValueError, match="x: records of one batch have different shapes"):
+    p.batch_at(0)
