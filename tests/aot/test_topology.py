@@ -1,0 +1,62 @@
+"""Programs compiled for a described TPU, with no TPU present: what lands on each chip.
+
+libtpu is loaded in one child process, so that the tests' own process stays on the CPU.
+"""
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.aot
+CHILD = Path(__file__).with_name("compile_for_tpu.py")
+
+
+@pytest.fixture(scope="module")
+def compiled(request):
+  """What the child printed: {program: facts}."""
+  if importlib.util.find_spec("libtpu") is None:
+    pytest.skip("libtpu is not installed: bash launch/test.sh --setup")
+  env = os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_LIBRARY_PATH": str(Path(importlib.util.find_spec("libtpu").origin).with_name("libtpu.so")),
+    "PYTHONPATH": str(Path(__file__).parents[2]),
+  }
+  run = subprocess.run(
+    [sys.executable, CHILD], env=env, capture_output=True, text=True, timeout=300
+  )
+  assert run.returncode == 0, run.stderr[-4000:]
+  return json.loads(run.stdout.splitlines()[-1])
+
+
+def test_the_topology_is_described(compiled):
+  assert compiled["devices"] == {"count": 4, "kind": "TPU v5 lite", "backend_of_child": "cpu"}
+
+
+def test_splash_runs_as_a_kernel_on_each_shard(compiled):
+  facts = compiled["splash"]
+  assert facts["kernels"] >= 1, "no Mosaic kernel: attention was interpreted or fell back"
+  # 2 of 4 rows, 2 of 4 heads, bfloat16: the queries of one chip.
+  assert facts["queries"] == "bf16[2,4096,2,64]"
+  assert facts["temp_bytes"] < 16 * 2**20, "a [T, S] matrix of logits was stored"
+
+
+def test_auto_chooses_splash_on_the_described_mesh(compiled):
+  assert compiled["auto"]["kernels"] == compiled["splash"]["kernels"]
+
+
+def test_xla_attention_has_no_kernel(compiled):
+  assert compiled["xla"]["kernels"] == 0
+  assert compiled["xla"]["temp_bytes"] > 2 * 2 * 4096**2 * 2, "the bound above tells nothing"
+
+
+def test_a_sharded_matmul_gathers_in_bfloat16(compiled):
+  facts = compiled["matmul"]
+  assert facts["argument_bytes"] == facts["expected_argument_bytes"]
+  assert facts["gathered"] == ["bf16"], "the cast belongs before the gather"
