@@ -1,0 +1,135 @@
+"""Noise prediction on a discrete schedule, and its Euler sampler (spec 5.4). Knows no network.
+
+x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) noise for t = 0 ... train_steps - 1. The sampler works with
+sigma = sqrt((1 - abar) / abar), x = x0 + sigma noise, and hands the network x / sqrt(sigma^2 + 1).
+Tables are made in float64 and used in float32.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Predict = Callable[[jax.Array, jax.Array], jax.Array]
+Loop = Literal["host", "device"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+  """The noise schedule; the defaults are the released decoder's.
+
+  Attributes:
+    beta_start, beta_end: of the variances added per step. betas: "scaled_linear" is linear in the
+      square root.
+    train_steps: length of the table.
+    spacing: which timesteps a sampler visits. steps_offset: added to them with "leading".
+  """
+
+  beta_start: float = 0.00085
+  beta_end: float = 0.012
+  betas: Literal["linear", "scaled_linear"] = "scaled_linear"
+  train_steps: int = 1000
+  spacing: Literal["leading", "trailing", "linspace"] = "leading"
+  steps_offset: int = 1
+
+
+def alphas(schedule: Schedule) -> np.ndarray:
+  """float64[train_steps]: abar_t, the share of the signal's variance that is left at t."""
+  power = 0.5 if schedule.betas == "scaled_linear" else 1.0
+  ends = schedule.beta_start**power, schedule.beta_end**power
+  betas = np.linspace(*ends, schedule.train_steps, dtype=np.float64) ** (1 / power)
+  return np.cumprod(1.0 - betas)
+
+
+def steps(schedule: Schedule, count: int) -> tuple[np.ndarray, np.ndarray]:
+  """What a sampler of `count` network calls visits, from noise to image.
+
+  Returns:
+    sigmas float32[count + 1], the last 0, and timesteps float32[count].
+
+  Raises:
+    ValueError: fewer than one step, or more than the table has.
+  """
+  total = schedule.train_steps
+  if not 1 <= count <= total:
+    raise ValueError(f"steps {count}: expected 1 to {total}")
+  if schedule.spacing == "leading":
+    timesteps = np.arange(count)[::-1] * (total // count) + float(schedule.steps_offset)
+  elif schedule.spacing == "trailing":
+    timesteps = np.round(np.arange(total, 0, -total / count)) - 1.0
+  else:
+    timesteps = np.linspace(0, total - 1, count)[::-1]
+  abar = alphas(schedule)
+  sigmas = np.interp(timesteps, np.arange(total), np.sqrt((1 - abar) / abar))
+  return np.append(sigmas, 0.0).astype(np.float32), timesteps.astype(np.float32)
+
+
+def initial_scale(schedule: Schedule, sigma: float) -> float:
+  """Standard deviation of the sampler's start at its first `sigma`."""
+  return float(np.sqrt(sigma**2 + 1)) if schedule.spacing == "leading" else float(sigma)
+
+
+def euler(
+  fn: Predict, noise: jax.Array, schedule: Schedule, count: int, *, loop: Loop
+) -> jax.Array:
+  """Euler sampling of an epsilon-predicting network.
+
+  Args:
+    fn: (x float32[B, ...] of unit variance, timesteps float32[B]) -> predicted noise.
+    noise: float[B, ...] of unit variance. count: network calls.
+    loop: "device" is one lax loop, to be jitted by the caller; "host" is a Python loop over `fn`,
+      which the caller has jitted: on a CPU a convolution inside a compiled loop is many times
+      slower.
+
+  Returns:
+    float32[B, ...], the sample.
+  """
+  table, times = steps(schedule, count)
+  x = noise.astype(jnp.float32) * initial_scale(schedule, float(table[0]))
+  if loop == "host":
+    for i in range(count):
+      x = euler_step(fn, x, times[i], table[i], table[i + 1])
+    return x
+  sigmas, timesteps = jnp.asarray(table), jnp.asarray(times)
+  return jax.lax.fori_loop(
+    0, count, lambda i, x: euler_step(fn, x, timesteps[i], sigmas[i], sigmas[i + 1]), x
+  )
+
+
+def euler_step(
+  fn: Predict, x: jax.Array, timestep: jax.Array, sigma: jax.Array, following: jax.Array
+) -> jax.Array:
+  """One step from `sigma` to the `following` one; the derivative of x by sigma is the noise."""
+  times = jnp.full(x.shape[:1], timestep, jnp.float32)
+  noise = fn(x / jnp.sqrt(jnp.square(sigma) + 1), times)
+  return x + (following - sigma) * noise.astype(jnp.float32)
+
+
+def times(key: jax.Array, count: int, schedule: Schedule) -> jax.Array:
+  """int32[count], uniform over the table."""
+  return jax.random.randint(key, (count,), 0, schedule.train_steps)
+
+
+def mix(x0: jax.Array, noise: jax.Array, timesteps: jax.Array, schedule: Schedule) -> jax.Array:
+  """x_t float32[B, ...] of clean x0 and noise at int timesteps[B]."""
+  abar = alphas(schedule)
+  shape = (-1,) + (1,) * (x0.ndim - 1)
+  keep = jnp.asarray(np.sqrt(abar), jnp.float32)[timesteps].reshape(shape)
+  add = jnp.asarray(np.sqrt(1 - abar), jnp.float32)[timesteps].reshape(shape)
+  return keep * x0.astype(jnp.float32) + add * noise.astype(jnp.float32)
+
+
+def loss(
+  fn: Predict, x0: jax.Array, noise: jax.Array, timesteps: jax.Array, schedule: Schedule
+) -> jax.Array:
+  """float32[B]: mean square error of the predicted noise, one number a sample, unreduced.
+
+  Args:
+    fn: (x_t float32[B, ...], timesteps[B]) -> predicted noise.
+    x0, noise: float[B, ...]. timesteps: int[B].
+  """
+  error = fn(mix(x0, noise, timesteps, schedule), timesteps).astype(jnp.float32) - noise
+  return jnp.mean(jnp.square(error), tuple(range(1, x0.ndim)))

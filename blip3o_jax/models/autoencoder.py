@@ -1,0 +1,247 @@
+"""The KL autoencoder between pixels and latents (spec 5.3). Images in [-1, 1], channels last.
+
+Latents are unscaled here: a diffusion model sees (mean - shift_factor) * scaling_factor, and who
+calls `decode` undoes that first.
+"""
+
+import dataclasses
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from blip3o_jax import layers
+from blip3o_jax.attention import attention
+from blip3o_jax.layers import Conv
+from blip3o_jax.layers import Dtype
+from blip3o_jax.layers import GroupNorm
+from blip3o_jax.layers import Remat
+from blip3o_jax.layers import Resnet
+
+EPS = 1e-6
+LOGVAR_RANGE = (-30.0, 20.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Sizes; the defaults are the released autoencoder's.
+
+  Attributes:
+    image_channels, latent_channels: at the two ends.
+    channels: of each level, from pixels down; every level but the last halves the side.
+    depth: resnets a level in the encoder; the decoder has one more.
+    groups: of every group norm.
+    patch_size: pixels a side folded into channels before the first convolution (released: 1).
+    mid_attention, quant_conv, post_quant_conv: parts that some autoencoders lack.
+    scaling_factor, shift_factor: latents as a diffusion model sees them; applied by callers.
+
+  Raises:
+    ValueError: channels that do not divide into groups.
+  """
+
+  image_channels: int = 3
+  latent_channels: int = 4
+  channels: tuple[int, ...] = (128, 256, 512, 512)
+  depth: int = 2
+  groups: int = 32
+  patch_size: int = 1
+  mid_attention: bool = True
+  quant_conv: bool = True
+  post_quant_conv: bool = True
+  scaling_factor: float = 0.13025
+  shift_factor: float = 0.0
+  dtype: Dtype = "float32"
+  remat: Remat = "none"
+
+  def __post_init__(self) -> None:
+    odd = [c for c in self.channels if c % self.groups]
+    if odd or not self.channels:
+      raise ValueError(f"channels {self.channels}: {odd} do not divide into {self.groups} groups")
+
+  @property
+  def factor(self) -> int:
+    """Pixels a side of one latent cell."""
+    return self.patch_size * 2 ** (len(self.channels) - 1)
+
+
+VARIANTS: dict[str, Config] = {"sdxl": Config()}
+
+
+class Attention(nnx.Module):
+  """Full attention over all cells, one head, around a residual: float[B, h, w, C] -> the same."""
+
+  def __init__(self, dim: int, cfg: Config, *, rngs: nnx.Rngs):
+    self.group_norm = GroupNorm(dim, groups=cfg.groups, eps=EPS)
+    self.to_q = layers.linear(dim, dim, ("embed", "rest"), dtype=cfg.dtype, rngs=rngs)
+    self.to_k = layers.linear(dim, dim, ("embed", "rest"), dtype=cfg.dtype, rngs=rngs)
+    self.to_v = layers.linear(dim, dim, ("embed", "rest"), dtype=cfg.dtype, rngs=rngs)
+    self.to_out = layers.linear(dim, dim, ("rest", "embed"), dtype=cfg.dtype, rngs=rngs)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    b, h, w, c = x.shape
+    y = self.group_norm(x).reshape(b, h * w, c)
+    q, k, v = (layers.split_heads(f(y), 1) for f in (self.to_q, self.to_k, self.to_v))
+    y = self.to_out(layers.merge_heads(attention(q, k, v)))
+    return x + y.reshape(b, h, w, c)
+
+
+class MidBlock(nnx.Module):
+  """Resnet, attention, resnet at the deepest level."""
+
+  def __init__(self, dim: int, cfg: Config, *, rngs: nnx.Rngs):
+    self.resnets = nnx.List([_resnet(dim, dim, cfg, rngs) for _ in range(2)])
+    self.attentions = nnx.List([Attention(dim, cfg, rngs=rngs)] if cfg.mid_attention else [])
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    first, second = self.resnets
+    x = first(x)
+    for attend in self.attentions:
+      x = attend(x)
+    return second(x)
+
+
+class Resample(nnx.Module):
+  """The convolution that halves or doubles the side: float[B, h, w, C] -> float[B, h', w', C]."""
+
+  def __init__(self, dim: int, cfg: Config, *, down: bool, rngs: nnx.Rngs):
+    # Halving pads one row below and one column to the right, not both sides.
+    stride, padding = (2, ((0, 1), (0, 1))) if down else (1, None)
+    self.conv = Conv(dim, dim, stride=stride, padding=padding, dtype=cfg.dtype, rngs=rngs)
+    self.down = down
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return self.conv(x if self.down else layers.upsample(x))
+
+
+class Level(nnx.Module):
+  """Resnets at one resolution, then the change to the next one."""
+
+  def __init__(
+    self, d_in: int, d_out: int, depth: int, cfg: Config, *, down: bool, last: bool, rngs: nnx.Rngs
+  ):
+    widths = [d_in] + [d_out] * depth
+    self.resnets = nnx.List([_resnet(widths[i], d_out, cfg, rngs) for i in range(depth)])
+    resample = [] if last else [Resample(d_out, cfg, down=down, rngs=rngs)]
+    if down:
+      self.downsamplers = nnx.List(resample)
+    else:
+      self.upsamplers = nnx.List(resample)
+    self.down, self.remat = down, cfg.remat
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    for resnet in self.resnets:
+      # A convolution is no dot: only "full" has something to recompute here.
+      x = jax.checkpoint(Resnet.__call__)(resnet, x) if self.remat == "full" else resnet(x)
+    for resample in self.downsamplers if self.down else self.upsamplers:
+      x = resample(x)
+    return layers.constrain_cells(x)
+
+
+class Encoder(nnx.Module):
+  """float[B, H, W, 3] -> float[B, h, w, 2 C], mean and log-variance before `quant_conv`."""
+
+  def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+    widths, count = (cfg.channels[0], *cfg.channels), len(cfg.channels)
+    pixel = cfg.image_channels * cfg.patch_size**2
+    self.conv_in = Conv(pixel, widths[0], dtype=cfg.dtype, rngs=rngs)
+    self.down_blocks = nnx.List(
+      [
+        Level(widths[i], widths[i + 1], cfg.depth, cfg, down=True, last=i == count - 1, rngs=rngs)
+        for i in range(count)
+      ]
+    )
+    self.mid_block = MidBlock(widths[-1], cfg, rngs=rngs)
+    self.conv_norm_out = GroupNorm(widths[-1], groups=cfg.groups, eps=EPS)
+    self.conv_out = Conv(widths[-1], 2 * cfg.latent_channels, dtype=cfg.dtype, rngs=rngs)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    x = self.conv_in(x)
+    for block in self.down_blocks:
+      x = block(x)
+    return self.conv_out(jax.nn.silu(self.conv_norm_out(self.mid_block(x))))
+
+
+class Decoder(nnx.Module):
+  """float[B, h, w, C] after `post_quant_conv` -> float[B, H, W, 3]."""
+
+  def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+    widths, count = (cfg.channels[-1], *cfg.channels[::-1]), len(cfg.channels)
+    pixel = cfg.image_channels * cfg.patch_size**2
+    self.conv_in = Conv(cfg.latent_channels, widths[0], dtype=cfg.dtype, rngs=rngs)
+    self.mid_block = MidBlock(widths[0], cfg, rngs=rngs)
+    self.up_blocks = nnx.List(
+      [
+        Level(
+          widths[i], widths[i + 1], cfg.depth + 1, cfg, down=False, last=i == count - 1, rngs=rngs
+        )
+        for i in range(count)
+      ]
+    )
+    self.conv_norm_out = GroupNorm(widths[-1], groups=cfg.groups, eps=EPS)
+    self.conv_out = Conv(widths[-1], pixel, dtype=cfg.dtype, rngs=rngs)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    x = self.mid_block(self.conv_in(x))
+    for block in self.up_blocks:
+      x = block(x)
+    return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
+
+
+class Autoencoder(nnx.Module):
+  """Encoder and decoder with their 1x1 convolutions around the latents (spec 5.3)."""
+
+  def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+    c = cfg.latent_channels
+    self.cfg = cfg
+    self.encoder = Encoder(cfg, rngs=rngs)
+    self.decoder = Decoder(cfg, rngs=rngs)
+    one: dict[str, Any] = dict(size=1, dtype=cfg.dtype, rngs=rngs)
+    self.quant_conv = Conv(2 * c, 2 * c, **one) if cfg.quant_conv else None
+    self.post_quant_conv = Conv(c, c, **one) if cfg.post_quant_conv else None
+
+  def encode(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Moments of the latents of images.
+
+    Args:
+      images: float[B, H, W, 3] in [-1, 1], sides multiples of `cfg.factor`.
+
+    Returns:
+      mean and logvar float32[B, h, w, C], unscaled; logvar within [-30, 20].
+
+    Raises:
+      ValueError: a side that `cfg.factor` does not divide.
+    """
+    if any(side % self.cfg.factor for side in images.shape[1:3]):
+      raise ValueError(f"image sides {images.shape[1:3]} are not multiples of {self.cfg.factor}")
+    x = self.encoder(fold(images, self.cfg.patch_size))
+    x = x if self.quant_conv is None else self.quant_conv(x)
+    mean, logvar = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return mean, jnp.clip(logvar, *LOGVAR_RANGE)
+
+  def decode(self, latents: jax.Array) -> jax.Array:
+    """Unscaled latents float[B, h, w, C] -> images float32[B, H, W, 3], about [-1, 1]."""
+    x = latents if self.post_quant_conv is None else self.post_quant_conv(latents)
+    return unfold(self.decoder(x), self.cfg.patch_size).astype(jnp.float32)
+
+
+def fold(x: jax.Array, p: int) -> jax.Array:
+  """Patches into channels, row, column, channel: [B, H, W, C] -> [B, H/p, W/p, p p C]."""
+  if p == 1:
+    return x
+  b, h, w, c = x.shape
+  x = x.reshape(b, h // p, p, w // p, p, c).swapaxes(2, 3)
+  return x.reshape(b, h // p, w // p, p * p * c)
+
+
+def unfold(x: jax.Array, p: int) -> jax.Array:
+  """The inverse of `fold`."""
+  if p == 1:
+    return x
+  b, h, w, c = x.shape
+  x = x.reshape(b, h, w, p, p, c // (p * p)).swapaxes(2, 3)
+  return x.reshape(b, h * p, w * p, c // (p * p))
+
+
+def _resnet(d_in: int, d_out: int, cfg: Config, rngs: nnx.Rngs) -> Resnet:
+  return Resnet(d_in, d_out, groups=cfg.groups, eps=EPS, dtype=cfg.dtype, rngs=rngs)

@@ -1,0 +1,401 @@
+"""The pixel decoder: features to pixels through a UNet and an autoencoder (spec 5).
+
+    image ─► autoencoder ─► latents;  features ─► condition;  unet(x_t, t, condition) ≈ noise
+    noise ─► unet, guided, Euler ─► latents ─► autoencoder, float32 ─► image in [0, 1]
+
+Two trainings share the module, chosen by `Config.train`: first the autoencoder alone, then the UNet
+on its frozen latents. B batch, H W pixels, h w cells, C channels.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any
+from typing import Literal
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from blip3o_jax.diffusion import eps
+from blip3o_jax.diffusion import guidance
+from blip3o_jax.models import autoencoder
+from blip3o_jax.models import unet
+from blip3o_jax.systems import decoder_files
+from blip3o_jax.weights import autoencoder as autoencoder_rows
+from blip3o_jax.weights import table
+from blip3o_jax.weights import unet as unet_rows
+
+Batch = Mapping[str, jax.Array]
+TIME_BINS = 10
+AXES: Any = unet.Condition(keys_values=1, pooled=0, time_ids=0)  # type: ignore[arg-type]
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+  """Which terms, and how.
+
+  Attributes:
+    drop: share of samples whose features become the null, zeros (classifier-free guidance).
+    l1, mse: weights of the autoencoder's pixel errors. edges: of the L1 error of differences
+      between neighbouring pixels. kl: of the divergence of the latents from N(0, 1), mean over
+      their elements.
+  """
+
+  drop: float = 0.1
+  l1: float = 1.0
+  mse: float = 0.0
+  edges: float = 0.0
+  kl: float = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Sizes and design.
+
+  Attributes:
+    unet, autoencoder, schedule: of the networks and of the noise.
+    grid: latent cells a side. feature_grid: feature cells a side.
+    train: which network `loss` trains.
+
+  Raises:
+    ValueError: networks whose latent channels differ.
+  """
+
+  unet: unet.Config
+  autoencoder: autoencoder.Config
+  schedule: eps.Schedule = eps.Schedule()
+  grid: int = 128
+  feature_grid: int = 8
+  train: Literal["autoencoder", "unet"] = "unet"
+  loss: Loss = Loss()
+
+  def __post_init__(self) -> None:
+    wanted = self.autoencoder.latent_channels
+    if (self.unet.in_channels, self.unet.out_channels) != (wanted, wanted):
+      raise ValueError(
+        f"unet takes {self.unet.in_channels} and gives {self.unet.out_channels} channels, latents "
+        f"have {wanted}"
+      )
+
+  @property
+  def size(self) -> int:
+    """Pixels a side of an image."""
+    return self.grid * self.autoencoder.factor
+
+
+VARIANTS = {"emu2_gen": Config(unet.VARIANTS["emu2_gen"], autoencoder.VARIANTS["sdxl"])}
+
+
+class PixelDecoder(nnx.Module):
+  """The two networks, their losses, and the way from features to pixels."""
+
+  def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+    self.cfg = cfg
+    self.unet = unet.UNet(cfg.unet, rngs=rngs)
+    self.autoencoder = autoencoder.Autoencoder(cfg.autoencoder, rngs=rngs)
+
+  # Generation ----------------------------------------------------------------------------------
+
+  def condition(self, features: jax.Array) -> unet.Condition:
+    """float[B, h, w, C] -> what the UNet is given: tokens row by row, their mean, the time ids."""
+    tokens = features.reshape(len(features), -1, features.shape[-1]).astype(jnp.float32)
+    size = self.cfg.size
+    ids = jnp.asarray([size, size, 0, 0, size, size], jnp.float32)
+    return unet.Condition(
+      keys_values=self.unet.prepare(tokens),
+      pooled=jnp.mean(tokens, 1),
+      time_ids=jnp.broadcast_to(ids, (len(tokens), len(ids))),
+    )
+
+  def encode(self, images: jax.Array) -> jax.Array:
+    """Images [-1, 1] float[B, H, W, 3] -> scaled latents float32[B, h, w, C], the mean."""
+    mean, _ = self.autoencoder.encode(images)
+    cfg = self.cfg.autoencoder
+    return (mean - cfg.shift_factor) * cfg.scaling_factor
+
+  def pixels(self, latents: jax.Array) -> jax.Array:
+    """Scaled latents float[B, h, w, C] -> images float32[B, H, W, 3] in [0, 1], not rounded."""
+    cfg = self.cfg.autoencoder
+    x = self.autoencoder.decode(latents / cfg.scaling_factor + cfg.shift_factor)
+    return jnp.clip(x / 2 + 0.5, 0.0, 1.0)
+
+  def sample(
+    self,
+    features: jax.Array,
+    noise: jax.Array,
+    *,
+    steps: int = 50,
+    scale: float = 3.0,
+    null: jax.Array | None = None,
+    loop: eps.Loop | None = None,
+  ) -> jax.Array:
+    """Features to scaled latents by the guided Euler sampler (spec 5.5).
+
+    Args:
+      features: float[B, h, w, C], as the generator or the encoder gives them.
+      noise: float32[B, h', w', C'] of unit variance, or B keys (one an image) to draw it from.
+      steps: network calls. scale: of guidance; 1 costs one evaluation a step, not two.
+      null: float[h, w, C] or [B or 1, h, w, C], the absence of a condition; default zeros, as in
+        training here. The released model wants its own (a stage-1 sample of " ").
+      loop: see `eps.euler`; default `default_loop()`.
+
+    Returns:
+      float32[B, h', w', C'].
+
+    Raises:
+      ValueError: features and noise of different batch.
+    """
+    if jnp.issubdtype(noise.dtype, jax.dtypes.prng_key):
+      noise = draw(noise, self.cfg)
+    if len(noise) != len(features):
+      raise ValueError(f"{len(features)} features but noise for {len(noise)} images")
+    if scale == 1:
+      null = None
+    elif null is None:
+      null = jnp.zeros((1, *features.shape[1:]))
+    elif null.ndim == features.ndim - 1:
+      null = null[None]
+    graphdef, state = nnx.split(self)
+    params = nnx.to_pure_dict(state)
+    conditions = _conditions(graphdef, params, features, null)
+    if (loop or default_loop()) == "host":
+      fn = functools.partial(_predict, graphdef, params, conditions, scale)
+      return eps.euler(fn, noise, self.cfg.schedule, steps, loop="host")
+    return _sample(graphdef, params, conditions, scale, noise, steps)
+
+  def decode(self, features: jax.Array, noise: jax.Array, **options: Any) -> jax.Array:
+    """Features to images float32[B, H, W, 3] in [0, 1]; the options are those of `sample`."""
+    latents = self.sample(features, noise, **options)
+    graphdef, state = nnx.split(self)
+    return _pixels(graphdef, nnx.to_pure_dict(state), latents)
+
+  # Training ------------------------------------------------------------------------------------
+
+  def prepare(self, batch: Batch) -> Batch:
+    """For the UNet, replaces `images` by `latents`, without gradient; else the batch as it is."""
+    if self.cfg.train == "autoencoder" or "latents" in batch:
+      return batch
+    out = dict(batch)
+    out["latents"] = jax.lax.stop_gradient(self.encode(out.pop("images")))
+    return out
+
+  def weights(self, batch: Batch) -> dict[str, jax.Array]:
+    """The normaliser of the whole batch: {"samples": float32[]}."""
+    rows = next(iter(batch.values())).shape[0]
+    return {"samples": jnp.float32(rows)}
+
+  def loss(
+    self, batch: Batch, key: jax.Array, weights: Mapping[str, jax.Array]
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss of the network that `Config.train` names.
+
+    Args:
+      batch: see `batch_spec`, prepared. key: of the step. weights: of the whole batch.
+
+    Returns:
+      float32[] and additive metrics.
+    """
+    train = self._autoencoder_loss if self.cfg.train == "autoencoder" else self._unet_loss
+    return train(batch, key, weights["samples"])
+
+  def _autoencoder_loss(
+    self, batch: Batch, key: jax.Array, weight: jax.Array
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    cfg, images = self.cfg.loss, batch["images"].astype(jnp.float32)
+    mean, logvar = self.autoencoder.encode(images)
+    latents = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape, jnp.float32)
+    error = self.autoencoder.decode(latents) - images
+    count = len(images) / weight  # a mean over the rows here becomes their share of the whole
+    terms = {
+      "l1": jnp.mean(jnp.abs(error)),
+      "mse": jnp.mean(jnp.square(error)),
+      "kl": 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(logvar) - 1 - logvar),
+    }
+    if cfg.edges:
+      down, right = jnp.diff(error, axis=1), jnp.diff(error, axis=2)
+      terms["edges"] = jnp.mean(jnp.abs(down)) + jnp.mean(jnp.abs(right))
+    terms = {name: value * count for name, value in terms.items()}
+    total = sum((getattr(cfg, n) * v for n, v in terms.items()), start=jnp.float32(0.0))
+    return total, {f"autoencoder_{name}": value for name, value in terms.items()}
+
+  def _unet_loss(
+    self, batch: Batch, key: jax.Array, weight: jax.Array
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    k_time, k_noise, k_drop = jax.random.split(key, 3)
+    x0, features = batch["latents"], batch["features"]
+    keep = jax.random.bernoulli(k_drop, 1 - self.cfg.loss.drop, (len(x0), 1, 1, 1))
+    condition = self.condition(jnp.where(keep, features, jnp.zeros_like(features)))
+    t = eps.times(k_time, len(x0), self.cfg.schedule)
+    noise = jax.random.normal(k_noise, x0.shape, jnp.float32)
+    each = eps.loss(
+      lambda x, times: self.unet(x, times, condition), x0, noise, t, self.cfg.schedule
+    )
+    value = jnp.sum(each) / weight
+    which = jax.nn.one_hot(t * TIME_BINS // self.cfg.schedule.train_steps, TIME_BINS)
+    return value, {
+      "pixels_loss": value,
+      "pixels_loss_by_t/sum": each @ which,
+      "pixels_loss_by_t/count": jnp.sum(which, 0),
+    }
+
+
+def default_loop() -> eps.Loop:
+  """Where the sampler loops: on the host for a CPU, whose compiled loops convolve slowly."""
+  return "host" if jax.default_backend() == "cpu" else "device"
+
+
+def draw(keys: jax.Array, cfg: Config) -> jax.Array:
+  """Noise float32[B, h, w, C] of unit variance, each image from its own key of keys[B]."""
+  shape = (cfg.grid, cfg.grid, cfg.autoencoder.latent_channels)
+  return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
+
+
+def latent_scale(module: PixelDecoder, images: jax.Array) -> float:
+  """1 / std of the unscaled latents of images [-1, 1] float[B, H, W, 3]: a `scaling_factor`."""
+  mean, _ = module.autoencoder.encode(images)
+  return 1.0 / float(jnp.std(mean))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _conditions(graphdef: Any, params: Any, features: jax.Array, null: jax.Array | None) -> Any:
+  module = nnx.merge(graphdef, params)
+  return module.condition(features), None if null is None else module.condition(null)
+
+
+def _guided(network: unet.UNet, conditions: Any, scale: float | jax.Array) -> guidance.Denoise:
+  given, null = conditions
+  return guidance.cfg(network, given, null, 1 if null is None else scale, AXES)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _predict(
+  graphdef: Any, params: Any, conditions: Any, scale: jax.Array, x: jax.Array, t: jax.Array
+) -> jax.Array:
+  return _guided(nnx.merge(graphdef, params).unet, conditions, scale)(x, t)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def _sample(
+  graphdef: Any, params: Any, conditions: Any, scale: jax.Array, noise: jax.Array, steps: int
+) -> jax.Array:
+  module = nnx.merge(graphdef, params)
+  fn = _guided(module.unet, conditions, scale)
+  return eps.euler(fn, noise, module.cfg.schedule, steps, loop="device")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _pixels(graphdef: Any, params: Any, latents: jax.Array) -> jax.Array:
+  return nnx.merge(graphdef, params).pixels(latents)
+
+
+# As a system -----------------------------------------------------------------------------------
+
+
+def build(cfg: Config, rngs: nnx.Rngs) -> PixelDecoder:
+  """The module; abstract under `nnx.eval_shape`."""
+  return PixelDecoder(cfg, rngs=rngs)
+
+
+def batch_spec(cfg: Config, batch: int, bucket: int = 0) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes of one batch: images [-1, 1], and for the UNet features. There are no buckets."""
+  del bucket
+  g, c = cfg.feature_grid, cfg.unet.context_dim
+  out = {"images": jax.ShapeDtypeStruct((batch, cfg.size, cfg.size, 3), jnp.float32)}
+  if cfg.train == "unet":
+    out["features"] = jax.ShapeDtypeStruct((batch, g, g, c), jnp.float32)
+  return out
+
+
+def tables(cfg: Config) -> dict[str, list[table.Row]]:
+  """{network: rows}, names and paths relative to the network."""
+  u, a = cfg.unet, cfg.autoencoder
+  return {
+    "unet": unet_rows.rows(
+      u.channels,
+      u.depths,
+      mid_depth=u.mid_depth,
+      resnets=u.resnets,
+      time_ids=u.time_ids_dim > 0,
+    ),
+    "autoencoder": autoencoder_rows.rows(
+      a.channels,
+      a.depth,
+      mid_attention=a.mid_attention,
+      quant_conv=a.quant_conv,
+      post_quant_conv=a.post_quant_conv,
+    ),
+  }
+
+
+def load_params(
+  cfg: Config, directory: str | Path, abstract: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.Array]:
+  """Reads the released layout: `unet` and `vae`, under `diffusion-decoder` or directly.
+
+  Args:
+    directory: of the model or of its decoder. abstract: {path: ShapeDtypeStruct}, all leaves of
+      each network that is wanted ("unet/...", "autoencoder/...").
+
+  Returns:
+    {path: array} of the networks that the directory holds.
+
+  Raises:
+    FileNotFoundError: neither network is there. WeightsError: see `table.plan`.
+  """
+  home = decoder_files.home(directory)
+  out: dict[str, jax.Array] = {}
+  for network, rows in tables(cfg).items():
+    prefix, folder = f"{network}/", home / decoder_files.FOLDERS[network]
+    wanted = {p.removeprefix(prefix): v for p, v in abstract.items() if p.startswith(prefix)}
+    if wanted and folder.is_dir():
+      loaded = decoder_files.load(folder, rows, wanted)
+      out |= {prefix + path: value for path, value in loaded.items()}
+  return out
+
+
+def read_config(directory: str | Path, *, feature_grid: int = 8, **options: Any) -> Config:
+  """The config of the decoder that a directory holds, from its three JSON files.
+
+  Args:
+    directory: of the model or of its decoder. feature_grid: cells a side; the files do not say.
+    options: other fields of `Config`.
+
+  Raises:
+    FileNotFoundError: a file is absent. ValueError: it asks for what is not built.
+  """
+  home = decoder_files.home(directory)
+  network, latents, schedule = (
+    json.loads((home / name).read_text())
+    for name in ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json")
+  )
+  return Config(
+    unet=decoder_files.unet_config(network),
+    autoencoder=decoder_files.vae_config(latents),
+    schedule=decoder_files.schedule_config(schedule),
+    grid=network.get("sample_size", 128),
+    feature_grid=feature_grid,
+    **options,
+  )
+
+
+def export(cfg: Config, directory: str | Path, params: Mapping[str, Any]) -> None:
+  """Writes the released layout, float32: `unet`, `vae` and `scheduler` in `directory`.
+
+  `params` is {path: array} of both networks or of one ("autoencoder/...").
+  """
+  home = Path(directory)
+  files = {
+    "unet": decoder_files.unet_json(cfg.unet, grid=cfg.grid),
+    "autoencoder": decoder_files.vae_json(cfg.autoencoder, size=cfg.size),
+  }
+  for network, rows in tables(cfg).items():
+    prefix = f"{network}/"
+    mine = {p.removeprefix(prefix): v for p, v in params.items() if p.startswith(prefix)}
+    if mine:
+      decoder_files.save(home / decoder_files.FOLDERS[network], rows, mine, files[network])
+  (home / "scheduler").mkdir(parents=True, exist_ok=True)
+  text = json.dumps(decoder_files.schedule_json(cfg.schedule), indent=2)
+  (home / "scheduler" / "scheduler_config.json").write_text(text)
