@@ -17,6 +17,7 @@ from absl import logging
 import grain
 import numpy as np
 
+from blip3o_jax.data import embedded
 from blip3o_jax.data import prompts
 from blip3o_jax.data.records import BadRecord
 from blip3o_jax.data.records import Record
@@ -36,8 +37,9 @@ class Data:
 
   Attributes:
     source: the embedded set, or a folder of tars. path: of the folder.
-    split: "train" or "test" (the embedded set may have more). holdout: share of a folder's records
-      that are its test split, chosen by a hash of the key. records: how many to use, 0 for all.
+    split: "train" or "test" of a folder, one of `shapes.SPLITS` of the embedded set. holdout: share
+      of a folder's records that are its test split, chosen by a hash of the key.
+    records: how many to use, 0 for all of a folder. mixture: texts of the embedded set.
     task: which transform.
     batch: rows of the global batch. buckets: static lengths of token rows.
     image_size: side of the picture that the encoder, the autoencoder or the vision tower takes.
@@ -58,11 +60,15 @@ class Data:
   split: str = "train"
   holdout: float = 0.0
   records: int = 0
+  mixture: embedded.Mixture = embedded.Mixture()
   task: Literal["generate", "understand", "contrast", "pixels"] = "generate"
   batch: int = 32
   buckets: tuple[int, ...] = prompts.BUCKETS
   image_size: int = 448
   features: bool = False
+  scene_seed: int = 0
+  variants: int = 1
+  categories: tuple[str, ...] = ()
   values: Literal["clip", "signed"] = "clip"
   form: prompts.Form = "inference"
   squash: bool = False

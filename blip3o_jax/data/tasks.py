@@ -17,6 +17,7 @@ import math
 
 import numpy as np
 
+from blip3o_jax.data import embedded
 from blip3o_jax.data import mrope
 from blip3o_jax.data import prompts
 from blip3o_jax.data import tars
@@ -114,9 +115,10 @@ def token_lengths(source: Source, cfg: Data, tokenizer: prompts.Tokenizer) -> np
   """Tokens that each record's row needs, int64[n], estimated from the bytes of its text.
 
   The template's tokens are exact; those of the text are its bytes times the largest ratio that is
-  seen among 256 records over the whole source, so that few texts, if any, are cut.
+  seen among 256 records over the whole source, so that few texts, if any, are cut. With one bucket
+  there is nothing to choose, and zeros are returned.
   """
-  if cfg.task == "pixels":
+  if cfg.task == "pixels" or len(cfg.buckets) == 1:
     return np.zeros(len(source), np.int64)
 
   def count(prompt: str, answer: str, places: Sequence[int] = ()) -> int:
@@ -137,12 +139,15 @@ def token_lengths(source: Source, cfg: Data, tokenizer: prompts.Tokenizer) -> np
   return template + np.ceil(source.lengths() * ratio).astype(np.int64)
 
 
-def open_tars(cfg: Data) -> Source:
-  """The records of `cfg.path` that belong to `cfg.split`.
+def open_source(cfg: Data) -> Source:
+  """The records of a data config.
 
   Raises:
-    FileNotFoundError, ValueError: see `tars.TarSource`; a split without records.
+    FileNotFoundError, ValueError: see `tars.TarSource`, `embedded.EmbeddedSource`; an empty split.
   """
+  if cfg.source == "shapes":
+    asks = cfg.task == "understand"
+    return embedded.EmbeddedSource(cfg.split, cfg.records, cfg.mixture, questions=asks)
   source = tars.TarSource(cfg.path)
   if not cfg.holdout and cfg.split == "train":
     chosen = np.arange(len(source))

@@ -72,7 +72,7 @@ def test_cached_features_from_tars(tmp_path):
     members |= {f"{i}.txt": f"caption {i}".encode(), f"{i}.npy": npy(x[i])}
   write_tar(tmp_path / "a.tar", members)
   cfg = Data(path=str(tmp_path), **SMALL, features=True, shuffle=False)
-  batch = tasks.build(tasks.open_tars(cfg), cfg, TOK).batch_at(0)
+  batch = tasks.build(tasks.open_source(cfg), cfg, TOK).batch_at(0)
   assert batch["features"].dtype == np.float32
   np.testing.assert_array_equal(batch["features"], x[:2].reshape(2, 4, 4, 6))
   assert "images" not in batch
@@ -88,11 +88,11 @@ def test_a_corrupt_jpeg_in_a_tar_is_replaced_or_named(tmp_path):
     members |= {f"{i}.jpg": data, f"{i}.txt": f"caption {i}".encode()}
   write_tar(tmp_path / "a.tar", members)
   cfg = dict(path=str(tmp_path), **SMALL, shuffle=False)
-  p = tasks.build(tasks.open_tars(Data(**cfg)), Data(**cfg), TOK)
+  p = tasks.build(tasks.open_source(Data(**cfg)), Data(**cfg), TOK)
   batch = p.batch_at(1)
   assert np.isfinite(batch["images"]).all()
   assert p.replaced == 1
-  p = tasks.build(tasks.open_tars(Data(**cfg)), Data(**cfg, strict=True), TOK)
+  p = tasks.build(tasks.open_source(Data(**cfg)), Data(**cfg, strict=True), TOK)
   with pytest.raises(BadRecord, match=r"a\.tar:2: the image cannot be decoded"):
     p.batch_at(1)
 
@@ -101,15 +101,15 @@ def test_holdout_divides_a_folder(tmp_path):
   write_tar(tmp_path / "a.tar", {f"{i}.{e}": b"x" for i in range(200) for e in ("jpg", "txt")})
   names = {}
   for split in ("train", "test"):
-    part = tasks.open_tars(Data(path=str(tmp_path), split=split, holdout=0.2))
+    part = tasks.open_source(Data(path=str(tmp_path), split=split, holdout=0.2))
     names[split] = {part[i].name for i in range(len(part))}
   assert not names["train"] & names["test"]
   assert len(names["train"] | names["test"]) == 200
   assert 20 < len(names["test"]) < 60
-  assert len(tasks.open_tars(Data(path=str(tmp_path)))) == 200
-  assert len(tasks.open_tars(Data(path=str(tmp_path), records=7))) == 7
+  assert len(tasks.open_source(Data(path=str(tmp_path)))) == 200
+  assert len(tasks.open_source(Data(path=str(tmp_path), records=7))) == 7
   with pytest.raises(ValueError, match="'test' is empty"):
-    tasks.open_tars(Data(path=str(tmp_path), split="test"))
+    tasks.open_source(Data(path=str(tmp_path), split="test"))
 
 
 def test_understand():

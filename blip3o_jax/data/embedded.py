@@ -1,0 +1,106 @@
+"""The embedded set of shapes as a source of records; nothing is read from disk.
+
+Knows which texts go with a scene for which purpose; scenes, pixels and words are `data/shapes`.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from blip3o_jax.data import shapes
+from blip3o_jax.data.records import Record
+
+DESCRIBE = "describe the picture."
+_STREAM = 1001  # of a record's own choices, apart from its scene's
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+  """Which texts stand with the scenes.
+
+  Attributes:
+    long_captions: share of captions that are long.
+    categories: test categories in whose manner captions are written, in turn (instruction tuning);
+      empty for captions of any scene.
+    descriptions, text_questions: shares of understanding records that ask for a caption of the
+      picture, or ask about a caption without a picture; the rest asks about the picture.
+    kinds: of questions, in turn; empty for all.
+    seed: of the scenes.
+  """
+
+  long_captions: float = 0.0
+  categories: tuple[str, ...] = ()
+  descriptions: float = 0.2
+  text_questions: float = 0.2
+  kinds: tuple[str, ...] = ()
+  seed: int = 0
+
+  def __post_init__(self) -> None:
+    for name in ("long_captions", "descriptions", "text_questions"):
+      if not 0 <= getattr(self, name) <= 1:
+        raise ValueError(f"{name} {getattr(self, name)} is not a share")
+    if self.descriptions + self.text_questions > 1:
+      raise ValueError("descriptions and text_questions together exceed 1")
+    for field, known in (("categories", shapes.CATEGORIES), ("kinds", shapes.KINDS)):
+      unknown = set(getattr(self, field)) - set(known)
+      if unknown:
+        raise ValueError(f"{field}: {sorted(unknown)} are none of {', '.join(known)}")
+
+
+class EmbeddedSource:
+  """The first `count` records of a split; image uint8[64, 64, 3].
+
+  Args:
+    split: of `shapes.SPLITS`. count: records. mixture: of texts.
+    questions: records with answers (understanding) instead of captions.
+
+  Raises:
+    ValueError: an unknown split, no records.
+  """
+
+  def __init__(self, split: str, count: int, mixture: Mixture, *, questions: bool = False):
+    if split not in shapes.SPLITS:
+      raise ValueError(f"split {split!r} of the shapes: expected one of {', '.join(shapes.SPLITS)}")
+    if count < 1:
+      raise ValueError("records: the embedded set has no end, say how many to use")
+    self._split, self._count, self._mixture, self._questions = split, count, mixture, questions
+
+  def __len__(self) -> int:
+    return self._count
+
+  def lengths(self) -> np.ndarray:
+    """Bytes of each record's text, int64[n]; words are made for it, pictures are not."""
+    texts = (self._text(i) for i in range(self._count))
+    return np.array([len((r.prompt + r.answer).encode()) for _, r in texts], np.int64)
+
+  def __getitem__(self, index: int, /) -> Record:
+    scene, record = self._text(index)
+    if scene is None:
+      return record
+    return dataclasses.replace(record, image=shapes.render(scene))
+
+  def _text(self, index: int) -> tuple[shapes.Scene | None, Record]:
+    """The scene to draw, if one is shown, and the record without its picture."""
+    mixture, split, seed = self._mixture, self._split, self._mixture.seed
+    if not 0 <= index < self._count:
+      raise IndexError(index)
+    name = f"shapes {split} {index}"
+    long, what = np.random.default_rng((seed, index, _STREAM)).random(2)
+    asks = self._questions and what >= mixture.descriptions
+    if asks:
+      alone = what < mixture.descriptions + mixture.text_questions
+      kind = mixture.kinds[index % len(mixture.kinds)] if mixture.kinds else ""
+      asked = shapes.question_at(seed, index, split, kind, text=alone)
+      prompt = f"{asked.context}. {asked.question}" if alone else asked.question
+      record = Record(prompt=prompt, answer=asked.answer, kind=asked.kind, name=name)
+      return (None if alone else asked.scene), record
+    kind = "caption"
+    if mixture.categories:
+      kind = mixture.categories[index % len(mixture.categories)]
+      scene, text = shapes.category_caption(seed, index, kind, split)
+    else:
+      scene = shapes.scene(seed, index, split)
+      text = shapes.long_caption(scene) if long < mixture.long_captions else shapes.caption(scene)
+    if self._questions:
+      return scene, Record(prompt=DESCRIBE, answer=text, kind=kind, name=name)
+    return scene, Record(prompt=text, kind=kind, name=name)

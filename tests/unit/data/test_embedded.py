@@ -1,0 +1,75 @@
+"""The embedded set as records: which texts, with which pictures."""
+
+from fakes import Tokenizer
+import numpy as np
+import pytest
+
+from blip3o_jax.data import embedded
+from blip3o_jax.data import shapes
+from blip3o_jax.data import tasks
+from blip3o_jax.data.embedded import EmbeddedSource
+from blip3o_jax.data.embedded import Mixture
+from blip3o_jax.data.pipeline import Data
+
+
+def test_captions_go_with_their_pictures():
+  source = EmbeddedSource("generator", 40, Mixture(long_captions=0.5))
+  found = [source[i] for i in range(40)]
+  for i, record in enumerate(found):
+    scene = shapes.scene(0, i, "generator")
+    assert record.prompt in (shapes.caption(scene), shapes.long_caption(scene))
+    np.testing.assert_array_equal(record.image, shapes.render(scene))
+    assert not record.answer
+  assert 5 < sum(r.prompt == shapes.caption(shapes.scene(0, i)) for i, r in enumerate(found)) < 35
+  np.testing.assert_array_equal(source.lengths(), [len(r.prompt) for r in found])
+
+
+def test_understanding_mixes_three_kinds_of_rows():
+  source = EmbeddedSource(
+    "world", 100, Mixture(descriptions=0.3, text_questions=0.3), questions=True
+  )
+  found = [source[i] for i in range(100)]
+  described = [r for r in found if r.prompt == embedded.DESCRIBE]
+  blind = [r for r in found if r.image is None]
+  assert all(r.answer for r in found)
+  assert 15 < len(described) < 45
+  assert 15 < len(blind) < 45
+  assert {r.kind for r in found} == {"caption", *shapes.KINDS}
+  only = EmbeddedSource("world", 20, Mixture(0, (), 0, 0, ("where",)), questions=True)
+  assert {only[i].kind for i in range(20)} == {"where"}
+
+
+def test_categories_in_turn():
+  source = EmbeddedSource("generator", 12, Mixture(categories=("counting", "position")))
+  assert [source[i].kind for i in range(4)] == ["counting", "position"] * 2
+
+
+@pytest.mark.parametrize("task", ["generate", "understand", "contrast", "pixels"])
+def test_batches_of_every_task(task):
+  cfg = Data(
+    source="shapes",
+    split="world",
+    records=24,
+    task=task,
+    batch=8,
+    image_size=64,
+    patch_size=8,
+    buckets=(320,),
+  )
+  p = tasks.build(tasks.open_source(cfg), cfg, Tokenizer())
+  assert p.steps_per_epoch == 3
+  batch = p.batch_at(2)
+  assert all(len(value) == 8 for value in batch.values())
+
+
+def test_wrong_choices():
+  with pytest.raises(ValueError, match="expected one of world, generator"):
+    EmbeddedSource("train", 4, Mixture())
+  with pytest.raises(ValueError, match="has no end"):
+    EmbeddedSource("world", 0, Mixture())
+  with pytest.raises(ValueError, match="none of single_object"):
+    Mixture(categories=("color",))
+  with pytest.raises(ValueError, match="together exceed 1"):
+    Mixture(descriptions=0.6, text_questions=0.6)
+  with pytest.raises(IndexError):
+    EmbeddedSource("world", 4, Mixture())[4]
