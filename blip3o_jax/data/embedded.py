@@ -4,6 +4,7 @@ Knows which texts go with a scene for which purpose; scenes, pixels and words ar
 """
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from blip3o_jax.data import shapes
 from blip3o_jax.data.records import Record
 
 DESCRIBE = "describe the picture."
+FEATURES = "features.npy"  # float[scenes, h, w, C], in the order of the scenes
 _STREAM = 1001  # of a record's own choices, apart from its scene's
 
 
@@ -25,6 +27,7 @@ class Mixture:
     descriptions, text_questions: shares of understanding records that ask for a caption of the
       picture, or ask about a caption without a picture; the rest asks about the picture.
     kinds: of questions, in turn; empty for all.
+    variants: records of each scene, in different words.
     seed: of the scenes.
   """
 
@@ -33,12 +36,15 @@ class Mixture:
   descriptions: float = 0.2
   text_questions: float = 0.2
   kinds: tuple[str, ...] = ()
+  variants: int = 1
   seed: int = 0
 
   def __post_init__(self) -> None:
     for name in ("long_captions", "descriptions", "text_questions"):
       if not 0 <= getattr(self, name) <= 1:
         raise ValueError(f"{name} {getattr(self, name)} is not a share")
+    if self.variants < 1 or (self.variants > 1 and self.categories):
+      raise ValueError(f"variants {self.variants}: expected 1 or more, and 1 with categories")
     if self.descriptions + self.text_questions > 1:
       raise ValueError("descriptions and text_questions together exceed 1")
     for field, known in (("categories", shapes.CATEGORIES), ("kinds", shapes.KINDS)):
@@ -53,17 +59,36 @@ class EmbeddedSource:
   Args:
     split: of `shapes.SPLITS`. count: records. mixture: of texts.
     questions: records with answers (understanding) instead of captions.
+    features: a folder with cached features of the scenes (file `FEATURES`); "" is none.
 
   Raises:
-    ValueError: an unknown split, no records.
+    FileNotFoundError: no features there. ValueError: an unknown split, no records, features of
+      another number of scenes.
   """
 
-  def __init__(self, split: str, count: int, mixture: Mixture, *, questions: bool = False):
+  def __init__(
+    self,
+    split: str,
+    count: int,
+    mixture: Mixture,
+    *,
+    questions: bool = False,
+    features: str = "",
+  ):
     if split not in shapes.SPLITS:
       raise ValueError(f"split {split!r} of the shapes: expected one of {', '.join(shapes.SPLITS)}")
     if count < 1:
       raise ValueError("records: the embedded set has no end, say how many to use")
     self._split, self._count, self._mixture, self._questions = split, count, mixture, questions
+    self.scenes = -(-count // mixture.variants)
+    self._features: np.ndarray | None = None
+    if features:
+      path = Path(features) / FEATURES
+      if not path.is_file():
+        raise FileNotFoundError(f"{path}: no cached features; the encoding stage writes them")
+      self._features = np.load(path, mmap_mode="r")
+      if len(self._features) != self.scenes:
+        raise ValueError(f"{path}: features of {len(self._features)} scenes, need {self.scenes}")
 
   def __len__(self) -> int:
     return self._count
@@ -77,7 +102,16 @@ class EmbeddedSource:
     scene, record = self._text(index)
     if scene is None:
       return record
-    return dataclasses.replace(record, image=shapes.render(scene))
+    cached = None
+    if self._features is not None:
+      cached = np.asarray(self._features[index // self._mixture.variants])
+    return dataclasses.replace(record, image=shapes.render(scene), features=cached)
+
+  def scene(self, number: int) -> shapes.Scene:
+    """The scene of number `number`, shown by records from number * variants on."""
+    scene, _ = self._text(number * self._mixture.variants)
+    assert scene is not None
+    return scene
 
   def _text(self, index: int) -> tuple[shapes.Scene | None, Record]:
     """The scene to draw, if one is shown, and the record without its picture."""
@@ -85,6 +119,7 @@ class EmbeddedSource:
     if not 0 <= index < self._count:
       raise IndexError(index)
     name = f"shapes {split} {index}"
+    number, variant = divmod(index, mixture.variants)
     long, what = np.random.default_rng((seed, index, _STREAM)).random(2)
     asks = self._questions and what >= mixture.descriptions
     if asks:
@@ -99,8 +134,9 @@ class EmbeddedSource:
       kind = mixture.categories[index % len(mixture.categories)]
       scene, text = shapes.category_caption(seed, index, kind, split)
     else:
-      scene = shapes.scene(seed, index, split)
-      text = shapes.long_caption(scene) if long < mixture.long_captions else shapes.caption(scene)
+      scene = shapes.scene(seed, number, split)
+      word = shapes.long_caption if long < mixture.long_captions else shapes.caption
+      text = word(scene, variant)
     if self._questions:
       return scene, Record(prompt=DESCRIBE, answer=text, kind=kind, name=name)
     return scene, Record(prompt=text, kind=kind, name=name)

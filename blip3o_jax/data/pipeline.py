@@ -66,9 +66,6 @@ class Data:
   buckets: tuple[int, ...] = prompts.BUCKETS
   image_size: int = 448
   features: bool = False
-  scene_seed: int = 0
-  variants: int = 1
-  categories: tuple[str, ...] = ()
   values: Literal["clip", "signed"] = "clip"
   form: prompts.Form = "inference"
   squash: bool = False

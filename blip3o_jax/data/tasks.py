@@ -147,7 +147,10 @@ def open_source(cfg: Data) -> Source:
   """
   if cfg.source == "shapes":
     asks = cfg.task == "understand"
-    return embedded.EmbeddedSource(cfg.split, cfg.records, cfg.mixture, questions=asks)
+    home = cfg.path if cfg.features else ""
+    return embedded.EmbeddedSource(
+      cfg.split, cfg.records, cfg.mixture, questions=asks, features=home
+    )
   source = tars.TarSource(cfg.path)
   if not cfg.holdout and cfg.split == "train":
     chosen = np.arange(len(source))

@@ -94,8 +94,16 @@ class PixelDecoder(nnx.Module):
 
   def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
     self.cfg = cfg
-    self.unet = unet.UNet(cfg.unet, rngs=rngs)
+    # An autoencoder is trained before there is a UNet, which would only lie beside it.
+    self.unet = unet.UNet(cfg.unet, rngs=rngs) if cfg.train == "unet" else None
     self.autoencoder = autoencoder.Autoencoder(cfg.autoencoder, rngs=rngs)
+
+  @property
+  def network(self) -> unet.UNet:
+    """The UNet; ValueError where there is none (config.train "autoencoder")."""
+    if self.unet is None:
+      raise ValueError("this decoder was built to train its autoencoder and has no UNet")
+    return self.unet
 
   # Generation ----------------------------------------------------------------------------------
 
@@ -105,7 +113,7 @@ class PixelDecoder(nnx.Module):
     size = self.cfg.size
     ids = jnp.asarray([size, size, 0, 0, size, size], jnp.float32)
     return unet.Condition(
-      keys_values=self.unet.prepare(tokens),
+      keys_values=self.network.prepare(tokens),
       pooled=jnp.mean(tokens, 1),
       time_ids=jnp.broadcast_to(ids, (len(tokens), len(ids))),
     )
@@ -231,7 +239,7 @@ class PixelDecoder(nnx.Module):
     t = eps.times(k_time, len(x0), self.cfg.schedule)
     noise = jax.random.normal(k_noise, x0.shape, jnp.float32)
     each = eps.loss(
-      lambda x, times: self.unet(x, times, condition), x0, noise, t, self.cfg.schedule
+      lambda x, times: self.network(x, times, condition), x0, noise, t, self.cfg.schedule
     )
     value = jnp.sum(each) / weight
     which = jax.nn.one_hot(t * TIME_BINS // self.cfg.schedule.train_steps, TIME_BINS)
@@ -255,8 +263,14 @@ def draw(keys: jax.Array, cfg: Config) -> jax.Array:
 
 def latent_scale(module: PixelDecoder, images: jax.Array) -> float:
   """1 / std of the unscaled latents of images [-1, 1] float[B, H, W, 3]: a `scaling_factor`."""
-  mean, _ = module.autoencoder.encode(images)
-  return 1.0 / float(jnp.std(mean))
+  graphdef, state = nnx.split(module.autoencoder)
+  return 1.0 / float(_spread(graphdef, nnx.to_pure_dict(state), images))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _spread(graphdef: Any, params: Any, images: jax.Array) -> jax.Array:
+  mean, _ = nnx.merge(graphdef, params).encode(images)
+  return jnp.std(mean)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -274,7 +288,7 @@ def _guided(network: unet.UNet, conditions: Any, scale: float | jax.Array) -> gu
 def _predict(
   graphdef: Any, params: Any, conditions: Any, scale: jax.Array, x: jax.Array, t: jax.Array
 ) -> jax.Array:
-  return _guided(nnx.merge(graphdef, params).unet, conditions, scale)(x, t)
+  return _guided(nnx.merge(graphdef, params).network, conditions, scale)(x, t)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
@@ -282,7 +296,7 @@ def _sample(
   graphdef: Any, params: Any, conditions: Any, scale: jax.Array, noise: jax.Array, steps: int
 ) -> jax.Array:
   module = nnx.merge(graphdef, params)
-  fn = _guided(module.unet, conditions, scale)
+  fn = _guided(module.network, conditions, scale)
   return eps.euler(fn, noise, module.cfg.schedule, steps, loop="device")
 
 

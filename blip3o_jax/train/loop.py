@@ -166,7 +166,7 @@ class Loop:
         self._flops += self._count(batch)
         self.writer.advance(done)
         if metrics.due(done, log.every, cfg.steps):
-          self._report(state, done, history, time.monotonic() - clock)
+          self._report(state, done, history, clock)
           history, clock = [], time.monotonic()
         paused = time.monotonic()
         if self.eval_data is not None and metrics.due(done, log.eval_every, cfg.steps):
@@ -203,9 +203,10 @@ class Loop:
       f"the batch of step {bad}"
     )
 
-  def _report(self, state: TrainState, done: int, history: list[Any], seconds: float) -> None:
+  def _report(self, state: TrainState, done: int, history: list[Any], clock: float) -> None:
     values = metrics.reduce(history)
-    jax.block_until_ready(state.step)
+    jax.block_until_ready(state.step)  # before the clock is read: steps are only dispatched
+    seconds = time.monotonic() - clock
     values["images_per_second"] = self.setup.cfg.batch * len(history) / seconds
     if self._flops:
       rate = self._flops / seconds / self.setup.mesh.size

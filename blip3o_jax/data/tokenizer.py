@@ -1,0 +1,154 @@
+"""Text to ids and back: Qwen's byte-level BPE, special tokens by name; and training a small one.
+
+Special strings inside a text are ordinary characters here: `prompts` alone places special ids.
+"""
+
+from collections.abc import Iterable
+import json
+from pathlib import Path
+from typing import Any
+
+# Name of the attribute -> the token. The order is that of the release (spec 1.6).
+SPECIAL = {
+  "pad": "<|endoftext|>",
+  "im_start": "<|im_start|>",
+  "im_end": "<|im_end|>",
+  "vision_start": "<|vision_start|>",
+  "vision_end": "<|vision_end|>",
+  "image_pad": "<|image_pad|>",
+  "video_pad": "<|video_pad|>",
+  "image_start": "[IMG]",
+  "image_end": "[/IMG]",
+  "image": "<image>",
+}
+# Qwen's split of a text into words, contractions, numbers digit by digit, and spaces.
+PATTERN = (
+  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+  r"\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+class Tokenizer:
+  """A tokenizer of the `tokenizers` library with the special ids of the release as attributes.
+
+  Attributes:
+    size: number of ids, special ones included.
+    pad, im_start, im_end, vision_start, vision_end, image_pad, video_pad, image_start, image_end,
+    image: special ids (`image` is the <image> place-holder of the released training rows).
+
+  Raises:
+    ValueError: a special token that the vocabulary lacks, by name.
+  """
+
+  pad: int
+  im_start: int
+  im_end: int
+  vision_start: int
+  vision_end: int
+  image_pad: int
+  video_pad: int
+  image_start: int
+  image_end: int
+  image: int
+
+  def __init__(self, backend: Any, name: str):
+    self._backend = backend
+    self._backend.encode_special_tokens = True
+    self.size = backend.get_vocab_size(with_added_tokens=True)
+    lost = [token for token in SPECIAL.values() if backend.token_to_id(token) is None]
+    if lost:
+      raise ValueError(f"{name}: the vocabulary lacks the special tokens {', '.join(lost)}")
+    for attribute, token in SPECIAL.items():
+      setattr(self, attribute, backend.token_to_id(token))
+
+  @classmethod
+  def load(cls, directory: str | Path) -> "Tokenizer":
+    """The tokenizer of a directory: tokenizer.json, or vocab.json with merges.txt.
+
+    Raises:
+      FileNotFoundError: neither is there. ValueError: a file that is not a tokenizer.
+    """
+    from tokenizers import Tokenizer as Backend
+
+    directory = Path(directory)
+    file = directory / "tokenizer.json"
+    if file.is_file():
+      try:
+        return cls(Backend.from_file(str(file)), str(file))
+      except ValueError:
+        raise
+      except Exception as error:  # the library raises bare Exception on bad JSON
+        raise ValueError(f"{file}: not a tokenizer: {error}") from None
+    if not all((directory / n).is_file() for n in ("vocab.json", "merges.txt")):
+      raise FileNotFoundError(
+        f"{directory}: no tokenizer: expected tokenizer.json, or vocab.json and merges.txt"
+      )
+    from transformers import AutoTokenizer
+
+    fast = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+    return cls(fast.backend_tokenizer, str(directory))
+
+  def encode(self, text: str) -> list[int]:
+    """Ids of a text; special strings in it are ordinary text."""
+    return self._backend.encode(text, add_special_tokens=False).ids
+
+  def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+    """The text of ids."""
+    return self._backend.decode(list(ids), skip_special_tokens=skip_special)
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int, directory: str | Path) -> Tokenizer:
+  """Trains a byte-level BPE with Qwen's split and special tokens; writes it to `directory`.
+
+  Args:
+    texts: of any length. vocab_size: ids in all, the 256 bytes and the special tokens included.
+
+  Returns:
+    The tokenizer; tokenizer.json and tokenizer_config.json are written under temporary names first.
+
+  Raises:
+    ValueError: a size that bytes and special tokens alone exceed.
+  """
+  from tokenizers import AddedToken
+  from tokenizers import Regex
+  from tokenizers import Tokenizer as Backend
+  from tokenizers import decoders
+  from tokenizers import models
+  from tokenizers import normalizers
+  from tokenizers import pre_tokenizers
+  from tokenizers import trainers
+
+  if vocab_size < 256 + len(SPECIAL):
+    raise ValueError(f"vocab_size {vocab_size}: bytes and special tokens are {256 + len(SPECIAL)}")
+  backend = Backend(models.BPE())
+  backend.normalizer = normalizers.NFC()
+  split = pre_tokenizers.Split(Regex(PATTERN), behavior="isolated", invert=False)
+  to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+  backend.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
+  backend.decoder = decoders.ByteLevel()
+  trainer = trainers.BpeTrainer(
+    vocab_size=vocab_size - len(SPECIAL),
+    initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    show_progress=False,
+  )
+  backend.train_from_iterator(texts, trainer)
+  backend.add_special_tokens([AddedToken(t, special=True) for t in SPECIAL.values()])
+  directory = Path(directory)
+  directory.mkdir(parents=True, exist_ok=True)
+  settings = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "pad_token": SPECIAL["pad"],
+    "eos_token": SPECIAL["im_end"],
+    "model_max_length": 4096,
+    "padding_side": "left",
+    "additional_special_tokens": [t for n, t in SPECIAL.items() if n != "pad"],
+  }
+  files = {
+    "tokenizer.json": backend.to_str(pretty=True),
+    "tokenizer_config.json": json.dumps(settings, indent=2),
+  }
+  for name, text in files.items():
+    partial = directory / f".{name}.partial"
+    partial.write_text(text)
+    partial.replace(directory / name)
+  return Tokenizer(backend, str(directory))

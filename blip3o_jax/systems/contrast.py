@@ -1,0 +1,97 @@
+"""The image tower of a miniature: contrastive with captions, plus a light reconstruction.
+
+    image ─► encoder (EVA, pooled) ─► mean over cells ─► image_proj ┐
+    caption tokens ─► text ─────────────────────────► text_proj ────┴► softmax over the batch
+    pooled features ─► pixels: a linear map of each cell, so that fine detail survives
+
+Released systems take their tower trained (spec 2.2); this system exists so that a miniature has
+one made by the package's own parts. Only `encoder` is kept afterwards.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from blip3o_jax import layers
+from blip3o_jax.models import clip_text
+from blip3o_jax.systems import features as feature_space
+
+Batch = Mapping[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Sizes and weights.
+
+  Attributes:
+    features: the image side. text: the text side. dim: of the shared space.
+    reconstruction: weight of the mean squared pixel error beside the contrastive loss.
+  """
+
+  features: feature_space.Config
+  text: clip_text.Config
+  dim: int = 64
+  reconstruction: float = 200.0
+
+
+class Contrast(nnx.Module):
+  """The two towers, their projections, and the linear map back to pixels."""
+
+  def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+    self.cfg = cfg
+    tower = cfg.features.tower
+    self.encoder = feature_space.FeatureEncoder(cfg.features, rngs=rngs)
+    self.text = clip_text.ClipText(cfg.text, rngs=rngs)
+    axes = ("embed", "rest")
+    self.image_proj = layers.linear(tower.dim, cfg.dim, axes, bias=False, rngs=rngs)
+    self.text_proj = layers.linear(cfg.text.dim, cfg.dim, axes, bias=False, rngs=rngs)
+    self.cell = tower.image_size // cfg.features.grid
+    self.pixels = layers.linear(tower.dim, 3 * self.cell**2, axes, rngs=rngs)
+    self.logit_scale = nnx.Param(jnp.log(jnp.full((1,), 1 / 0.07)), axes=("rest",))
+
+  def prepare(self, batch: Batch) -> Batch:
+    """The batch as it is."""
+    return batch
+
+  def weights(self, batch: Batch) -> dict[str, jax.Array]:
+    """The number of samples, float32[]."""
+    return {"image": jnp.float32(batch["images"].shape[0])}
+
+  def loss(
+    self, batch: Batch, key: jax.Array, weights: Mapping[str, jax.Array]
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Symmetric softmax contrastive loss plus reconstruction.
+
+    Args:
+      batch: images float32[B, H, W, 3] as EVA takes them, tokens and segments int[B, T].
+      key: unused, the loss is deterministic. weights: from `weights`.
+
+    Returns:
+      float32[] and additive metrics. Accumulated micro-batches contrast within themselves.
+    """
+    del key
+    images = batch["images"]
+    pooled = self.encoder.pooled(images)
+    shown = self.image_proj(jnp.mean(pooled, (1, 2)))
+    told = self.text_proj(self.text(batch["tokens"], batch["segments"]))
+    shown, told = (v / jnp.linalg.norm(v, axis=-1, keepdims=True) for v in (shown, told))
+    logits = jnp.exp(jnp.minimum(self.logit_scale[...], jnp.log(100.0))) * shown @ told.T
+    own = jnp.arange(len(logits))
+    by_image = jax.nn.log_softmax(logits, 1)[own, own]
+    by_text = jax.nn.log_softmax(logits, 0)[own, own]
+    contrast = -jnp.sum(by_image + by_text) / (2 * weights["image"])
+    cells = images.reshape(len(images), -1, self.cell, images.shape[2] // self.cell, self.cell, 3)
+    cells = cells.swapaxes(2, 3).reshape(*pooled.shape[:3], -1)
+    error = jnp.mean(jnp.square(self.pixels(pooled) - cells), (1, 2, 3))
+    rebuilt = jnp.sum(error) / weights["image"]
+    right = jnp.sum(jnp.argmax(logits, 1) == own) / weights["image"]
+    total = contrast + self.cfg.reconstruction * rebuilt
+    return total, {"contrast_loss": contrast, "pixel_error": rebuilt, "retrieval": right}
+
+
+def build(cfg: Config, rngs: nnx.Rngs) -> Contrast:
+  """The module; abstract under `nnx.eval_shape`."""
+  return Contrast(cfg, rngs=rngs)

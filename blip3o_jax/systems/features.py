@@ -1,0 +1,106 @@
+"""Images to the generator's target space: the EVA tower, pooled; whitened by option.
+
+Shared by the systems that make, train on, or draw from features.
+"""
+
+import dataclasses
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from blip3o_jax.models import eva_vit
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """The target space.
+
+  Attributes:
+    tower: the EVA tower.
+    pool: stride of the average pooling of its patch grid (released: 4, 32 x 32 to 8 x 8).
+    whiten: channels kept by a fixed affine map after pooling; 0 is off, as released.
+  """
+
+  tower: eva_vit.Config
+  pool: int = 4
+  whiten: int = 0
+
+  def __post_init__(self) -> None:
+    if self.tower.image_size % (self.tower.patch_size * self.pool):
+      raise ValueError(
+        f"pool {self.pool} does not divide the tower's grid of "
+        f"{self.tower.image_size // self.tower.patch_size} patches a side"
+      )
+
+  @property
+  def grid(self) -> int:
+    """Cells a side of the feature map."""
+    return self.tower.image_size // self.tower.patch_size // self.pool
+
+  @property
+  def channels(self) -> int:
+    """Channels of a feature."""
+    return self.whiten or self.tower.dim
+
+
+class Whiten(nnx.Module):
+  """A fixed affine map per cell and channel: (x - mean) @ kernel, float32.
+
+  `mean` float32[h, w, C] and `kernel` float32[C, c] are measured on data, never trained.
+  """
+
+  def __init__(self, grid: int, dim: int, kept: int, *, rngs: nnx.Rngs):
+    self.mean = nnx.Param(jnp.zeros((grid, grid, dim)), axes=("rest", "rest", "rest"))
+    kernel = jax.random.orthogonal(rngs.params(), dim)[:, :kept]
+    self.kernel = nnx.Param(kernel, axes=("rest", "rest"))
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    x = x.astype(jnp.float32) - self.mean[...].astype(jnp.float32)
+    return x @ self.kernel[...].astype(jnp.float32)
+
+
+class FeatureEncoder(nnx.Module):
+  """float[B, H, W, 3], normalised as EVA's input -> features float32[B, h, w, c] (spec 2.5)."""
+
+  def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+    self.tower = eva_vit.EvaVit(cfg.tower, rngs=rngs)
+    self.whiten = Whiten(cfg.grid, cfg.tower.dim, cfg.whiten, rngs=rngs) if cfg.whiten else None
+    self.pool = cfg.pool
+
+  def pooled(self, images: jax.Array) -> jax.Array:
+    """The pooled features before whitening, float32[B, h, w, C]."""
+    return eva_vit.pool(self.tower(images), self.pool).astype(jnp.float32)
+
+  def __call__(self, images: jax.Array) -> jax.Array:
+    x = self.pooled(images)
+    return x if self.whiten is None else self.whiten(x)
+
+
+def fit_whitening(pooled: np.ndarray, kept: int) -> tuple[np.ndarray, np.ndarray, float]:
+  """Measures the affine map of `Whiten` on a sample of pooled features.
+
+  The mean is taken per cell, the directions over all cells together: the `kept` principal ones,
+  each scaled to unit variance.
+
+  Args:
+    pooled: float[n, h, w, C].
+    kept: how many directions to keep.
+
+  Returns:
+    mean float32[h, w, C], kernel float32[C, kept], and the share of variance kept.
+
+  Raises:
+    ValueError: more directions than channels.
+  """
+  n, h, w, c = pooled.shape
+  if kept > c:
+    raise ValueError(f"whiten {kept}: the tower has only {c} channels")
+  mean = pooled.mean(0, dtype=np.float64)
+  x = (pooled - mean).reshape(n * h * w, c).astype(np.float64)
+  values, vectors = np.linalg.eigh(x.T @ x / len(x))
+  values, vectors = values[::-1][:kept], vectors[:, ::-1][:, :kept]
+  share = float(values.sum() / np.trace(x.T @ x / len(x)))
+  kernel = vectors / np.sqrt(np.maximum(values, 1e-8))
+  return mean.astype(np.float32), kernel.astype(np.float32), share

@@ -1,0 +1,122 @@
+"""Named sizes of whole systems: the released ones, and the miniature of the embedded data set."""
+
+import dataclasses
+
+from blip3o_jax.diffusion import eps
+from blip3o_jax.models import autoencoder
+from blip3o_jax.models import clip_text
+from blip3o_jax.models import decoder_lm
+from blip3o_jax.models import eva_vit
+from blip3o_jax.models import next_dit
+from blip3o_jax.models import qwen_vision
+from blip3o_jax.models import unet
+from blip3o_jax.systems import blip3o
+from blip3o_jax.systems import contrast
+from blip3o_jax.systems import features
+from blip3o_jax.systems import pixels
+
+# The tokenizer of the miniature is trained with this many ids.
+SHAPES_VOCAB = 448
+SHAPES_IMAGE = 64
+
+_SHAPES_TOWER = eva_vit.Config(
+  image_size=SHAPES_IMAGE, patch_size=8, dim=128, depth=3, heads=4, mlp_dim=512
+)
+_SHAPES_WHITEN = 24
+
+
+def blip3o_released(size: str) -> blip3o.Config:
+  """The released system, "4b" or "8b", all parts (spec 0, 1.1, 2.1, 3.1)."""
+  qwen = f"qwen2_5_vl_{ {'4b': '3b', '8b': '7b'}[size] }"
+  return blip3o.Config(
+    backbone=decoder_lm.VARIANTS[qwen],
+    visual=qwen_vision.VARIANTS[qwen],
+    denoiser=dataclasses.replace(next_dit.VARIANTS[f"blip3o_{size}"], remat="full"),
+    features=features.Config(eva_vit.VARIANTS["eva_clip_e14plus"]),
+    latents=autoencoder.VARIANTS["sdxl"],
+  )
+
+
+def blip3o_shapes(image_token: int = 0) -> blip3o.Config:
+  """The miniature: 64-pixel pictures, 16 features of 24 whitened channels, 16 slots."""
+  return blip3o.Config(
+    backbone=decoder_lm.Config(
+      vocab_size=SHAPES_VOCAB,
+      dim=128,
+      depth=4,
+      heads=4,
+      kv_heads=2,
+      head_dim=32,
+      mlp_dim=384,
+      mrope_section=(4, 6, 6),
+      tie_embeddings=True,
+    ),
+    visual=qwen_vision.Config(
+      dim=96,
+      depth=3,
+      heads=4,
+      mlp_dim=256,
+      out_dim=128,
+      patch_size=8,
+      window_size=32,
+      full_layers=(2,),
+    ),
+    denoiser=next_dit.Config(
+      in_channels=_SHAPES_WHITEN,
+      grid=4,
+      condition_dim=128,
+      dim=128,
+      depth=6,
+      heads=4,
+      kv_heads=4,
+      multiple_of=32,
+    ),
+    features=features.Config(_SHAPES_TOWER, pool=2, whiten=_SHAPES_WHITEN),
+    latents=_shapes_autoencoder(),
+    slots=16,
+    image_token=image_token,
+  )
+
+
+def contrast_shapes() -> contrast.Config:
+  """The miniature's tower with its text side, before whitening."""
+  return contrast.Config(
+    features=features.Config(_SHAPES_TOWER, pool=2),
+    text=clip_text.Config(
+      vocab_size=SHAPES_VOCAB, length=64, dim=96, depth=2, heads=4, mlp_dim=256
+    ),
+  )
+
+
+def _shapes_autoencoder() -> autoencoder.Config:
+  return autoencoder.Config(
+    latent_channels=8,
+    channels=(96,),
+    depth=2,
+    groups=16,
+    patch_size=8,
+    mid_attention=False,
+    scaling_factor=1.0,
+  )
+
+
+def pixels_shapes(scaling_factor: float = 1.0) -> pixels.Config:
+  """The miniature's pixel decoder: 8 x 8 x 8 latents."""
+  return pixels.Config(
+    unet=unet.Config(
+      in_channels=8,
+      out_channels=8,
+      channels=(96, 128),
+      heads=(3, 4),
+      depths=(1, 1),
+      mid_depth=1,
+      resnets=1,
+      context_dim=_SHAPES_WHITEN,
+      time_ids_dim=32,
+      groups=16,
+    ),
+    autoencoder=dataclasses.replace(_shapes_autoencoder(), scaling_factor=scaling_factor),
+    schedule=eps.Schedule(),
+    grid=8,
+    feature_grid=4,
+  )

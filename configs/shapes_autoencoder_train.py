@@ -1,0 +1,41 @@
+"""The miniature's autoencoder: 64-pixel pictures to 8 x 8 x 8 latents.
+
+blip3o train --config=configs/shapes_autoencoder_train.py:work=DIR --workdir=DIR/autoencoder
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from blip3o_jax import config
+from blip3o_jax import experiment
+from blip3o_jax.data.pipeline import Data
+from blip3o_jax.systems import pixels
+from blip3o_jax.systems import variants
+from blip3o_jax.train.metrics import Log
+from blip3o_jax.train.optimizer import Optimizer
+from blip3o_jax.train.stage import Train
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  """`arg`: nothing is read from it but work=DIR, as in the other stages."""
+  config.parse_arg(arg, work="work")
+  model = dataclasses.replace(
+    variants.pixels_shapes(), train="autoencoder", loss=pixels.Loss(l1=1.0, mse=4.0, kl=1e-5)
+  )
+  data = Data(
+    source="shapes",
+    split="world",
+    task="pixels",
+    records=8000,
+    image_size=variants.SHAPES_IMAGE,
+    cache=True,
+  )
+  train = Train(
+    steps=900,
+    batch=32,
+    trainable=("autoencoder/.*",),
+    optimizer=Optimizer(lr=2e-3, lr_end=1e-5, warmup_steps=50),
+    log=Log(every=50),
+  )
+  return experiment.to_config("pixels", model, train, data)

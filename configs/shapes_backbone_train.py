@@ -1,0 +1,54 @@
+"""The miniature's language model and vision tower: captions, questions about text and pictures.
+
+    blip3o train --config=configs/shapes_backbone_train.py:work=DIR --workdir=DIR/backbone
+
+Understanding first; afterwards both are frozen. DIR holds the tokenizer.
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from blip3o_jax import config
+from blip3o_jax import experiment
+from blip3o_jax.data.embedded import Mixture
+from blip3o_jax.data.pipeline import Data
+from blip3o_jax.data.tokenizer import Tokenizer
+from blip3o_jax.systems import blip3o
+from blip3o_jax.systems import variants
+from blip3o_jax.train.metrics import Log
+from blip3o_jax.train.optimizer import Optimizer
+from blip3o_jax.train.stage import Train
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  """`arg`: work=DIR, the folder of the miniature."""
+  options = config.parse_arg(arg, work="work")
+  tokenizer = Tokenizer.load(options.work)
+  model = dataclasses.replace(
+    variants.blip3o_shapes(tokenizer.image_pad),
+    parts=("visual", "head"),
+    loss=blip3o.Loss(image=0.0, text=1.0),
+    prompt_gradient="full",
+  )
+  data = Data(
+    source="shapes",
+    split="world",
+    task="understand",
+    records=60000,
+    mixture=Mixture(long_captions=0.5, descriptions=0.2, text_questions=0.2),
+    buckets=(112,),
+    image_size=variants.SHAPES_IMAGE,
+    patch_size=8,
+    cache=True,
+  )
+  train = Train(
+    steps=1200,
+    batch=64,
+    trainable=("backbone/.*", "visual/.*"),
+    optimizer=Optimizer(name="muon", lr=2e-3, lr_end=1e-5, muon_lr=6e-3, warmup_steps=50),
+    log=Log(every=50),
+  )
+  out = experiment.to_config("blip3o", model, train, data)
+  out.tokenizer = options.work
+  return out

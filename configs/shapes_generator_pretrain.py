@@ -1,0 +1,55 @@
+"""The miniature's generator: slots and DiT, flow matching on the tower's features, backbone frozen.
+
+    blip3o train --config=configs/shapes_generator_pretrain.py:work=DIR --workdir=DIR/generator
+
+Needs DIR/backbone (a finished run) and DIR/features (cached features of the training scenes).
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from blip3o_jax import config
+from blip3o_jax import experiment
+from blip3o_jax.data.embedded import Mixture
+from blip3o_jax.data.pipeline import Data
+from blip3o_jax.data.tokenizer import Tokenizer
+from blip3o_jax.systems import blip3o
+from blip3o_jax.systems import variants
+from blip3o_jax.train.metrics import Log
+from blip3o_jax.train.optimizer import Optimizer
+from blip3o_jax.train.stage import Train
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  """`arg`: work=DIR, the folder of the miniature."""
+  options = config.parse_arg(arg, work="work")
+  tokenizer = Tokenizer.load(options.work)
+  model = dataclasses.replace(
+    variants.blip3o_shapes(tokenizer.image_pad),
+    parts=("denoiser",),
+    loss=blip3o.Loss(draws=2),
+  )
+  data = Data(
+    source="shapes",
+    split="generator",
+    task="generate",
+    records=48000,
+    mixture=Mixture(long_captions=0.25, variants=2),
+    buckets=(80,),
+    features=True,
+    path=f"{options.work}/features/generator",
+    cache=True,
+  )
+  train = Train(
+    steps=1800,
+    batch=128,
+    trainable=("slots/.*", "denoiser/.*"),
+    ema_decay=0.995,
+    init_from=(f"{options.work}/backbone",),
+    optimizer=Optimizer(name="muon", lr=1.5e-3, lr_end=3e-4, muon_lr=5e-3, warmup_steps=100),
+    log=Log(every=50),
+  )
+  out = experiment.to_config("blip3o", model, train, data)
+  out.tokenizer = options.work
+  return out

@@ -1,0 +1,42 @@
+"""The miniature's image tower: contrastive with captions, plus reconstruction of its pixels.
+
+    blip3o train --config=configs/shapes_tower_train.py:work=DIR --workdir=DIR/tower
+
+DIR holds the tokenizer (`launch/quickstart.sh --workdir DIR` makes it and runs every stage). The
+cost and what it reaches stand in docs/miniature.md.
+"""
+
+from ml_collections import ConfigDict
+
+from blip3o_jax import config
+from blip3o_jax import experiment
+from blip3o_jax.data.embedded import Mixture
+from blip3o_jax.data.pipeline import Data
+from blip3o_jax.systems import variants
+from blip3o_jax.train.metrics import Log
+from blip3o_jax.train.optimizer import Optimizer
+from blip3o_jax.train.stage import Train
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  """`arg`: work=DIR, the folder of the miniature."""
+  options = config.parse_arg(arg, work="work")
+  data = Data(
+    source="shapes",
+    split="world",
+    task="contrast",
+    records=16000,
+    mixture=Mixture(long_captions=0.3),
+    buckets=(64,),
+    image_size=variants.SHAPES_IMAGE,
+    cache=True,
+  )
+  train = Train(
+    steps=500,
+    batch=64,
+    optimizer=Optimizer(name="muon", lr=2e-3, lr_end=1e-5, muon_lr=6e-3, warmup_steps=50),
+    log=Log(every=50),
+  )
+  out = experiment.to_config("contrast", variants.contrast_shapes(), train, data)
+  out.tokenizer = options.work
+  return out

@@ -1,0 +1,44 @@
+"""The miniature's UNet: latents of a picture from noise, given the picture's features.
+
+    blip3o train --config=configs/shapes_unet_train.py:work=DIR,scale=S --workdir=DIR/unet
+
+Needs DIR/autoencoder (a finished run) and DIR/features/world; S is 1 / std of its latents.
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from blip3o_jax import config
+from blip3o_jax import experiment
+from blip3o_jax.data.pipeline import Data
+from blip3o_jax.systems import variants
+from blip3o_jax.train.metrics import Log
+from blip3o_jax.train.optimizer import Optimizer
+from blip3o_jax.train.stage import Train
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  """`arg`: work=DIR, the folder of the miniature; scale=S, the latents' scaling factor."""
+  options = config.parse_arg(arg, work="work", scale=1.0)
+  model = dataclasses.replace(variants.pixels_shapes(options.scale), train="unet")
+  data = Data(
+    source="shapes",
+    split="world",
+    task="pixels",
+    records=12000,
+    image_size=variants.SHAPES_IMAGE,
+    features=True,
+    path=f"{options.work}/features/world",
+    cache=True,
+  )
+  train = Train(
+    steps=1200,
+    batch=64,
+    trainable=("unet/.*",),
+    ema_decay=0.995,
+    init_from=(f"{options.work}/autoencoder",),
+    optimizer=Optimizer(lr=2e-3, lr_end=1e-5, warmup_steps=100),
+    log=Log(every=50),
+  )
+  return experiment.to_config("pixels", model, train, data)
