@@ -10,6 +10,7 @@ import numpy as np
 
 from blip3o_jax import layers
 from blip3o_jax import sharding
+from blip3o_jax import trees
 
 TRAINED = ("blocks/.*", "head/.*")
 BINS = 4
@@ -81,14 +82,12 @@ class Data:
       "x": np.stack([r.normal(size=(length, self.dim)) for r in rows]).astype(np.float32),
       "mask": np.asarray([(step + r) % 3 > 0 for r in self.rows], np.float32),
       "bin": np.asarray([r % 3 for r in self.rows], np.int32),
-      "scale": np.float32(1.0),
+      "scale": np.ones((), np.float32),
     }
 
 
 class System:
   """The functions of a system's module; `save` writes what `load_params` reads."""
-
-  Config = Config
 
   def build(self, cfg: Config, rngs: nnx.Rngs) -> Toy:
     return Toy(cfg, rngs)
@@ -108,11 +107,9 @@ class System:
 
 def released(directory: Any, cfg: Config, pattern: str = "", seed: int = 7) -> str:
   """Writes random weights whose paths start with `pattern` as a released directory."""
-  from blip3o_jax import trees
-
   model = Toy(cfg, nnx.Rngs(seed))
   flat = trees.flatten(nnx.to_pure_dict(nnx.state(model)))
   directory.mkdir(parents=True, exist_ok=True)
-  kept = {p: np.asarray(v) for p, v in flat.items() if p.startswith(pattern)}
+  kept: dict[str, Any] = {p: np.asarray(v) for p, v in flat.items() if p.startswith(pattern)}
   np.savez(directory / "weights.npz", **kept)
   return str(directory)

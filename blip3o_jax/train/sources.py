@@ -154,10 +154,26 @@ def _resumed(setup: Setup) -> tuple[TrainState, Params, list[Source]]:
   workdir, part = setup.workdir, setup.part
   record = checkpoint.read_record(workdir)
   logging.info("parameters: resuming from step %d in %s", record["step"], workdir)
+  for line in changes(record["train"], dataclasses.asdict(setup.cfg)):
+    logging.warning("config changed since the run began: %s", line)
   state = checkpoint.restore_state(workdir, record["step"], setup.abstract, setup.mesh)
   used = recorded(workdir, record)
   filled, _ = load(setup.system, setup.model_cfg, used, part.frozen, part.leaves)
   return state, _frozen(part, filled, used), used
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+  """Fields of two nested configs that differ, as "optimizer.lr 0.1 -> 0.2"; lists equal tuples."""
+
+  def plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+  old, new = trees.flatten(before), trees.flatten(now)
+  return [
+    f"{path.replace('/', '.')} {old.get(path, 'absent')} -> {plain(new.get(path, 'absent'))}"
+    for path in old | new
+    if plain(old.get(path)) != plain(new.get(path))
+  ]
 
 
 def _frozen(part: Partition, filled: Mapping[str, jax.Array], used: Sequence[Source]) -> Params:

@@ -163,8 +163,17 @@ def abstract_state(
   params = trees.unflatten(part.trained)
   places = jax.tree.map(lambda p: p.sharding, params)
   shapes = jax.eval_shape(tx.init, params)
+
+  def masked(x: Any) -> bool:  # what one part of a partitioned optimiser leaves to another
+    return isinstance(x, optax.MaskedNode)
+
   opt_places = optax.tree.map_params(
-    tx, lambda _, s: s, shapes, places, transform_non_params=lambda _: whole
+    tx,
+    lambda x, place: x if masked(x) else place,
+    shapes,
+    places,
+    transform_non_params=lambda _: whole,
+    is_leaf=masked,
   )
   opt = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, opt_places

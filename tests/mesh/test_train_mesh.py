@@ -1,0 +1,86 @@
+"""The same training on 1 device, on meshes of 8 simulated devices, and on two processes."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import toy
+import train_worker
+
+ROOT = pathlib.Path(__file__).parents[2]
+ONE = dict(replica=1, fsdp=1, tensor=1)
+
+
+def _start(devices: int, plan: dict[str, Any]) -> subprocess.Popen[str]:
+  path = f"{ROOT}:{ROOT / 'tests'}:{pathlib.Path(__file__).parent}"
+  flags = f"--xla_force_host_platform_device_count={devices}"
+  env = os.environ | {"PYTHONPATH": path, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+  args = [sys.executable, train_worker.__file__, json.dumps(plan)]
+  return subprocess.Popen(args, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def _finish(process: subprocess.Popen[str]) -> list[dict[str, Any]]:
+  out, err = process.communicate(timeout=500)
+  assert process.returncode == 0, err[-4000:]
+  return json.loads(out.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: Any) -> str:
+  return toy.released(tmp_path_factory.mktemp("weights"), train_worker.CFG, "encoder")
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory: Any, weights: str) -> dict[str, Any]:
+  found = train_worker.train(str(tmp_path_factory.mktemp("one")), weights, ONE, 4)
+  # As JSON, so that the steps are strings here too.
+  return json.loads(json.dumps(found))
+
+
+def _same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+  for name in ("losses", "norms", "eval"):
+    assert found[name] == pytest.approx(expected[name], rel=1e-4), name
+
+
+def test_eight_devices_give_the_same_losses(tmp_path, weights, one_device):
+  eight, cube = dict(replica=1, fsdp=8, tensor=1), dict(replica=2, fsdp=2, tensor=2)
+  runs = [
+    dict(workdir=str(tmp_path / "eight"), weights=weights, mesh=eight, steps=2),
+    dict(workdir=str(tmp_path / "cube"), weights=weights, mesh=cube, steps=4),
+    # The checkpoint of 8 x 1 goes on as 2 x 2 x 2.
+    dict(workdir=str(tmp_path / "eight"), weights=weights, mesh=cube, steps=4),
+  ]
+  first, whole, moved = _finish(_start(8, dict(runs=runs)))
+  assert {x["devices"] for x in (first, whole, moved)} == {8}
+  assert one_device["devices"] == 1
+  assert (one_device["shard"], first["shard"], whole["shard"]) == (
+    [1, 8, 16],
+    [1, 1, 16],
+    [1, 4, 8],
+  )
+  _same(whole, one_device)
+  _same(moved, one_device)
+  for run in (one_device, first, whole, moved):
+    assert run["frozen"] == run["released"]
+  assert first["losses"] == {k: moved["losses"][k] for k in ("1", "2")}
+
+
+def test_two_processes_agree_with_one_device(tmp_path, weights, one_device):
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  workdir = str(tmp_path / "two")
+  run = dict(workdir=workdir, weights=weights, mesh=dict(replica=1, fsdp=2, tensor=1), steps=2)
+  join = dict(address=f"127.0.0.1:{port}", processes=2)
+  processes = [_start(1, dict(join=join | dict(index=i), runs=[run])) for i in range(2)]
+  (first,), (second,) = [_finish(p) for p in processes]
+  assert first["devices"] == 2
+  assert first["losses"] == second["losses"]
+  # One process goes on with the checkpoint of two.
+  found = json.loads(json.dumps(train_worker.train(workdir, weights, ONE, 4)))
+  _same(found, one_device)

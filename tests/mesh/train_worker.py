@@ -1,0 +1,74 @@
+"""Trains the toy system in a process of its own; prints its losses and more as one line of JSON.
+
+Run by the mesh tests, because a process has as many CPU devices as it was started with.
+"""
+
+import hashlib
+import json
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+import toy
+
+from blip3o_jax import config
+from blip3o_jax.train import distributed
+from blip3o_jax.train import loop
+from blip3o_jax.train.stage import Train
+
+CFG = toy.Config(depth=1, noise=0.5)
+BATCH = 16
+
+
+def train(workdir: str, weights: str, mesh: dict[str, int], steps: int) -> dict[str, Any]:
+  """Runs to `steps`: {losses: by step, frozen: their hash, shard: of a kernel, ...}."""
+  fields = dict(
+    steps=steps,
+    batch=BATCH,
+    accumulate=2,
+    mesh=mesh,
+    trainable=toy.TRAINED,
+    init_from=(weights,),
+    optimizer=dict(lr=1e-2, schedule="constant"),
+    log=dict(every=1, eval_every=2, eval_batches=1, tensorboard=False),
+  )
+  cfg = config.build(Train, fields)
+  rows = distributed.local_rows(distributed.make_mesh(cfg.mesh), BATCH)
+  held_out = toy.Data(BATCH, seed=1, rows=rows)
+  data = toy.Data(BATCH, rows=rows)
+  found: Any = loop.run(cfg, toy.System(), CFG, data, held_out, workdir)
+  kernel = found.module.blocks.up_proj.kernel[...]
+  frozen = [found.module.encoder.kernel[...], found.module.encoder.bias[...]]
+  with open(f"{workdir}/metrics.jsonl") as file:
+    lines = [json.loads(x) for x in file]
+  return {
+    "losses": {x["step"]: x["loss"] for x in lines if "loss" in x},
+    "norms": {x["step"]: x["grad_norm"] for x in lines if "loss" in x},
+    "eval": {x["step"]: x["eval/loss"] for x in lines if "eval/loss" in x},
+    "frozen": _hash(frozen) if frozen[0].is_fully_addressable else "",
+    "released": released_hash(weights),
+    "shard": list(kernel.addressable_shards[0].data.shape),
+    "devices": jax.device_count(),
+  }
+
+
+def released_hash(weights: str) -> str:
+  """The hash of the frozen leaves as they were released."""
+  with np.load(f"{weights}/weights.npz") as stored:
+    return _hash([stored["encoder/kernel"], stored["encoder/bias"]])
+
+
+def _hash(leaves: list[Any]) -> str:
+  return hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in leaves)).hexdigest()
+
+
+def main(plan: dict[str, Any]) -> None:
+  """Runs the plan: processes to join, then runs in order."""
+  distributed.initialize(**plan.get("join", {}))
+  found = [train(**each) for each in plan["runs"]]
+  sys.stdout.write(json.dumps(found) + "\n")
+
+
+if __name__ == "__main__":
+  main(json.loads(sys.argv[1]))

@@ -1,0 +1,72 @@
+"""Reduction of metrics, the lines that survive a resume, grids."""
+
+import json
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+import pytest
+
+from blip3o_jax.train import metrics
+
+
+def _bins(*rows):
+  return [
+    {
+      "loss": jnp.float32(a),
+      "lr": jnp.float32(a),
+      "t/sum": jnp.asarray(s),
+      "t/count": jnp.asarray(c),
+    }
+    for a, s, c in rows
+  ]
+
+
+def test_bins_are_divided_once_over_the_interval():
+  found = metrics.reduce(_bins((1.0, [2.0, 0.0], [1.0, 0.0]), (3.0, [4.0, 0.0], [5.0, 0.0])))
+  assert found["loss"] == 2.0
+  assert found["lr"] == 3.0
+  assert found["t"][0] == 1.0
+  assert np.isnan(found["t"][1])
+  assert set(found) == {"loss", "lr", "t"}
+
+
+def test_lines_after_the_resumed_step_are_dropped(tmp_path):
+  with metrics.Writer(tmp_path, 0, 10, tensorboard=False) as writer:
+    for step in (2, 4, 6):
+      writer.scalars(step, {"loss": float(step), "t": [1.0, float("nan")]})
+  with (tmp_path / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 7, "lo')  # a process that died while writing
+  with metrics.Writer(tmp_path, 4, 10, tensorboard=False) as writer:
+    writer.scalars(5, {"loss": float("inf")})
+  lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  assert [x["step"] for x in lines] == [2, 4, 5]
+  assert lines[0] == {"step": 2, "loss": 2.0, "t": [1.0, None]}
+  assert lines[2]["loss"] is None
+
+
+def test_pictures(tmp_path):
+  images = np.arange(3 * 4 * 5 * 3, dtype=np.uint8).reshape(3, 4, 5, 3)
+  with metrics.Writer(tmp_path, 0, 10) as writer:
+    writer.images(7, "samples", images)
+    with pytest.raises(ValueError, match=r"expected uint8\[n, H, W, 3\], got float64"):
+      writer.images(7, "samples", images / 2)
+  with Image.open(tmp_path / "samples" / "step_00000007.png") as picture:
+    found = np.asarray(picture)
+  assert found.shape == (4 * 2 + 2, 5 * 2 + 2, 3)
+  np.testing.assert_array_equal(found[6:, :5], images[2])
+  assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_due():
+  assert [s for s in range(1, 8) if metrics.due(s, 3, 7)] == [3, 6, 7]
+  assert not any(metrics.due(s, 0, 7) for s in range(1, 8))
+
+
+def test_progress_bar_on_a_terminal(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+  with metrics.Writer(tmp_path, 2, 10, tensorboard=False) as writer:
+    writer.advance(5)
+    writer.scalars(5, {"loss": 0.25})
+  assert "5/10" in capsys.readouterr().err
