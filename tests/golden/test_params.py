@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import functools
 import math
 from pathlib import Path
+import runpy
 from typing import Any
 
 from flax import nnx
@@ -17,6 +18,7 @@ from jax.sharding import AbstractMesh
 from jax.sharding import AxisType
 import pytest
 
+from blip3o_jax import experiment
 from blip3o_jax import sharding
 from blip3o_jax import trees
 from blip3o_jax.models import autoencoder
@@ -25,8 +27,12 @@ from blip3o_jax.models import eva_vit
 from blip3o_jax.models import next_dit
 from blip3o_jax.models import qwen_vision
 from blip3o_jax.models import unet
+from blip3o_jax.train import state
 
 HERE = Path(__file__).parent
+FOLDER = HERE.parents[1] / "configs"
+REQUIRED = {f"blip3o_{size}_{stage}" for size in ("4b", "8b") for stage in ("pretrain", "sft")}
+CONFIGS = sorted(REQUIRED | {file.stem for file in FOLDER.glob("blip3o_*.py")})
 MAKERS: Mapping[str, tuple[Mapping[str, Any], Callable[..., nnx.Module]]] = {
   "decoder_lm": (decoder_lm.VARIANTS, decoder_lm.DecoderLM),
   "qwen_vision": (qwen_vision.VARIANTS, qwen_vision.QwenVision),
@@ -54,6 +60,14 @@ def network(name: str) -> nnx.Module:
   model = next(m for m in MAKERS if name.startswith(f"{m}_"))
   sizes, make = MAKERS[model]
   return nnx.eval_shape(lambda: make(sizes[name.removeprefix(f"{model}_")], rngs=nnx.Rngs(0)))
+
+
+def run_leaves(name: str) -> state.Partition:
+  """What a run of configs/<name>.py holds: trained leaves are float32, frozen ones as stored."""
+  found = experiment.parse(runpy.run_path(str(FOLDER / f"{name}.py"))["get_config"]())
+  train, mesh = found.train, sharding.make_mesh(devices=jax.devices()[:1])
+  system = experiment.SYSTEMS[train.system]
+  return state.partition(system, found.model, mesh, train.trainable, train.frozen_dtype)
 
 
 def shapes(model: nnx.Module) -> dict[str, jax.ShapeDtypeStruct]:
@@ -92,6 +106,13 @@ def test_network(name, update_golden):
   compare(name, lines(shapes(model), sharding.param_axes(model)), update_golden)
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_config(name, update_golden):
+  run = run_leaves(name)
+  assert run.trained
+  compare(name, lines(run.leaves, run.axes), update_golden)
+
+
 @pytest.mark.parametrize(("names", "count"), COUNTS.items(), ids=lambda x: str(x))
 def test_count(names, count):
   found = sum(math.prod(leaf.shape) for name in names for leaf in shapes(network(name)).values())
@@ -107,7 +128,7 @@ def test_full_sizes_divide(name, mesh):
 
 
 def test_no_golden_file_is_left_over():
-  known = {f"params_{name}.txt" for name in NETWORKS}
+  known = {f"params_{name}.txt" for name in NETWORKS + CONFIGS}
   assert {file.name for file in HERE.glob("params_*.txt")} <= known
 
 

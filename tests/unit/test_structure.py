@@ -32,21 +32,16 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
   "evaluate": ("systems", *BELOW_SYSTEMS),
   "serve": ("systems", *BELOW_SYSTEMS),
 }
-# Inside these parts, the only siblings that a module may import; ANY where it joins them.
-ANY = ("",)
+# The only siblings that a module of a part may import; a part that is not here is free inside.
+PIECES = ("systems/slots", "systems/features", "systems/decoder_files")  # of several systems
 SIBLINGS: dict[str, tuple[str, ...]] = {
   "models": (),
-  # Pieces that several systems share; a system imports no other system.
-  "systems": ("systems/slots", "systems/features", "systems/decoder_files"),
-  "systems/slots": (),
-  "systems/features": (),
-  "systems/decoder_files": (),
-  "systems/released": ANY,  # the released directory: sizes and weights of a system and its decoder
-  "systems/inference": ANY,
+  **{f"systems/{system}": PIECES for system in ("blip3o", "contrast", "pixels")},
+  **dict.fromkeys(PIECES, ()),
   "weights": ("weights/table",),
   "weights/table": (),
-  "weights/blip3o": ANY,  # the tables of one checkpoint, joined
 }
+JOINS = ("weights/blip3o",)  # brings the tables of one checkpoint together
 ARRAY_LIBRARIES = ("jax", "flax", "numpy", "einops", "absl", PACKAGE)
 DATA_LIBRARIES_BARRED = ("jax", "flax", "optax", "orbax")
 OUTSIDE = ("configs", "launch", "tools", "tests")
@@ -101,8 +96,10 @@ def import_fault(module: str, dotted: str) -> str:
   if part not in MAY_IMPORT or target in ("", part, module):  # cli brings everything together
     return ""
   if target.split("/")[0] == part:
-    allowed = SIBLINGS.get(module, SIBLINGS.get(part, ANY))
-    return "" if allowed == ANY or target in allowed else f"{module} may import, of it, {allowed}"
+    allowed = None if module in JOINS else SIBLINGS.get(module, SIBLINGS.get(part))
+    return (
+      "" if allowed is None or target in allowed else f"of its own part it may import {allowed}"
+    )
   rules = MAY_IMPORT.get(module, MAY_IMPORT[part])
   return "" if target.split("/")[0] in rules else f"{module} may import {', '.join(rules) or '-'}"
 
@@ -160,6 +157,11 @@ def reads_environment(path: Path) -> Iterator[str]:
       yield f"{path.relative_to(ROOT)}:{node.lineno}: __import__"
 
 
+def builds(path: Path) -> bool:
+  body = ast.parse(path.read_text()).body
+  return any(isinstance(node, ast.FunctionDef) and node.name == "build" for node in body)
+
+
 def report(offenders: list[str]) -> None:
   assert not offenders, "\n  " + "\n  ".join(offenders)
 
@@ -168,6 +170,12 @@ def test_who_imports_whom():
   found = [(module_name(path), *item) for path in sources(PACKAGE) for item in imports(path)]
   assert len(found) > 100, "the walk saw no imports"
   report([f"{place}: {name}: {f}" for m, place, name in found if (f := import_fault(m, name))])
+
+
+def test_every_system_is_held_apart():
+  """A file of systems/ that builds a module is a system; the others join or serve them."""
+  found = {m for p in sources(f"{PACKAGE}/systems") if builds(p) and (m := module_name(p))}
+  assert found == {m for m in SIBLINGS if m.startswith("systems/")} - set(PIECES)
 
 
 def test_configs_tools_and_launch_do_not_import_each_other():
