@@ -35,8 +35,9 @@ choose_python() {
 # Keeps $VENV when it works and is of the wanted Python; else makes it anew.
 make_environment() {
   local found wanted python
-  found="$("$VENV/bin/python" -c 'import pip, sys; print("%d.%d" % sys.version_info[:2])' \
-    2>/dev/null || true)"
+  found="$("$VENV/bin/python" -c 'import pip, sys
+assert sys.version_info >= (3, 11)
+print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true)"
   if [ -n "$found" ] && [ -z "${PYTHON:-}" ]; then return; fi
   python="$(choose_python)" || return 1
   wanted="$(python_version "$python")"
@@ -46,12 +47,12 @@ make_environment() {
       echo "$VENV is there and is no Python environment; move it away" >&2
       return 1
     fi
-    echo "$VENV is of Python ${found:-that does not run}; making it anew with $wanted"
+    echo "$VENV is ${found:-not usable}; making it anew with $wanted"
     rm -rf -- "$VENV"
   fi
   echo "making $VENV with $python ($wanted)"
   "$python" -m venv "$VENV" || return 1
-  "$VENV/bin/python" -m pip install --quiet --upgrade pip || return 1
+  "$VENV/bin/python" -m pip install -qq --upgrade pip || return 1
 }
 
 # install_once "" | "[test]" | "[tpu]": installs this package, editable, with those extras.
