@@ -37,7 +37,7 @@ def get_config(arg: str = "") -> ConfigDict:
     task="understand",
     records=60000,
     mixture=Mixture(long_captions=0.5, descriptions=0.2, text_questions=0.2),
-    buckets=(112,),
+    buckets=(64, 88),
     image_size=variants.SHAPES_IMAGE,
     patch_size=8,
     cache=True,

@@ -27,7 +27,7 @@ def get_config(arg: str = "") -> ConfigDict:
     task="contrast",
     records=16000,
     mixture=Mixture(long_captions=0.3),
-    buckets=(64,),
+    buckets=(48,),
     image_size=variants.SHAPES_IMAGE,
     cache=True,
   )

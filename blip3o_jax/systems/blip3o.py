@@ -12,7 +12,6 @@ B batch, P prompt length, T row length, Q slots, D width, V vocabulary, h w cell
 from collections.abc import Mapping
 import dataclasses
 from pathlib import Path
-import re
 from typing import Literal
 
 from flax import nnx
@@ -377,23 +376,5 @@ def load_params(
   """
   del cfg
   tensors = Tensors(directory)
-  return read(tensors, abstract, str(directory))
-
-
-def read(
-  tensors: Tensors, abstract: Mapping[str, jax.ShapeDtypeStruct], where: str
-) -> dict[str, jax.Array]:
-  """As `load_params`, from opened files."""
-  known = names.rows(tensors)
-  parts = {p.split("/")[0] for r in known for p in r.paths if _present(r, tensors)}
-  wanted = {p: a for p, a in abstract.items() if p.split("/")[0] in parts}
-  rows = [r for r in known if any(p in wanted for p in r.paths)]
-  others = [r for r in known if r not in rows]
-  ignore = [re.escape(r.name).replace(r"\{\}", r"\d+") for r in others] + list(names.LEFTOVERS)
-  shapes = {p: tuple(a.shape) for p, a in wanted.items()}
-  plan = table.plan(rows, tensors, shapes, ignore=ignore, where=where)
-  return table.load(plan, tensors.read, wanted)
-
-
-def _present(row: table.Row, tensors: Tensors) -> bool:
-  return row.name.replace("{}", "0") in tensors
+  rows = names.rows(tensors)
+  return table.read_parts(rows, tensors, abstract, ignore=names.LEFTOVERS, where=str(directory))

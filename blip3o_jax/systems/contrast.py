@@ -10,6 +10,7 @@ one made by the package's own parts. Only `encoder` is kept afterwards.
 
 from collections.abc import Mapping
 import dataclasses
+from pathlib import Path
 
 from flax import nnx
 import jax
@@ -18,6 +19,9 @@ import jax.numpy as jnp
 from blip3o_jax import layers
 from blip3o_jax.models import clip_text
 from blip3o_jax.systems import features as feature_space
+from blip3o_jax.weights import blip3o as names
+from blip3o_jax.weights import table
+from blip3o_jax.weights.files import Tensors
 
 Batch = Mapping[str, jax.Array]
 
@@ -34,7 +38,7 @@ class Config:
   features: feature_space.Config
   text: clip_text.Config
   dim: int = 64
-  reconstruction: float = 200.0
+  reconstruction: float = 15.0
 
 
 class Contrast(nnx.Module):
@@ -95,3 +99,13 @@ class Contrast(nnx.Module):
 def build(cfg: Config, rngs: nnx.Rngs) -> Contrast:
   """The module; abstract under `nnx.eval_shape`."""
   return Contrast(cfg, rngs=rngs)
+
+
+def load_params(
+  cfg: Config, directory: str | Path, abstract: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.Array]:
+  """The image tower of a released-layout directory, for a run that starts from one."""
+  del cfg
+  tensors = Tensors(directory)
+  rows = names.rows(tensors)
+  return table.read_parts(rows, tensors, abstract, ignore=names.LEFTOVERS, where=str(directory))

@@ -1,4 +1,8 @@
-"""Named sizes of whole systems: the released ones, and the miniature of the embedded data set."""
+"""Named sizes of whole systems: the released ones, and the miniature of the embedded data set.
+
+The miniature recomputes all but matmuls in the backward pass: on a CPU the residual chain that
+would be kept costs more than computing it again (docs/miniature.md).
+"""
 
 import dataclasses
 
@@ -16,11 +20,11 @@ from blip3o_jax.systems import features
 from blip3o_jax.systems import pixels
 
 # The tokenizer of the miniature is trained with this many ids.
-SHAPES_VOCAB = 448
+SHAPES_VOCAB = 486
 SHAPES_IMAGE = 64
 
 _SHAPES_TOWER = eva_vit.Config(
-  image_size=SHAPES_IMAGE, patch_size=8, dim=128, depth=3, heads=4, mlp_dim=512
+  image_size=SHAPES_IMAGE, patch_size=8, dim=128, depth=3, heads=4, mlp_dim=512, remat="dots"
 )
 _SHAPES_WHITEN = 24
 
@@ -50,6 +54,7 @@ def blip3o_shapes(image_token: int = 0) -> blip3o.Config:
       mlp_dim=384,
       mrope_section=(4, 6, 6),
       tie_embeddings=True,
+      remat="dots",
     ),
     visual=qwen_vision.Config(
       dim=96,
@@ -60,6 +65,7 @@ def blip3o_shapes(image_token: int = 0) -> blip3o.Config:
       patch_size=8,
       window_size=32,
       full_layers=(2,),
+      remat="dots",
     ),
     denoiser=next_dit.Config(
       in_channels=_SHAPES_WHITEN,
@@ -70,6 +76,7 @@ def blip3o_shapes(image_token: int = 0) -> blip3o.Config:
       heads=4,
       kv_heads=4,
       multiple_of=32,
+      remat="dots",
     ),
     features=features.Config(_SHAPES_TOWER, pool=2, whiten=_SHAPES_WHITEN),
     latents=_shapes_autoencoder(),
@@ -83,7 +90,7 @@ def contrast_shapes() -> contrast.Config:
   return contrast.Config(
     features=features.Config(_SHAPES_TOWER, pool=2),
     text=clip_text.Config(
-      vocab_size=SHAPES_VOCAB, length=64, dim=96, depth=2, heads=4, mlp_dim=256
+      vocab_size=SHAPES_VOCAB, length=48, dim=96, depth=2, heads=4, mlp_dim=256, remat="dots"
     ),
   )
 

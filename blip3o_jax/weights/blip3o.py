@@ -23,9 +23,8 @@ def rows(names: Iterable[str] = ()) -> list[table.Row]:
     names: of the tensors at hand, which tell the older from the newer transformers prefix;
       without them the release's.
   """
-  names = list(names)
-  text = decoder_lm.prefix(names) if names else decoder_lm.PREFIXES[0]
-  visual = qwen_vision.prefix(names) if names else qwen_vision.PREFIXES[0]
+  newer = any(n.startswith(decoder_lm.PREFIXES[1]) for n in names)
+  text, visual = decoder_lm.PREFIXES[newer], qwen_vision.PREFIXES[newer]
   return [
     *table.prefixed(decoder_lm.rows(), text, "backbone/"),
     *table.prefixed(decoder_lm.head_rows(), "", "backbone/"),

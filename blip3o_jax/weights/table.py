@@ -239,6 +239,36 @@ def export(rows: Sequence[Row], params: Mapping[str, Any]) -> Iterator[tuple[str
       yield r.name.replace("{}", str(i)), np.ascontiguousarray(whole)
 
 
+def read_parts(
+  rows: Sequence[Row],
+  tensors: Any,
+  abstract: Mapping[str, jax.ShapeDtypeStruct],
+  *,
+  ignore: Sequence[str] = (),
+  where: str = "weights",
+) -> dict[str, jax.Array]:
+  """`plan` and `load` for those wanted parameters whose part (first name of a path) is there.
+
+  Args:
+    rows: of every part that the files may hold; tensors of parts not wanted are left unread.
+    tensors: a `files.Tensors`, shapes by name and `read`. abstract: what is wanted. ignore, where: as in `plan`.
+
+  Returns:
+    {path: array}; a part is filled whole or not at all.
+
+  Raises:
+    WeightsError: as `plan`.
+  """
+  present = {p.split("/")[0] for r in rows for p in r.paths if r.name.replace("{}", "0") in tensors}
+  wanted = {p: a for p, a in abstract.items() if p.split("/")[0] in present}
+  used = [r for r in rows if any(p in wanted for p in r.paths)]
+  unread = [re.escape(r.name).replace(r"\{\}", r"\d+") for r in rows if r not in used]
+  shapes = {p: tuple(a.shape) for p, a in wanted.items()}
+  return load(
+    plan(used, tensors, shapes, ignore=[*unread, *ignore], where=where), tensors.read, wanted
+  )
+
+
 def _match(r: Row, tensors: Mapping[str, Shape]) -> list[str]:
   if "{}" not in r.name:
     return [r.name] if r.name in tensors else []

@@ -1,0 +1,286 @@
+"""The stages of the miniature that are no training run, and what its runs leave for each other.
+
+A working folder holds tokenizer.json, one run directory a stage, `features/` and, in the end,
+`model/` in the released layout. `launch/quickstart.py` calls these in order.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+
+from blip3o_jax import experiment
+from blip3o_jax import trees
+from blip3o_jax.data import embedded
+from blip3o_jax.data import prompts
+from blip3o_jax.data import shapes
+from blip3o_jax.data import transforms
+from blip3o_jax.data.tokenizer import Tokenizer
+from blip3o_jax.data.tokenizer import train_bpe
+from blip3o_jax.evaluate import miniature as evaluate
+from blip3o_jax.evaluate import report
+from blip3o_jax.systems import blip3o
+from blip3o_jax.systems import contrast
+from blip3o_jax.systems import export
+from blip3o_jax.systems import features
+from blip3o_jax.systems import inference
+from blip3o_jax.systems import pixels
+from blip3o_jax.systems import released
+from blip3o_jax.systems import variants
+from blip3o_jax.train import distributed
+from blip3o_jax.train import sources
+from blip3o_jax.train import state as train_state
+
+# The scenes whose features the configs ask for: folder -> (split, scenes, mixture).
+FEATURE_SETS = {
+  "generator": ("generator", 24000, embedded.Mixture(variants=2)),
+  "world": ("world", 12000, embedded.Mixture()),
+}
+TUNE_SCENES = 12000
+WHITEN_SCENES = 6000
+CHUNK = 500
+SETTINGS = released.Settings(
+  null="zeros",
+  pixel_scale=1.5,
+  pixel_steps=16,
+  min_pixels=variants.SHAPES_IMAGE**2,
+  max_pixels=variants.SHAPES_IMAGE**2,
+  steps=20,
+  scale=2.0,
+)
+PROBE_SEED = 10_000  # of drawings that choose what to tune on, apart from the report's
+
+
+def train(cfg: ConfigDict, work: Path, name: str) -> dict[str, Any]:
+  """Runs a stage's config in work/name on every device; returns its last metrics."""
+  cfg.mesh.replica, cfg.mesh.fsdp = jax.device_count(), 1
+  cfg.checkpoint.every_minutes = 5.0
+  done = experiment.run(cfg, work / name)
+  if done.interrupted:
+    raise SystemExit(f"{name}: interrupted at step {done.step}; the next call goes on from there")
+  facts: dict[str, Any] = {"step": done.step, "metrics": done.metrics}
+  if name == "autoencoder":
+    sample = jnp.asarray(transforms.signed(shapes.render_many(_scenes("world", 512))))
+    module: Any = done.module
+    facts["scale"] = pixels.latent_scale(module, sample)
+  return facts
+
+
+def train_tokenizer(work: Path) -> dict[str, Any]:
+  """Trains the tokenizer on captions, questions and the words of the templates."""
+  texts = [
+    prompts.SYSTEM,
+    prompts.GENERATE,
+    embedded.DESCRIBE,
+    "system",
+    "user",
+    "assistant",
+  ] * 3000
+  for scene in _scenes("world", 4000):
+    texts += [shapes.caption(scene), shapes.long_caption(scene)]
+    texts += [f"{q.question} {q.answer}" for q in shapes.questions(scene)]
+  tokenizer = train_bpe(texts, variants.SHAPES_VOCAB, work)
+  return {"vocabulary": tokenizer.size}
+
+
+def encode(work: Path) -> dict[str, Any]:
+  """Measures the whitening of the tower's features and caches those of the training scenes."""
+  cfg = variants.blip3o_shapes().features
+  tower = _filled(contrast, variants.contrast_shapes(), [str(work / "tower")], "encoder/")
+  plain = dataclasses.replace(cfg, whiten=0)
+  encoder = _network(features.FeatureEncoder(plain, rngs=nnx.Rngs(0)), tower)
+  world = shapes.render_many(_scenes("world", WHITEN_SCENES))
+  mean, kernel, share = features.fit_whitening(_encoded(encoder, world), cfg.whiten)
+  logging.info(
+    "whitening: %d of %d directions, %.4f of the variance", cfg.whiten, len(kernel), share
+  )
+  params: dict[str, Any] = {f"encoder/{p}": v for p, v in tower.items()}
+  params |= {"encoder/whiten/mean": mean, "encoder/whiten/kernel": kernel}
+  export.write_weights(params, work / "features" / "encoder")
+  for folder, (split, count, mixture) in FEATURE_SETS.items():
+    cache_features(work, folder, split, count, mixture)
+  return {"variance_kept": share}
+
+
+def cache_features(
+  work: Path, folder: str, split: str, count: int, mixture: embedded.Mixture
+) -> None:
+  """Writes features/<folder>/features.npy of the first `count` scenes, float16[n, h, w, C]."""
+  source = embedded.EmbeddedSource(split, count * mixture.variants, mixture)
+  cfg = variants.blip3o_shapes().features
+  wanted = train_state.partition(blip3o, _full_config(work), _mesh(), (".*",)).leaves
+  wanted = {p: v for p, v in wanted.items() if p.startswith("encoder/")}
+  found = blip3o.load_params(_full_config(work), work / "features" / "encoder", wanted)
+  found = {p.removeprefix("encoder/"): v for p, v in found.items()}
+  encoder = _network(features.FeatureEncoder(cfg, rngs=nnx.Rngs(0)), found)
+  parts = []
+  for start in range(0, count, CHUNK):
+    scenes = [source.scene(i) for i in range(start, min(start + CHUNK, count))]
+    parts.append(_encoded(encoder, shapes.render_many(scenes), whitened=True).astype(np.float16))
+  home = work / "features" / folder
+  home.mkdir(parents=True, exist_ok=True)
+  partial = home / f".{embedded.FEATURES}.partial.npy"
+  np.save(partial, np.concatenate(parts))
+  partial.replace(home / embedded.FEATURES)
+  logging.info("features: %d scenes of %s in %s", count, split, home)
+
+
+def probe(work: Path) -> dict[str, Any]:
+  """Draws other prompts than the report's, names the weakest categories, caches their scenes.
+
+  The prompts are training captions of each category, so no test prompt decides anything.
+  """
+  model = assemble(work, "generator")
+  asked = [
+    {"tag": c, "prompt": text, "include": shapes.include_of(scene), "unseen": False}
+    for c in shapes.CATEGORIES
+    for i in range(40)
+    for scene, text in [shapes.category_caption(PROBE_SEED, i, c, "generator")]
+  ]
+  rates, _ = evaluate.generation(model, asked, seed=PROBE_SEED)
+  ranked = sorted(shapes.CATEGORIES, key=lambda c: rates[c]["rate"])
+  # Every category once, the three weakest twice more, in turn.
+  chosen = [*ranked, *ranked[:3], *ranked[:3]]
+  mixture = embedded.Mixture(categories=tuple(chosen), seed=1)
+  cache_features(work, "tune", "generator", TUNE_SCENES, mixture)
+  return {"weakest": chosen, "rates": {c: rates[c]["rate"] for c in ranked}}
+
+
+def export_model(work: Path) -> dict[str, Any]:
+  """Writes work/model, in the released layout."""
+  model = assemble(work, "tuned")
+  export.save(model, work, work / "model")
+  size = sum(f.stat().st_size for f in (work / "model").rglob("*") if f.is_file())
+  return {"bytes": size}
+
+
+def assemble(work: Path, generator: str) -> inference.Model:
+  """The model that the runs in `work` make together, with the generator of one of them."""
+  cfg = _full_config(work)
+  entries = [str(work / "features" / "encoder"), f"{work / generator}#ema"]
+  system = _filled(blip3o, cfg, entries)
+  scale = json.loads((work / "done" / "autoencoder.json").read_text())["scale"]
+  decoder_cfg = variants.pixels_shapes(scale)
+  decoder = _filled(pixels, decoder_cfg, [str(work / "autoencoder"), f"{work / 'unet'}#ema"])
+  return inference.Model(
+    cfg,
+    SETTINGS,
+    _split(blip3o, cfg, system),
+    _split(pixels, decoder_cfg, decoder),
+    Tokenizer.load(work),
+  )
+
+
+def write_report(work: Path, per_category: int = 100) -> dict[str, Any]:
+  """Scores work/model on test questions, prompts and pictures; writes report.html and .json."""
+  model = inference.load(work / "model")
+  understood, dialogues = evaluate.understanding(model)
+  asked = evaluate.test_prompts(per_category)
+  drawn, images = evaluate.generation(model, asked)
+  rebuilt, before, after = evaluate.reconstruction(model)
+  numbers = {"understanding": understood, "generation": drawn, "reconstruction": rebuilt}
+  marks = [
+    "yes" if evaluate.scorer.judge(i, p["include"]).correct else "no"
+    for i, p in zip(images, asked, strict=True)
+  ]
+  shown = [
+    i for c in range(len(shapes.CATEGORIES)) for i in range(c * per_category, c * per_category + 12)
+  ]
+  sections = [
+    (
+      "Drawings of test prompts",
+      "<p>The first twelve of each category, not chosen; green is what the scorer accepts.</p>"
+      + report.figures(
+        [images[i] for i in shown], [asked[i]["prompt"] for i in shown], [marks[i] for i in shown]
+      ),
+    ),
+    ("Generation", report.rates_table(drawn)),
+    ("Understanding", report.rates_table(understood)),
+    (
+      "Dialogues",
+      report.dialogue(dialogues, [shapes.render(d["scene"]) for d in dialogues]),
+    ),
+    (
+      f"Reconstruction: {rebuilt['psnr']:.1f} dB, {rebuilt['right']['rate']:.2f} right",
+      report.figures(list(before[:10]), ["before"] * 10, [""] * 10)
+      + report.figures(list(after[:10]), ["after"] * 10, [""] * 10),
+    ),
+    ("Losses", "".join(_curves(work))),
+  ]
+  for name, text in (
+    ("report.html", report.page("BLIP3-o, the miniature", sections)),
+    ("report.json", json.dumps(numbers, indent=2)),
+  ):
+    partial = work / f".{name}.partial"
+    partial.write_text(text)
+    partial.replace(work / name)
+  return {}
+
+
+def _curves(work: Path) -> list[str]:
+  """One picture of the loss of each run."""
+  out = []
+  for path in sorted(work.glob("*/metrics.jsonl")):
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    points = [(r["step"], r["loss"]) for r in rows if r.get("loss") is not None]
+    out.append(report.curve(points, path.parent.name))
+  return out
+
+
+def _scenes(split: str, count: int) -> list[shapes.Scene]:
+  return [shapes.scene(0, i, split) for i in range(count)]
+
+
+def _mesh() -> jax.sharding.Mesh:
+  return distributed.make_mesh(distributed.Mesh(replica=jax.device_count(), fsdp=1))
+
+
+def _full_config(work: Path) -> blip3o.Config:
+  return variants.blip3o_shapes(Tokenizer.load(work).image_pad)
+
+
+def _filled(system: Any, cfg: Any, entries: list[str], prefix: str = "") -> dict[str, jax.Array]:
+  """All leaves of a system under a prefix (which is cut off), from runs and directories.
+
+  Raises:
+    ValueError: leaves that none of them fills.
+  """
+  leaves = train_state.partition(system, cfg, _mesh(), (".*",)).leaves
+  wanted = {p: v for p, v in leaves.items() if p.startswith(prefix)}
+  found, left = sources.load(system, cfg, sources.resolve(entries), wanted, leaves)
+  if left:
+    raise ValueError(f"{', '.join(entries)}: nothing fills {len(left)} leaves, {next(iter(left))}")
+  return {p.removeprefix(prefix): found[p] for p in wanted}
+
+
+def _split(system: Any, cfg: Any, params: dict[str, jax.Array]) -> inference.Network:
+  module = nnx.eval_shape(lambda: system.build(cfg, nnx.Rngs(0)))
+  return inference.Network(nnx.split(module)[0], trees.unflatten(params))
+
+
+def _network(module: nnx.Module, params: dict[str, Any]) -> inference.Network:
+  return inference.Network(nnx.split(module)[0], trees.unflatten(params))
+
+
+def _encoded(
+  encoder: inference.Network, images: np.ndarray, *, whitened: bool = False
+) -> np.ndarray:
+  """Features float32[n, h, w, C] of uint8[n, H, W, 3], a few hundred at a time."""
+
+  @jax.jit
+  def run(params: Any, batch: jax.Array) -> jax.Array:
+    module = nnx.merge(encoder.graphdef, params)
+    return module(batch) if whitened else module.pooled(batch)
+
+  parts = [
+    np.asarray(run(encoder.params, transforms.normalise(images[i : i + CHUNK])))
+    for i in range(0, len(images), CHUNK)
+  ]
+  return np.concatenate(parts)

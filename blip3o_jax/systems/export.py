@@ -1,0 +1,97 @@
+"""A model to a directory in the released layout: the tables read backwards.
+
+Everything is written beside the target and renamed, so a directory that exists is whole.
+"""
+
+from collections.abc import Mapping
+import json
+from pathlib import Path
+import shutil
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from blip3o_jax import trees
+from blip3o_jax.systems import blip3o
+from blip3o_jax.systems import decoder_files
+from blip3o_jax.systems import pixels
+from blip3o_jax.systems import released
+from blip3o_jax.systems.inference import Model
+from blip3o_jax.weights import blip3o as names
+from blip3o_jax.weights import table
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+
+
+def save(model: Model, tokenizer: str | Path, directory: str | Path) -> None:
+  """Writes the system, its pixel decoder, the tokenizer and all JSON files.
+
+  Args:
+    model: all parts present. tokenizer: a directory with the tokenizer's files.
+    directory: must not exist, or is replaced when it holds a config.json.
+
+  Raises:
+    FileExistsError: a directory that is not empty and no model. WeightsError: see `table.export`.
+  """
+  target = Path(directory)
+  if target.exists() and any(target.iterdir()) and not (target / "config.json").exists():
+    raise FileExistsError(f"{target}: exists, is not empty and holds no model; nothing was written")
+  partial = target.with_name(f".{target.name}.partial")
+  shutil.rmtree(partial, ignore_errors=True)
+  partial.mkdir(parents=True)
+  write_weights(trees.flatten(model.system.params), partial)
+  _write_json(partial, model)
+  for name in TOKENIZER_FILES:
+    if (Path(tokenizer) / name).is_file():
+      shutil.copy(Path(tokenizer) / name, partial / name)
+  if model.decoder is not None:
+    decoder: pixels.PixelDecoder = model.decoder.module()
+    home = partial / decoder_files.FOLDER
+    pixels.export(decoder.cfg, home, trees.flatten(model.decoder.params))
+  if target.exists():
+    shutil.rmtree(target)
+  partial.rename(target)
+
+
+def write_weights(params: Mapping[str, Any], directory: Path) -> None:
+  """model.safetensors with the parameters {path: array} of `Blip3o`, or of some of its parts.
+
+  Raises:
+    WeightsError: a parameter that no row names, or a network of which a part is missing.
+  """
+  rows = [r for r in names.rows() if any(p in params for p in r.paths)]
+  tensors = {name: np.asarray(value) for name, value in table.export(rows, params)}
+  directory.mkdir(parents=True, exist_ok=True)
+  save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def _write_json(directory: Path, model: Model) -> None:
+  cfg: blip3o.Config = model.cfg
+  ids = model.tokenizer
+  special = {
+    "vision_start": ids.vision_start,
+    "vision_end": ids.vision_end,
+    "image_pad": ids.image_pad,
+    "video_pad": ids.video_pad,
+    "img_start": ids.image_start,
+    "img_end": ids.image_end,
+    "gen_image": ids.image,
+    "pad": ids.pad,
+  }
+  files = {
+    "config.json": released.config_json(cfg, eos=ids.im_end, pad=ids.pad),
+    "tiny.json": released.tiny_json(cfg, model.settings, special),
+    "preprocessor_config.json": {
+      "image_processor_type": "Qwen2VLImageProcessor",
+      "patch_size": cfg.visual.patch_size,
+      "temporal_patch_size": cfg.visual.temporal_patch_size,
+      "merge_size": cfg.visual.merge,
+      "min_pixels": model.settings.min_pixels,
+      "max_pixels": model.settings.max_pixels,
+      "image_mean": [0.48145466, 0.4578275, 0.40821073],
+      "image_std": [0.26862954, 0.26130258, 0.27577711],
+    },
+  }
+  for name, value in files.items():
+    (directory / name).write_text(json.dumps(value, indent=2) + "\n")

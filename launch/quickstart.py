@@ -1,0 +1,240 @@
+"""Trains a complete miniature BLIP3-o, stage by stage, and reports what it draws and understands.
+
+    bash launch/quickstart.sh [--workdir DIR]
+
+Stages, each a config of configs/ (`--stage NAME` runs one alone; finished ones are reused):
+
+    tokenizer   byte-level BPE of the embedded set's words
+    tower       image tower, contrastive           ┐ one half of the cores
+    encode      its features of the training sets  │
+    autoencoder                                    │
+    unet        the pixel decoder on features      ┘
+    backbone    language model and vision tower      the other half, at the same time
+    generator   slots and DiT on features            all cores, backbone frozen
+    tuned       instruction tuning on the weakest categories
+    report      answers, drawings, reconstructions: report.html, report.json
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+from pathlib import Path
+import subprocess
+import sys
+import time
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = {
+  "tower": "shapes_tower_train",
+  "backbone": "shapes_backbone_train",
+  "autoencoder": "shapes_autoencoder_train",
+  "unet": "shapes_unet_train",
+  "generator": "shapes_generator_pretrain",
+  "tuned": "shapes_generator_tune",
+}
+# Stages in one line run after each other, lines of one phase side by side.
+PHASES = (
+  (("tokenizer",),),
+  (("tower", "encode", "autoencoder", "unet"), ("backbone",)),
+  (("generator", "probe", "tuned"),),
+  (("export", "report"),),
+)
+SECONDS = 15.0  # between lines of progress
+
+
+def main() -> int:
+  """Runs all phases, or one stage."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--workdir", type=Path, default=Path("work/quickstart"))
+  parser.add_argument("--stage", help="run this stage only, in this process")
+  options = parser.parse_args()
+  work = options.workdir.absolute()
+  work.mkdir(parents=True, exist_ok=True)
+  if options.stage:
+    return one_stage(options.stage, work)
+  start = time.monotonic()
+  for phase in PHASES:
+    if not run_phase(phase, work):
+      return 1
+  seconds = {p.stem: json.loads(p.read_text())["seconds"] for p in (work / "done").glob("*.json")}
+  report = json.loads((work / "report.json").read_text())
+  report["seconds"] = {**seconds, "total": time.monotonic() - start}
+  write(work / "report.json", json.dumps(report, indent=2))
+  print(f"finished in {(time.monotonic() - start) / 60:.1f} minutes")
+  print(summary(report))
+  print(f"report: {work / 'report.html'}\nnumbers: {work / 'report.json'}")
+  print(f'draw more: .venv/bin/blip3o generate "a red circle" --model {work / "model"}')
+  return 0
+
+
+def summary(report: dict[str, Any]) -> str:
+  """The three scores in a line each."""
+  understood, drawn, rebuilt = (
+    report[n] for n in ("understanding", "generation", "reconstruction")
+  )
+  return (
+    f"understanding {understood['overall']['rate']:.2f}, generation {drawn['overall']['rate']:.2f}"
+    f", reconstruction {rebuilt['psnr']:.1f} dB, {rebuilt['right']['rate']:.2f} right"
+  )
+
+
+# ---- lanes: stages as processes, one after the other, lanes side by side --------------------
+
+
+def run_phase(phase: tuple[tuple[str, ...], ...], work: Path) -> bool:
+  """Runs the lanes of a phase in parallel; False, after printing why, when a stage failed."""
+  cores = sorted(os.sched_getaffinity(0))
+  share = max(1, len(cores) // len(phase))
+  lanes = [
+    Lane(stages, work, cores[i * share : (i + 1) * share] or cores)
+    for i, stages in enumerate(phase)
+  ]
+  shown = time.monotonic()
+  while any(lane.alive() for lane in lanes):
+    time.sleep(0.2)
+    if time.monotonic() - shown >= SECONDS:
+      shown = time.monotonic()
+      print("  ".join(filter(None, (lane.progress() for lane in lanes))), flush=True)
+  for lane in lanes:
+    if lane.failed:
+      log = work / "logs" / f"{lane.failed}.log"
+      print(f"stage {lane.failed} failed; the end of {log}:", file=sys.stderr)
+      print("\n".join(log.read_text().splitlines()[-25:]), file=sys.stderr)
+      for other in lanes:
+        other.stop()
+      return False
+  return True
+
+
+class Lane:
+  """Stages that run one after the other as processes on their share of the cores."""
+
+  def __init__(self, stages: tuple[str, ...], work: Path, cores: list[int]):
+    self.left, self.work, self.cores = list(stages), work, cores
+    self.process: subprocess.Popen[bytes] | None = None
+    self.stage = self.failed = ""
+    self.began = 0.0
+
+  def alive(self) -> bool:
+    """Starts the next stage when one ended; False when all have, or one failed."""
+    if self.process is not None:
+      status = self.process.poll()
+      if status is None:
+        return True
+      self.process = None
+      if status:
+        self.failed = self.stage
+        return False
+      print(f"{self.stage} done in {time.monotonic() - self.began:.0f} s", flush=True)
+    if not self.left or self.failed:
+      return False
+    self.stage = self.left.pop(0)
+    if (self.work / "done" / f"{self.stage}.json").exists():
+      print(f"{self.stage} was finished before", flush=True)
+      return self.alive()
+    self._start()
+    return True
+
+  def _start(self) -> None:
+    self.began = time.monotonic()
+    log = self.work / "logs" / f"{self.stage}.log"
+    log.parent.mkdir(exist_ok=True)
+    # One simulated device a core: each takes its share of the batch.
+    flags = f"--xla_force_host_platform_device_count={len(self.cores)}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
+    command = [sys.executable, __file__, "--workdir", str(self.work), "--stage", self.stage]
+    with log.open("wb") as handle:
+      self.process = subprocess.Popen(
+        command, stdout=handle, stderr=subprocess.STDOUT, env=environment
+      )
+    os.sched_setaffinity(self.process.pid, self.cores)
+
+  def progress(self) -> str:
+    """What the stage's metrics say: "tower 150/500, 2:10 left"."""
+    if self.process is None:
+      return ""
+    path = self.work / self.stage / "metrics.jsonl"
+    elapsed = time.monotonic() - self.began
+    if not path.exists() or not path.read_text().strip():
+      return f"{self.stage} {elapsed:.0f} s"
+    step = json.loads(path.read_text().splitlines()[-1])["step"]
+    config = json.loads((self.work / self.stage / "config.json").read_text())
+    steps = config["train"]["steps"]
+    left = int(elapsed / max(step, 1) * (steps - step))
+    return f"{self.stage} {step}/{steps}, about {left // 60}:{left % 60:02d} left"
+
+  def stop(self) -> None:
+    """Ends a running stage, which saves first."""
+    if self.process is not None:
+      self.process.terminate()
+      self.process.wait()
+
+
+# ---- stages ---------------------------------------------------------------------------------
+
+
+def one_stage(name: str, work: Path) -> int:
+  """Runs a stage in this process and leaves done/NAME.json with its seconds."""
+  from absl import logging
+
+  from blip3o_jax import miniature
+
+  logging.set_verbosity(logging.INFO)
+  logging.use_absl_handler()
+  start = time.monotonic()
+  if name in CONFIGS:
+    argument = f"work={work}"
+    if name == "unet":
+      argument += f",scale={read_done(work, 'autoencoder')['scale']}"
+    if name == "tuned":
+      argument += f",categories={'+'.join(read_done(work, 'probe')['weakest'])}"
+    facts = miniature.train(config_file(CONFIGS[name]).get_config(argument), work, name)
+  else:
+    make = {
+      "tokenizer": miniature.train_tokenizer,
+      "encode": miniature.encode,
+      "probe": miniature.probe,
+      "export": miniature.export_model,
+      "report": miniature.write_report,
+    }
+    if name not in make:
+      raise SystemExit(f"stage {name!r}: expected one of {', '.join([*CONFIGS, *make])}")
+    facts = make[name](work)
+  done = work / "done" / f"{name}.json"
+  done.parent.mkdir(exist_ok=True)
+  write(done, json.dumps({"seconds": time.monotonic() - start, **facts}))
+  return 0
+
+
+def read_done(work: Path, stage: str) -> dict[str, Any]:
+  """The facts that a finished stage left."""
+  path = work / "done" / f"{stage}.json"
+  if not path.exists():
+    raise SystemExit(f"stage {stage} has not finished in {work}")
+  return json.loads(path.read_text())
+
+
+def config_file(name: str) -> Any:
+  """A module of configs/."""
+  path = ROOT / "configs" / f"{name}.py"
+  spec = importlib.util.spec_from_file_location(name, path)
+  assert spec is not None
+  assert spec.loader is not None
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def write(path: Path, text: str) -> None:
+  """Writes a file under another name and renames it."""
+  partial = path.with_name(f".{path.name}.partial")
+  partial.write_text(text)
+  partial.replace(path)
+
+
+if __name__ == "__main__":
+  sys.exit(main())
