@@ -1,0 +1,250 @@
+"""The pixel decoder as a system: both trainings, generation, files and their configs."""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from blip3o_jax import config
+from blip3o_jax import trees
+from blip3o_jax.diffusion import eps
+from blip3o_jax.models import autoencoder
+from blip3o_jax.models import unet
+from blip3o_jax.systems import decoder_files
+from blip3o_jax.systems import pixels
+
+TINY = pixels.Config(
+  unet=unet.Config(
+    channels=(8, 8),
+    heads=(2, 2),
+    depths=(0, 1),
+    mid_depth=1,
+    resnets=1,
+    context_dim=6,
+    time_ids_dim=4,
+    groups=4,
+  ),
+  autoencoder=autoencoder.Config(channels=(8, 8), depth=1, groups=4, scaling_factor=0.7),
+  grid=4,
+  feature_grid=2,
+)
+TRAIN_AUTOENCODER = dataclasses.replace(
+  TINY, train="autoencoder", loss=pixels.Loss(mse=1.0, edges=0.5, kl=1e-3)
+)
+CONFIGS = [TINY, TRAIN_AUTOENCODER]
+
+
+prepare = jax.jit(lambda module, batch: module.prepare(batch))
+encode = jax.jit(lambda module, images: module.autoencoder.encode(images)[0])
+loss_of = jax.jit(lambda module, batch, key, weights: module.loss(batch, key, weights))
+
+
+@pytest.fixture(scope="module")
+def decoder(fill: Callable[..., Any]) -> pixels.PixelDecoder:
+  return fill(lambda: pixels.build(TINY, nnx.Rngs(0)))
+
+
+def batch_of(cfg: pixels.Config, count: int) -> dict[str, jax.Array]:
+  spec = pixels.batch_spec(cfg, count)
+  keys = jax.random.split(jax.random.key(7), len(spec))
+  return {
+    name: jnp.tanh(jax.random.normal(key, s.shape, s.dtype))
+    for key, (name, s) in zip(keys, spec.items(), strict=True)
+  }
+
+
+@pytest.mark.parametrize("cfg", CONFIGS, ids=["unet", "autoencoder"])
+def test_training_lowers_the_loss(cfg: pixels.Config, fill: Callable[..., Any]) -> None:
+  module = fill(lambda: pixels.build(cfg, nnx.Rngs(0)))
+  split: Any = nnx.split(module, lambda path, _: path[0] == cfg.train, ...)
+  graphdef, params, frozen = split
+  batch, key = prepare(module, batch_of(cfg, 4)), jax.random.key(0)
+  tx = optax.adam(3e-3)
+
+  @jax.jit
+  def step(params: Any, opt: Any) -> Any:
+    def loss(params: Any) -> Any:
+      model = nnx.merge(graphdef, params, frozen)
+      return model.loss(batch, key, model.weights(batch))
+
+    (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    updates, opt = tx.update(grads, opt, params)
+    return optax.apply_updates(params, updates), opt, value, metrics
+
+  opt, values = tx.init(params), []
+  for _ in range(20):
+    params, opt, value, metrics = step(params, opt)
+    values.append(float(value))
+  assert values[-1] < 0.8 * values[0]
+  assert all(np.isfinite(m).all() for m in metrics.values())
+
+
+@pytest.mark.parametrize("cfg", CONFIGS, ids=["unet", "autoencoder"])
+def test_losses_of_microbatches_add_up(cfg: pixels.Config, fill: Callable[..., Any]) -> None:
+  module = fill(lambda: pixels.build(cfg, nnx.Rngs(0)))
+  batch = prepare(module, batch_of(cfg, 2))
+  twice = {k: jnp.concatenate([v, v]) for k, v in batch.items()}
+  whole = module.weights(twice)
+  assert set(whole) == {"samples"}
+  key = jax.random.key(1)
+  part, metrics = loss_of(module, batch, key, whole)
+  alone, same = loss_of(module, batch, key, module.weights(batch))
+  np.testing.assert_allclose(2 * part, alone, rtol=1e-5)
+  for name in metrics:
+    factor = 1 if "_by_t/" in name else 2  # sums and counts are not normalised
+    np.testing.assert_allclose(factor * metrics[name], same[name], rtol=1e-5)
+
+
+def test_drop_gives_the_null_loss(decoder: pixels.PixelDecoder) -> None:
+  batch, key = prepare(decoder, batch_of(TINY, 3)), jax.random.key(3)
+  _, state = nnx.split(decoder)
+
+  def loss(drop: float, features: jax.Array) -> float:
+    cfg = dataclasses.replace(TINY, loss=dataclasses.replace(TINY.loss, drop=drop))
+    abstract = nnx.eval_shape(lambda: pixels.build(cfg, nnx.Rngs(0)))
+    model = nnx.merge(nnx.graphdef(abstract), state)
+    value, _ = loss_of(model, {**batch, "features": features}, key, model.weights(batch))
+    return float(value)
+
+  zeros = jnp.zeros_like(batch["features"])
+  assert loss(1.0, batch["features"]) == pytest.approx(loss(0.0, zeros), rel=1e-6)
+  assert loss(0.0, batch["features"]) != pytest.approx(loss(0.0, zeros), rel=1e-4)
+
+
+def test_prepare_encodes_once_and_scales(decoder: pixels.PixelDecoder) -> None:
+  batch = batch_of(TINY, 2)
+  ready = prepare(decoder, batch)
+  mean = encode(decoder, batch["images"])
+  np.testing.assert_allclose(ready["latents"], 0.7 * mean, rtol=1e-5)
+  assert "images" not in ready
+  assert decoder.prepare(ready) is ready
+
+
+def test_images_do_not_depend_on_batch_mates_nor_on_the_loop(
+  decoder: pixels.PixelDecoder,
+) -> None:
+  features = jax.random.normal(jax.random.key(0), (3, 2, 2, 6))
+  keys = jax.random.split(jax.random.key(1), 3)
+  draw = functools.partial(decoder.decode, steps=3, scale=2.0)
+  images = draw(features, keys)
+  assert images.shape == (3, 8, 8, 3)
+  assert images.min() >= 0
+  assert images.max() <= 1
+  np.testing.assert_allclose(draw(features[1:2], keys[1:2]), images[1:2], atol=2e-5)
+  np.testing.assert_allclose(draw(features, keys, loop="device"), images, atol=2e-5)
+  noise = pixels.draw(keys, TINY)
+  np.testing.assert_allclose(draw(features, noise), images, atol=2e-5)
+
+
+def test_guidance(decoder: pixels.PixelDecoder) -> None:
+  features = jax.random.normal(jax.random.key(0), (2, 2, 2, 6))
+  noise = pixels.draw(jax.random.split(jax.random.key(1), 2), TINY)
+  sample = functools.partial(decoder.sample, noise=noise, steps=2)
+  null = jax.random.normal(jax.random.key(2), (2, 2, 6))
+  guided = sample(features, scale=1.5, null=null)
+  assert float(jnp.abs(guided - sample(features, scale=1.5)).max()) > 1e-4  # zeros by default
+  np.testing.assert_allclose(sample(features, scale=1.5, null=null[None]), guided, atol=1e-6)
+  plain = sample(features, scale=1)
+  np.testing.assert_allclose(sample(features, scale=1.000001, null=null), plain, atol=1e-4)
+  np.testing.assert_allclose(sample(features, scale=0.0, null=features), plain, atol=1e-4)
+
+
+def test_wrong_count_of_noise(decoder: pixels.PixelDecoder) -> None:
+  with pytest.raises(ValueError, match="2 features but noise for 1 images"):
+    decoder.decode(jnp.zeros((2, 2, 2, 6)), jax.random.split(jax.random.key(0), 1))
+
+
+def test_latent_scale_makes_unit_variance(decoder: pixels.PixelDecoder) -> None:
+  images = batch_of(TINY, 4)["images"]
+  mean = encode(decoder, images)
+  scale = pixels.latent_scale(decoder, images)
+  np.testing.assert_allclose(jnp.std(scale * mean), 1.0, rtol=1e-5)
+
+
+def test_files_round_trip(decoder: pixels.PixelDecoder, tmp_path: Path) -> None:
+  params = trees.flatten(nnx.to_pure_dict(nnx.state(decoder)))
+  pixels.export(TINY, tmp_path / decoder_files.FOLDER, params)
+  assert pixels.read_config(tmp_path, feature_grid=2) == TINY
+  abstract = {p: jax.ShapeDtypeStruct(v.shape, v.dtype) for p, v in params.items()}
+  again = pixels.load_params(TINY, tmp_path, abstract)
+  assert set(again) == set(params)
+  for path, value in params.items():
+    np.testing.assert_array_equal(again[path], value)
+  part = {p: v for p, v in abstract.items() if p.startswith("autoencoder/")}
+  found = pixels.load_params(TINY, tmp_path / decoder_files.FOLDER, part)
+  assert set(found) == set(part)
+  with pytest.raises(FileNotFoundError, match="diffusion-decoder"):
+    pixels.load_params(TINY, tmp_path / "nowhere", abstract)
+
+
+def test_config_is_a_config() -> None:
+  assert config.build(pixels.Config, config.to_config(TINY)) == TINY
+  with pytest.raises(ValueError, match="latents have 4"):
+    dataclasses.replace(TINY, unet=dataclasses.replace(TINY.unet, in_channels=8))
+  assert pixels.VARIANTS["emu2_gen"].size == 1024
+
+
+# Config files -------------------------------------------------------------------------------------
+
+
+def test_absent_fields_have_documented_defaults_and_unknown_ones_are_ignored() -> None:
+  cfg = decoder_files.unet_config({"_diffusers_version": "9", "novelty": 3})
+  assert cfg.channels == (320, 640, 1280, 1280)
+  assert cfg.depths == (1, 1, 1, 0)
+  assert (cfg.heads, cfg.time_ids_dim, cfg.resnets) == ((8,) * 4, 0, 2)
+  vae = decoder_files.vae_config({"block_out_channels": [32, 64], "shift_factor": None, "odd": 1})
+  assert vae == autoencoder.Config(channels=(32, 64), depth=1, scaling_factor=0.18215)
+  assert decoder_files.schedule_config({}) == eps.Schedule(
+    1e-4, 0.02, "linear", 1000, "linspace", 0
+  )
+
+
+@pytest.mark.parametrize(
+  ("fields", "words"),
+  [
+    ({"act_fn": "gelu"}, "act_fn 'gelu' is not built, only 'silu'"),
+    ({"up_block_types": ["UpBlock2D"] * 4}, "does not mirror"),
+    ({"down_block_types": ["AttnDownBlock2D"] * 4}, "is not built"),
+    ({"attention_head_dim": [8, 8]}, "not one number for each of 4 levels"),
+    ({"addition_embed_type": "image"}, "addition_embed_type 'image'"),
+    ({"mid_block_type": "Odd"}, "mid_block_type 'Odd'"),
+    ({"layers_per_block": [1, 2, 2, 2]}, "one number each"),
+  ],
+)
+def test_what_is_not_built_is_named(fields: dict[str, Any], words: str) -> None:
+  with pytest.raises(ValueError, match=words):
+    decoder_files.unet_config(fields)
+
+
+@pytest.mark.parametrize(
+  ("read", "fields", "words"),
+  [
+    (decoder_files.vae_config, {"latents_mean": [0.0]}, "latents_mean"),
+    (decoder_files.vae_config, {"up_block_types": ["Odd"]}, "up_block_types"),
+    (decoder_files.schedule_config, {"prediction_type": "v_prediction"}, "only 'epsilon'"),
+    (decoder_files.schedule_config, {"beta_schedule": "cosine"}, "'cosine' is not built"),
+  ],
+)
+def test_other_files_too(read: Callable[..., Any], fields: dict[str, Any], words: str) -> None:
+  with pytest.raises(ValueError, match=words):
+    read(fields)
+
+
+def test_released_sizes_survive_their_own_files() -> None:
+  cfg = pixels.VARIANTS["emu2_gen"]
+  text = json.loads(json.dumps(decoder_files.unet_json(cfg.unet, grid=cfg.grid)))
+  assert text["projection_class_embeddings_input_dim"] == 3328
+  assert text["transformer_layers_per_block"] == [1, 2, 10]
+  assert decoder_files.unet_config(text, dtype="bfloat16") == cfg.unet
+  text = json.loads(json.dumps(decoder_files.vae_json(cfg.autoencoder, size=cfg.size)))
+  assert decoder_files.vae_config(text) == cfg.autoencoder
+  assert decoder_files.schedule_config(decoder_files.schedule_json(cfg.schedule)) == cfg.schedule

@@ -1,0 +1,70 @@
+"""Tables of the pixel decoder: every key of the full-size manifests, older names, both ways."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+import jax
+import numpy as np
+import pytest
+
+from blip3o_jax import trees
+from blip3o_jax.models import autoencoder
+from blip3o_jax.models import unet
+from blip3o_jax.systems import pixels
+from blip3o_jax.weights import autoencoder as autoencoder_rows
+from blip3o_jax.weights import table
+
+MANIFESTS = Path(__file__).parents[2] / "data" / "manifests"
+RELEASED = pixels.Config(unet.VARIANTS["emu2_gen"], autoencoder.VARIANTS["sdxl"])
+
+
+def shapes(network: str) -> dict[str, tuple[int, ...]]:
+  """{path: shape} of one network of the released size."""
+  module = nnx.eval_shape(lambda: pixels.build(RELEASED, nnx.Rngs(0)))
+  state = nnx.state(getattr(module, network))
+  return {p: tuple(v.shape) for p, v in trees.flatten(nnx.to_pure_dict(state)).items()}
+
+
+@pytest.mark.parametrize(
+  ("network", "manifest"), [("unet", "sdxl_unet_eva"), ("autoencoder", "sdxl_vae")]
+)
+def test_every_key_of_the_manifest(network: str, manifest: str) -> None:
+  tensors: dict[str, Any] = json.loads((MANIFESTS / f"{manifest}.json").read_text())
+  rows, params = pixels.tables(RELEASED)[network], shapes(network)
+  sources = table.plan(rows, tensors, params, where=manifest)
+  assert {name for s in sources.values() for name in s.names} == set(tensors)
+  for name in list(tensors)[:: len(tensors) // 7]:
+    damaged = {n: s for n, s in tensors.items() if n != name} | {f"{name}.odd": tensors[name]}
+    with pytest.raises(table.WeightsError, match="2 fault") as error:
+      table.plan(rows, damaged, params)
+    assert f"missing {name}" in str(error.value)
+    assert f"unexpected {name}.odd" in str(error.value)
+
+
+def test_older_attention_names() -> None:
+  rows = pixels.tables(RELEASED)["autoencoder"]
+  assert autoencoder_rows.adapt(rows, [r.name for r in rows]) == rows
+  old = [
+    r.name for r in autoencoder_rows.adapt(rows, ["decoder.mid_block.attentions.0.query.bias"])
+  ]
+  assert "encoder.mid_block.attentions.0.proj_attn.weight" in old
+  assert not [name for name in old if ".to_" in name]
+  assert autoencoder_rows.adapt(rows, old)[0] == rows[0]
+
+
+def test_export_is_the_inverse() -> None:
+  rows = pixels.tables(RELEASED)["unet"]
+  block = [r for r in rows if r.name.startswith("mid_block.attentions.0.transformer_blocks.{}.ff")]
+  paths = {p: s for p, s in shapes("unet").items() if any(p in r.paths for r in block)}
+  small = {p: (s[0], *(n // 160 for n in s[1:])) for p, s in paths.items()}
+  keys = jax.random.split(jax.random.key(0), len(small))
+  params = {p: jax.random.normal(k, s) for k, (p, s) in zip(keys, small.items(), strict=True)}
+  files = dict(table.export(block, params))
+  assert files["mid_block.attentions.0.transformer_blocks.9.ff.net.0.proj.weight"].shape == (64, 8)
+  abstract = {p: jax.ShapeDtypeStruct(v.shape, v.dtype) for p, v in params.items()}
+  plan = table.plan(block, {n: v.shape for n, v in files.items()}, small)
+  again = table.load(plan, lambda name, index: files[name][index], abstract)
+  for path, value in params.items():
+    np.testing.assert_array_equal(again[path], value)
