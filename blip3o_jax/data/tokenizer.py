@@ -52,12 +52,18 @@ class Tokenizer:
   image: int
 
   def __init__(self, backend: Any, name: str):
+    from tokenizers import AddedToken
+
     self._backend = backend
-    self._backend.encode_special_tokens = True
     self.size = backend.get_vocab_size(with_added_tokens=True)
     lost = [token for token in SPECIAL.values() if backend.token_to_id(token) is None]
     if lost:
       raise ValueError(f"{name}: the vocabulary lacks the special tokens {', '.join(lost)}")
+    # A file may hold these as plain added tokens, and may cut or pad: text must do neither here.
+    backend.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL.values()])
+    backend.encode_special_tokens = True
+    backend.no_truncation()
+    backend.no_padding()
     for attribute, token in SPECIAL.items():
       setattr(self, attribute, backend.token_to_id(token))
 

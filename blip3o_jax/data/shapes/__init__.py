@@ -1,0 +1,68 @@
+"""The embedded data set: pictures of coloured shapes, captions, questions and test prompts.
+
+Everything is a pure function of (split, seed, index) in numpy (issue 2, section 6; the figures of a
+first trial stand in docs). `scenes` decides what is shown and what is held out, `render` draws,
+`captions` and `questions` put it into words.
+"""
+
+from blip3o_jax.data.shapes.captions import CATEGORIES
+from blip3o_jax.data.shapes.captions import Category
+from blip3o_jax.data.shapes.captions import caption
+from blip3o_jax.data.shapes.captions import category_caption
+from blip3o_jax.data.shapes.captions import category_include
+from blip3o_jax.data.shapes.captions import include_of
+from blip3o_jax.data.shapes.captions import long_caption
+from blip3o_jax.data.shapes.captions import test_prompts
+from blip3o_jax.data.shapes.questions import KINDS
+from blip3o_jax.data.shapes.questions import Kind
+from blip3o_jax.data.shapes.questions import Question
+from blip3o_jax.data.shapes.questions import question
+from blip3o_jax.data.shapes.questions import question_at
+from blip3o_jax.data.shapes.questions import questions
+from blip3o_jax.data.shapes.questions import text_question
+from blip3o_jax.data.shapes.render import render
+from blip3o_jax.data.shapes.render import render_many
+from blip3o_jax.data.shapes.scenes import COLORS
+from blip3o_jax.data.shapes.scenes import HELD_OUT_PAIRS
+from blip3o_jax.data.shapes.scenes import PALETTE
+from blip3o_jax.data.shapes.scenes import RELATIONS
+from blip3o_jax.data.shapes.scenes import SHAPES
+from blip3o_jax.data.shapes.scenes import SIZE
+from blip3o_jax.data.shapes.scenes import SPLITS
+from blip3o_jax.data.shapes.scenes import Object
+from blip3o_jax.data.shapes.scenes import Scene
+from blip3o_jax.data.shapes.scenes import Split
+from blip3o_jax.data.shapes.scenes import scene
+from blip3o_jax.data.shapes.scenes import scene_of
+
+__all__ = [
+  "CATEGORIES",
+  "COLORS",
+  "HELD_OUT_PAIRS",
+  "KINDS",
+  "PALETTE",
+  "RELATIONS",
+  "SHAPES",
+  "SIZE",
+  "SPLITS",
+  "Category",
+  "Kind",
+  "Object",
+  "Question",
+  "Scene",
+  "Split",
+  "caption",
+  "category_caption",
+  "category_include",
+  "include_of",
+  "long_caption",
+  "question",
+  "question_at",
+  "questions",
+  "render",
+  "render_many",
+  "scene",
+  "scene_of",
+  "test_prompts",
+  "text_question",
+]
