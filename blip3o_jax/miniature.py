@@ -38,13 +38,6 @@ from blip3o_jax.train import distributed
 from blip3o_jax.train import sources
 from blip3o_jax.train import state as train_state
 
-# The scenes whose features the configs ask for: folder -> (split, scenes, mixture).
-FEATURE_SETS = {
-  "generator": ("generator", 24000, embedded.Mixture(variants=2)),
-  "world": ("world", 12000, embedded.Mixture()),
-}
-TUNE_SCENES = 12000
-WHITEN_SCENES = 6000
 CHUNK = 500
 SETTINGS = released.Settings(
   null="zeros",
@@ -56,6 +49,29 @@ SETTINGS = released.Settings(
   scale=2.0,
 )
 PROBE_SEED = 10_000  # of drawings that choose what to tune on, apart from the report's
+
+
+@dataclasses.dataclass(frozen=True)
+class Amounts:
+  """How much the stages that are no training run work on.
+
+  Attributes:
+    words: scenes whose texts train the tokenizer. whiten: scenes that measure the whitening.
+    generator, world, tune: scenes whose features are cached; the configs ask for as many.
+    probe: drawings a category that choose what to tune on.
+    asked: test questions a kind, prompts a category, and pictures to reconstruct.
+  """
+
+  words: int = 4000
+  whiten: int = 6000
+  generator: int = 24000
+  world: int = 12000
+  tune: int = 12000
+  probe: int = 40
+  asked: int = 100
+
+
+ALL = Amounts()
 
 
 def train(cfg: ConfigDict, work: Path, name: str) -> dict[str, Any]:
@@ -73,7 +89,7 @@ def train(cfg: ConfigDict, work: Path, name: str) -> dict[str, Any]:
   return facts
 
 
-def train_tokenizer(work: Path) -> dict[str, Any]:
+def train_tokenizer(work: Path, amounts: Amounts = ALL) -> dict[str, Any]:
   """Trains the tokenizer on captions, questions and the words of the templates."""
   texts = [
     prompts.SYSTEM,
@@ -83,20 +99,20 @@ def train_tokenizer(work: Path) -> dict[str, Any]:
     "user",
     "assistant",
   ] * 3000
-  for scene in _scenes("world", 4000):
+  for scene in _scenes("world", amounts.words):
     texts += [shapes.caption(scene), shapes.long_caption(scene)]
     texts += [f"{q.question} {q.answer}" for q in shapes.questions(scene)]
   tokenizer = train_bpe(texts, variants.SHAPES_VOCAB, work)
   return {"vocabulary": tokenizer.size}
 
 
-def encode(work: Path) -> dict[str, Any]:
+def encode(work: Path, amounts: Amounts = ALL) -> dict[str, Any]:
   """Measures the whitening of the tower's features and caches those of the training scenes."""
   cfg = variants.blip3o_shapes().features
   tower = _filled(contrast, variants.contrast_shapes(), [str(work / "tower")], "encoder/")
   plain = dataclasses.replace(cfg, whiten=0)
   encoder = _network(features.FeatureEncoder(plain, rngs=nnx.Rngs(0)), tower)
-  world = shapes.render_many(_scenes("world", WHITEN_SCENES))
+  world = shapes.render_many(_scenes("world", amounts.whiten))
   mean, kernel, share = features.fit_whitening(_encoded(encoder, world), cfg.whiten)
   logging.info(
     "whitening: %d of %d directions, %.4f of the variance", cfg.whiten, len(kernel), share
@@ -104,8 +120,9 @@ def encode(work: Path) -> dict[str, Any]:
   params: dict[str, Any] = {f"encoder/{p}": v for p, v in tower.items()}
   params |= {"encoder/whiten/mean": mean, "encoder/whiten/kernel": kernel}
   export.write_weights(params, work / "features" / "encoder")
-  for folder, (split, count, mixture) in FEATURE_SETS.items():
-    cache_features(work, folder, split, count, mixture)
+  twice = embedded.Mixture(variants=2)
+  cache_features(work, "generator", "generator", amounts.generator, twice)
+  cache_features(work, "world", "world", amounts.world, embedded.Mixture())
   return {"variance_kept": share}
 
 
@@ -132,16 +149,16 @@ def cache_features(
   logging.info("features: %d scenes of %s in %s", count, split, home)
 
 
-def probe(work: Path) -> dict[str, Any]:
+def probe(work: Path, amounts: Amounts = ALL) -> dict[str, Any]:
   """Draws other prompts than the report's, names the weakest categories, caches their scenes.
 
   The prompts are training captions of each category, so no test prompt decides anything.
   """
   model = assemble(work, "generator")
   asked = [
-    {"tag": c, "prompt": text, "include": shapes.include_of(scene), "unseen": False}
+    {"tag": c, "prompt": text, "include": shapes.category_include(scene, c), "unseen": False}
     for c in shapes.CATEGORIES
-    for i in range(40)
+    for i in range(amounts.probe)
     for scene, text in [shapes.category_caption(PROBE_SEED, i, c, "generator")]
   ]
   rates, _ = evaluate.generation(model, asked, seed=PROBE_SEED)
@@ -149,12 +166,13 @@ def probe(work: Path) -> dict[str, Any]:
   # Every category once, the three weakest twice more, in turn.
   chosen = [*ranked, *ranked[:3], *ranked[:3]]
   mixture = embedded.Mixture(categories=tuple(chosen), seed=1)
-  cache_features(work, "tune", "generator", TUNE_SCENES, mixture)
+  cache_features(work, "tune", "generator", amounts.tune, mixture)
   return {"weakest": chosen, "rates": {c: rates[c]["rate"] for c in ranked}}
 
 
-def export_model(work: Path) -> dict[str, Any]:
+def export_model(work: Path, amounts: Amounts = ALL) -> dict[str, Any]:
   """Writes work/model, in the released layout."""
+  del amounts
   model = assemble(work, "tuned")
   export.save(model, work, work / "model")
   size = sum(f.stat().st_size for f in (work / "model").rglob("*") if f.is_file())
@@ -178,20 +196,23 @@ def assemble(work: Path, generator: str) -> inference.Model:
   )
 
 
-def write_report(work: Path, per_category: int = 100) -> dict[str, Any]:
+def write_report(work: Path, amounts: Amounts = ALL) -> dict[str, Any]:
   """Scores work/model on test questions, prompts and pictures; writes report.html and .json."""
   model = inference.load(work / "model")
-  understood, dialogues = evaluate.understanding(model)
+  per_category = amounts.asked
+  understood, dialogues = evaluate.understanding(model, per_category)
   asked = evaluate.test_prompts(per_category)
   drawn, images = evaluate.generation(model, asked)
-  rebuilt, before, after = evaluate.reconstruction(model)
+  rebuilt, before, after = evaluate.reconstruction(model, per_category)
   numbers = {"understanding": understood, "generation": drawn, "reconstruction": rebuilt}
   marks = [
     "yes" if evaluate.scorer.judge(i, p["include"]).correct else "no"
     for i, p in zip(images, asked, strict=True)
   ]
   shown = [
-    i for c in range(len(shapes.CATEGORIES)) for i in range(c * per_category, c * per_category + 12)
+    c * per_category + i
+    for c in range(len(shapes.CATEGORIES))
+    for i in range(min(12, per_category))
   ]
   sections = [
     (

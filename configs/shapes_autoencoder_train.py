@@ -32,7 +32,7 @@ def get_config(arg: str = "") -> ConfigDict:
     cache=True,
   )
   train = Train(
-    steps=900,
+    steps=700,
     batch=32,
     trainable=("autoencoder/.*",),
     optimizer=Optimizer(lr=2e-3, lr_end=1e-5, warmup_steps=50),

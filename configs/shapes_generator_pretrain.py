@@ -35,14 +35,14 @@ def get_config(arg: str = "") -> ConfigDict:
     split="generator",
     task="generate",
     records=48000,
-    mixture=Mixture(long_captions=0.25, variants=2),
-    buckets=(80,),
+    mixture=Mixture(long_captions=0.25, variants=3),
+    buckets=(48, 80),
     features=True,
     path=f"{options.work}/features/generator",
     cache=True,
   )
   train = Train(
-    steps=1800,
+    steps=1000,
     batch=128,
     trainable=("slots/.*", "denoiser/.*"),
     ema_decay=0.995,

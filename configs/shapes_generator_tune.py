@@ -38,15 +38,15 @@ def get_config(arg: str = "") -> ConfigDict:
     source="shapes",
     split="generator",
     task="generate",
-    records=12000,
+    records=8000,
     mixture=Mixture(categories=tuple(options.categories.split("+")), seed=1),
-    buckets=(80,),
+    buckets=(48,),
     features=True,
     path=f"{options.work}/features/tune",
     cache=True,
   )
   train = Train(
-    steps=500,
+    steps=250,
     batch=128,
     trainable=("slots/.*", "denoiser/.*"),
     ema_decay=0.995,

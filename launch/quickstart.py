@@ -1,8 +1,9 @@
 """Trains a complete miniature BLIP3-o, stage by stage, and reports what it draws and understands.
 
-    bash launch/quickstart.sh [--workdir DIR]
+    bash launch/quickstart.sh [--workdir DIR] [--debug]
 
-Stages, each a config of configs/ (`--stage NAME` runs one alone; finished ones are reused):
+Stages, each a config of configs/ (`--stage NAME` runs one alone; finished ones are reused;
+`--debug` rehearses all of them with a few steps, which learns nothing):
 
     tokenizer   byte-level BPE of the embedded set's words
     tower       image tower, contrastive           ┐ one half of the cores
@@ -42,6 +43,16 @@ PHASES = (
   (("export", "report"),),
 )
 SECONDS = 15.0  # between lines of progress
+# What --debug changes in every config, and the records that the stages' data then have.
+DEBUG = {
+  "steps": 3,
+  "batch": 16,
+  "optimizer.warmup_steps": 1,
+  "log.every": 1,
+  "data.records": 64,
+  "eval_data.records": 64,
+}
+DEBUG_AMOUNTS = dict(words=400, whiten=64, generator=32, world=64, tune=64, probe=1, asked=2)
 
 
 def main() -> int:
@@ -49,16 +60,18 @@ def main() -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--workdir", type=Path, default=Path("work/quickstart"))
+  parser.add_argument("--workdir", type=Path, help="default work/quickstart, or work/debug")
   parser.add_argument("--stage", help="run this stage only, in this process")
+  parser.add_argument("--debug", action="store_true", help="a rehearsal of some minutes")
   options = parser.parse_args()
-  work = options.workdir.absolute()
+  default = Path("work/debug" if options.debug else "work/quickstart")
+  work = (options.workdir or default).absolute()
   work.mkdir(parents=True, exist_ok=True)
   if options.stage:
-    return one_stage(options.stage, work)
+    return one_stage(options.stage, work, debug=options.debug)
   start = time.monotonic()
   for phase in PHASES:
-    if not run_phase(phase, work):
+    if not run_phase(phase, work, ["--debug"] * options.debug):
       return 1
   seconds = {p.stem: json.loads(p.read_text())["seconds"] for p in (work / "done").glob("*.json")}
   report = json.loads((work / "report.json").read_text())
@@ -85,12 +98,12 @@ def summary(report: dict[str, Any]) -> str:
 # ---- lanes: stages as processes, one after the other, lanes side by side --------------------
 
 
-def run_phase(phase: tuple[tuple[str, ...], ...], work: Path) -> bool:
+def run_phase(phase: tuple[tuple[str, ...], ...], work: Path, options: list[str]) -> bool:
   """Runs the lanes of a phase in parallel; False, after printing why, when a stage failed."""
   cores = sorted(os.sched_getaffinity(0))
   share = max(1, len(cores) // len(phase))
   lanes = [
-    Lane(stages, work, cores[i * share : (i + 1) * share] or cores)
+    Lane(stages, work, cores[i * share : (i + 1) * share] or cores, options)
     for i, stages in enumerate(phase)
   ]
   shown = time.monotonic()
@@ -113,8 +126,8 @@ def run_phase(phase: tuple[tuple[str, ...], ...], work: Path) -> bool:
 class Lane:
   """Stages that run one after the other as processes on their share of the cores."""
 
-  def __init__(self, stages: tuple[str, ...], work: Path, cores: list[int]):
-    self.left, self.work, self.cores = list(stages), work, cores
+  def __init__(self, stages: tuple[str, ...], work: Path, cores: list[int], options: list[str]):
+    self.left, self.work, self.cores, self.options = list(stages), work, cores, options
     self.process: subprocess.Popen[bytes] | None = None
     self.stage = self.failed = ""
     self.began = 0.0
@@ -147,6 +160,7 @@ class Lane:
     flags = f"--xla_force_host_platform_device_count={len(self.cores)}"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
     command = [sys.executable, __file__, "--workdir", str(self.work), "--stage", self.stage]
+    command += self.options
     with log.open("wb") as handle:
       self.process = subprocess.Popen(
         command, stdout=handle, stderr=subprocess.STDOUT, env=environment
@@ -177,7 +191,7 @@ class Lane:
 # ---- stages ---------------------------------------------------------------------------------
 
 
-def one_stage(name: str, work: Path) -> int:
+def one_stage(name: str, work: Path, *, debug: bool = False) -> int:
   """Runs a stage in this process and leaves done/NAME.json with its seconds."""
   from absl import logging
 
@@ -192,7 +206,10 @@ def one_stage(name: str, work: Path) -> int:
       argument += f",scale={read_done(work, 'autoencoder')['scale']}"
     if name == "tuned":
       argument += f",categories={'+'.join(read_done(work, 'probe')['weakest'])}"
-    facts = miniature.train(config_file(CONFIGS[name]).get_config(argument), work, name)
+    cfg = config_file(CONFIGS[name]).get_config(argument)
+    if debug:
+      cfg.update_from_flattened_dict(DEBUG)
+    facts = miniature.train(cfg, work, name)
   else:
     make = {
       "tokenizer": miniature.train_tokenizer,
@@ -203,7 +220,8 @@ def one_stage(name: str, work: Path) -> int:
     }
     if name not in make:
       raise SystemExit(f"stage {name!r}: expected one of {', '.join([*CONFIGS, *make])}")
-    facts = make[name](work)
+    amounts = miniature.Amounts(**DEBUG_AMOUNTS) if debug else miniature.ALL
+    facts = make[name](work, amounts)
   done = work / "done" / f"{name}.json"
   done.parent.mkdir(exist_ok=True)
   write(done, json.dumps({"seconds": time.monotonic() - start, **facts}))
