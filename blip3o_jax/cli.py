@@ -1,9 +1,14 @@
 """The `blip3o` command: train, generate, chat, reconstruct. Parses, calls, prints."""
 
 import argparse
+from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Sequence
+import difflib
+import importlib.util
 import os
 from pathlib import Path
+import re
 import sys
 import time
 from typing import Any
@@ -31,57 +36,143 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 2
   try:
     return verbs[args[0]](args[1:])
-  except (ValueError, FileNotFoundError) as error:
+  except (ValueError, OSError) as error:
     if os.environ.get("BLIP3O_TRACEBACK"):
       raise
     print(f"blip3o {args[0]}: {error}", file=sys.stderr)
     return 1
+  except KeyboardInterrupt:
+    return 130
 
 
 def train(args: list[str]) -> int:
-  """blip3o train --config=FILE[:ARG] --workdir=DIR [--config.field=value ...]."""
-  from absl import flags
-  from absl import logging
-  from ml_collections import config_flags
-
-  values = flags.FlagValues()
-  config_flags.DEFINE_config_file(
-    "config", None, "Config file, FILE or FILE:ARG.", lock_config=True, flag_values=values
+  """Trains what a config file describes, or goes on with it."""
+  parser = _describe("train", "Trains what a config file describes; a second call goes on with it.")
+  parser.add_argument(
+    "--config", required=True, metavar="FILE[:ARG]", help="a config file, and what it is asked for"
   )
-  flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
-  if not args or set(args) & {"-h", "--help"}:
-    print(f"{train.__doc__}\n\nexample:\n  {EXAMPLES['train']}\n")
-    print("Every field of the config is a flag; --config.train fields stand at the top level.")
+  parser.add_argument("--workdir", required=True, metavar="DIR", help="the folder of the run")
+  parser.add_argument(
+    "--config.FIELD", dest="_", metavar="VALUE", help="any field, e.g. --config.optimizer.lr=3e-5"
+  )
+  parser.add_argument("--show", action="store_true", help="print all fields and stop")
+  parser.add_argument(
+    "--coordinator", default="", help='several processes: "host:port" of the first, or "auto"'
+  )
+  parser.add_argument("--processes", type=int, default=0, help="how many there are")
+  parser.add_argument("--process", type=int, default=-1, help="which one this is, from 0")
+  options, overrides = parser.parse_known_args(args)
+  values = _config(options.config, overrides)
+  if options.show:
+    print(values)
     return 0
-  try:
-    rest = values(["blip3o", *args])[1:]
-  except (flags.Error, AttributeError, KeyError) as error:
-    raise ValueError(str(error)) from None
-  if rest or not values.config or not values.workdir:
-    raise ValueError(f"expected --config and --workdir, e.g. {EXAMPLES['train']}; got {rest}")
+  from absl import logging
+
   from blip3o_jax import experiment
+  from blip3o_jax.train import distributed
 
   logging.set_verbosity(logging.INFO)
   logging.use_absl_handler()
-  done = experiment.run(values.config, values.workdir)
+  distributed.initialize(options.coordinator, options.processes, options.process)
+  done = experiment.run(values, options.workdir)
   print(f"{'interrupted' if done.interrupted else 'finished'} at step {done.step}")
   return 0
 
 
-def _parser(verb: str, what: str) -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
+def _config(source: str, overrides: list[str]) -> Any:
+  """The ConfigDict of FILE[:ARG] with overrides ["--config.field=value", ...].
+
+  Raises:
+    FileNotFoundError: no such file. ValueError: a file without get_config, an unknown field, a
+      value of the wrong type.
+  """
+  from absl import flags
+  from ml_collections import config_flags
+
+  name, _, argument = source.partition(":")
+  if not Path(name).is_file():
+    raise FileNotFoundError(f"--config {name}: no such file")
+  spec = importlib.util.spec_from_file_location(Path(name).stem, name)
+  if spec is None or spec.loader is None:
+    raise ValueError(f"--config {name}: not a Python file")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if not hasattr(module, "get_config"):
+    raise ValueError(f"--config {name}: defines no get_config")
+  config = module.get_config(argument)
+  for word in overrides:
+    if word.startswith("-"):
+      _check_field(config, word)
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_dict("config", config, flag_values=values)
+  try:
+    rest = values(["blip3o", *overrides])[1:]
+  except (flags.Error, TypeError) as error:
+    raise ValueError(" ".join(str(error).split())) from None
+  if rest:
+    raise ValueError(f"{rest[0]!r}: unexpected; fields are given as --config.field=value")
+  return values.config
+
+
+def _check_field(config: Any, word: str) -> None:
+  """Raises ValueError for an override of a field that the config lacks."""
+  name = word.lstrip("-").partition("=")[0]
+  if not name.startswith("config."):
+    raise ValueError(f"{word.partition('=')[0]}: unknown option; fields are --config.field=value")
+  path, node = "config", config
+  for part in name.split(".")[1:]:
+    known = list(node) if hasattr(node, "keys") else []
+    key = re.sub(r"\[\d+\]$", "", part)  # an element of a tuple
+    if key not in known:
+      near = difflib.get_close_matches(key, known, 1)
+      hint = (
+        f", did you mean {near[0]!r}?" if near else f"; {path} has {', '.join(known) or 'none'}"
+      )
+      raise ValueError(f"{path}.{key}: no such field{hint}")
+    path, node = f"{path}.{key}", node[key]
+
+
+def _describe(verb: str, what: str) -> argparse.ArgumentParser:
+  return argparse.ArgumentParser(
     prog=f"blip3o {verb}",
     description=what,
-    epilog=f"example: {EXAMPLES[verb]}",
+    epilog=f"example:\n  {EXAMPLES[verb]}",
     formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
   )
-  parser.add_argument("--model", required=True, help="directory in the released layout")
+
+
+def _at_least(least: float, kind: Callable[[str], Any] = int) -> Callable[[str], Any]:
+  """An argparse type: a number that is not below `least`."""
+
+  def read(text: str) -> Any:
+    try:
+      value = kind(text)
+    except ValueError:
+      raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if value < least:
+      raise argparse.ArgumentTypeError(f"{text}: expected {least} or more")
+    return value
+
+  return read
+
+
+def _parser(verb: str, what: str) -> argparse.ArgumentParser:
+  parser = _describe(verb, what)
+  parser.add_argument("--model", required=True, help="a local directory in the released layout")
   parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-  parser.add_argument("--seed", type=int, default=0, help="image i uses seed + i (default 0)")
+  parser.add_argument(
+    "--seed", type=_at_least(0), default=0, help="image i uses seed + i (default 0)"
+  )
   return parser
 
 
 def _load(options: argparse.Namespace) -> Any:
+  if not Path(options.model).is_dir():
+    hint = ""
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", options.model):
+      hint = f"; to fetch a repository of that name: hf download {options.model} --local-dir DIR"
+    raise FileNotFoundError(f"--model {options.model}: expected a local directory{hint}")
   from blip3o_jax.systems import inference
 
   start = time.monotonic()
@@ -91,7 +182,7 @@ def _load(options: argparse.Namespace) -> Any:
 
 
 def _save(images: Any, output: Path) -> None:
-  """One picture or, for several, a grid; written under another name and renamed."""
+  """One PNG, of several pictures a grid; written under another name and renamed."""
   from PIL import Image
 
   from blip3o_jax.train import metrics
@@ -108,10 +199,19 @@ def generate(args: list[str]) -> int:
   """Draws pictures of prompts."""
   parser = _parser("generate", "Draws a picture of each prompt.")
   parser.add_argument("prompt", nargs="+")
-  parser.add_argument("--output", type=Path, default=Path("generated.png"))
-  parser.add_argument("--steps", type=int, default=0, help="feature sampler (default: the model's)")
-  parser.add_argument("--pixel-steps", type=int, default=0, help="pixel decoder's sampler")
-  parser.add_argument("--scale", type=float, default=0.0, help="guidance (default: the model's)")
+  parser.add_argument("--output", type=_png, default=Path("generated.png"))
+  parser.add_argument(
+    "--steps", type=_at_least(0), default=0, help="of the feature sampler (0: as the model says)"
+  )
+  parser.add_argument(
+    "--pixel-steps",
+    type=_at_least(0),
+    default=0,
+    help="of the pixel decoder (0: as the model says)",
+  )
+  parser.add_argument(
+    "--scale", type=_at_least(0, float), default=0.0, help="guidance (0: as the model says)"
+  )
   parser.add_argument("--sampler", default="euler", choices=("euler", "heun"))
   options = parser.parse_args(args)
   model = _load(options)
@@ -135,8 +235,10 @@ def chat(args: list[str]) -> int:
     "question", nargs="*", help="without one, questions are read from the terminal"
   )
   parser.add_argument("--image", type=Path)
-  parser.add_argument("--length", type=int, default=64, help="most tokens of an answer")
-  parser.add_argument("--temperature", type=float, default=0.0)
+  parser.add_argument("--length", type=_at_least(1), default=64, help="most tokens of an answer")
+  parser.add_argument(
+    "--temperature", type=_at_least(0, float), default=0.0, help="0 takes the likeliest token"
+  )
   options = parser.parse_args(args)
   image = _open(options.image) if options.image else None
   model = _load(options)
@@ -152,7 +254,7 @@ def chat(args: list[str]) -> int:
   return 0
 
 
-def _typed() -> Any:
+def _typed() -> Iterator[str]:
   """Questions typed at a terminal, until the end of input."""
   while True:
     try:
@@ -165,8 +267,13 @@ def reconstruct(args: list[str]) -> int:
   """Sends pictures through the image encoder and the pixel decoder."""
   parser = _parser("reconstruct", "Sends pictures through encoder and pixel decoder.")
   parser.add_argument("image", nargs="+", type=Path)
-  parser.add_argument("--output", type=Path, default=Path("reconstructed.png"))
-  parser.add_argument("--pixel-steps", type=int, default=0)
+  parser.add_argument("--output", type=_png, default=Path("reconstructed.png"))
+  parser.add_argument(
+    "--pixel-steps",
+    type=_at_least(0),
+    default=0,
+    help="of the pixel decoder (0: as the model says)",
+  )
   options = parser.parse_args(args)
   images = [_open(path) for path in options.image]
   model = _load(options)
@@ -175,7 +282,20 @@ def reconstruct(args: list[str]) -> int:
   return 0
 
 
+def _png(text: str) -> Path:
+  """An argparse type: a path that ends in .png."""
+  if not text.lower().endswith(".png"):
+    raise argparse.ArgumentTypeError(f"{text}: expected a name that ends in .png")
+  return Path(text)
+
+
 def _open(path: Path) -> Any:
   from blip3o_jax.data import transforms
 
+  if not path.is_file():
+    raise FileNotFoundError(f"{path}: no such image file")
   return transforms.decode(path.read_bytes(), str(path))
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -107,7 +107,7 @@ def run_phase(phase: tuple[tuple[str, ...], ...], work: Path, options: list[str]
     for i, stages in enumerate(phase)
   ]
   shown = time.monotonic()
-  while any(lane.alive() for lane in lanes):
+  while any([lane.alive() for lane in lanes]):  # a list: every lane must be looked at
     time.sleep(0.2)
     if time.monotonic() - shown >= SECONDS:
       shown = time.monotonic()

@@ -25,6 +25,8 @@ from blip3o_jax.models import autoencoder
 from blip3o_jax.models import decoder_lm
 from blip3o_jax.models import next_dit
 from blip3o_jax.models import qwen_vision
+from blip3o_jax.systems import cost
+from blip3o_jax.systems import decoder_files
 from blip3o_jax.systems import features as feature_space
 from blip3o_jax.systems import slots as visual_slots
 from blip3o_jax.weights import blip3o as names
@@ -97,6 +99,13 @@ class Config:
       raise ValueError(
         f"denoiser takes {self.grid} x {self.grid} x {self.channels}, features are "
         f"{self.features.grid} x {self.features.grid} x {self.features.channels}"
+      )
+    if self.target == "latents" and self.channels != self.latents.latent_channels:
+      raise ValueError(f"denoiser.in_channels {self.channels} is not that of config.latents")
+    if self.objective == "mse" and self.target == "latents":
+      raise ValueError(
+        "objective 'mse' with target 'latents' has no diffusion part and is none of the paper's "
+        "designs (spec 6.1): choose 'flow', or target 'features'"
       )
     if self.objective == "mse" and self.slots != self.grid**2:
       raise ValueError(f"objective 'mse' needs one slot a cell: {self.slots} is not {self.grid}^2")
@@ -352,10 +361,18 @@ def check(cfg: Config, trained: list[str]) -> None:
 
 
 def batch_spec(cfg: Config, batch: int, bucket: int) -> dict[str, jax.ShapeDtypeStruct]:
-  """Arrays of a generation batch with cached features; `bucket` is the prompt length P."""
+  """Arrays of a generation batch with prompts of length `bucket`; images if there is an encoder."""
   ids = jax.ShapeDtypeStruct((batch, bucket), jnp.int32)
-  grid = (batch, cfg.grid, cfg.grid, cfg.channels)
-  return {"tokens": ids, "segments": ids, "features": jax.ShapeDtypeStruct(grid, jnp.float32)}
+  name, cells = "features", (cfg.grid, cfg.grid, cfg.channels)
+  if "encoder" in cfg.parts:
+    pixels = cfg.features.tower.image_size
+    side = pixels if cfg.target == "features" else cfg.grid * cfg.latents.factor
+    name, cells = "images", (side, side, 3)
+  made = jax.ShapeDtypeStruct((batch, *cells), jnp.float32)
+  return {"tokens": ids, "segments": ids, name: made}
+
+
+flops = cost.step
 
 
 def load_params(
@@ -364,8 +381,7 @@ def load_params(
   """Reads parameters from a released-layout directory, strictly.
 
   Args:
-    cfg: unused beyond its type; sizes are those of `abstract`.
-    directory: with `model.safetensors` or its shards.
+    cfg: tells whose encoder is wanted. directory: with `model.safetensors` or its shards.
     abstract: {path: shape, dtype, sharding} of what is wanted.
 
   Returns:
@@ -374,7 +390,10 @@ def load_params(
   Raises:
     WeightsError: all missing, unexpected and wrongly shaped tensors at once.
   """
-  del cfg
-  tensors = Tensors(directory)
+  found: dict[str, jax.Array] = {}
+  if cfg.target == "latents":
+    found = decoder_files.load_autoencoder(directory, cfg.latents, abstract, "encoder/")
+    abstract = {p: v for p, v in abstract.items() if not p.startswith("encoder/")}
+  tensors, where = Tensors(directory), str(directory)
   rows = names.rows(tensors)
-  return table.read_parts(rows, tensors, abstract, ignore=names.LEFTOVERS, where=str(directory))
+  return found | table.read_parts(rows, tensors, abstract, ignore=names.LEFTOVERS, where=where)

@@ -99,6 +99,31 @@ def load(
   return table.load(sources, tensors.read, abstract)
 
 
+def load_autoencoder(
+  directory: str | Path,
+  cfg: autoencoder.Config,
+  abstract: Mapping[str, jax.ShapeDtypeStruct],
+  prefix: str,
+) -> dict[str, jax.Array]:
+  """The autoencoder of a model's pixel decoder, under `prefix`: {} where the directory has none.
+
+  Raises:
+    WeightsError: see `table.plan`.
+  """
+  folder = Path(directory) / FOLDER / FOLDERS["autoencoder"]
+  wanted = {p.removeprefix(prefix): v for p, v in abstract.items() if p.startswith(prefix)}
+  if not wanted or not folder.is_dir():
+    return {}
+  rows = autoencoder_rows.rows(
+    cfg.channels,
+    cfg.depth,
+    mid_attention=cfg.mid_attention,
+    quant_conv=cfg.quant_conv,
+    post_quant_conv=cfg.post_quant_conv,
+  )
+  return {prefix + path: value for path, value in load(folder, rows, wanted).items()}
+
+
 def save(folder: Path, rows: Sequence[table.Row], params: Mapping[str, Any], config: Json) -> None:
   """Writes one network, float32, and its config.json."""
   folder.mkdir(parents=True, exist_ok=True)

@@ -27,13 +27,16 @@ from blip3o_jax.train.state import Partition
 from blip3o_jax.train.state import System
 from blip3o_jax.train.state import TrainState
 
+ONLY = "only="
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
   """One directory that fills leaves, as the record of a checkpoint keeps it.
 
   Attributes:
-    path: absolute. kind: "run" or "released". item, step: of a run's checkpoint.
+    path: absolute. kind: "run" or "released". item, step: of a run's checkpoint; the item of
+      released weights is "" or "only=MODULE+MODULE", the top-level modules that are taken.
     sha: of a released directory's file names, sizes and JSON files; "" for a run.
   """
 
@@ -44,14 +47,26 @@ class Source:
   sha: str = ""
 
   def __str__(self) -> str:
-    return f"{self.path} ({self.item} of step {self.step})" if self.kind == "run" else self.path
+    if self.kind == "run":
+      return f"{self.path} ({self.item} of step {self.step})"
+    return f"{self.path} ({self.item})" if self.item else self.path
+
+  def modules(self, present: set[str]) -> set[str]:
+    """Those of the top-level modules `present` in a model that this source may fill."""
+    if self.kind == "run" or not self.item:
+      return present
+    asked = set(self.item.removeprefix(ONLY).split("+"))
+    if asked - present:
+      logging.warning("%s: the model has no %s", self, ", ".join(sorted(asked - present)))
+    return asked & present
 
 
 def resolve(entries: Sequence[str]) -> list[Source]:
   """Sources of `init_from` entries, each run preceded by the sources of its frozen leaves.
 
   Args:
-    entries: a directory each; a run directory may end in "#ema" for the average of its leaves.
+    entries: a directory each; a run directory may end in "#ema" for the average of its leaves,
+      one of released weights in "#only=backbone+encoder" to take these modules alone.
 
   Raises:
     FileNotFoundError: a directory that does not exist, or a run without a complete checkpoint.
@@ -61,20 +76,23 @@ def resolve(entries: Sequence[str]) -> list[Source]:
   for entry in entries:
     name, _, item = entry.partition("#")
     path = epath.Path(name).absolute()
-    if item not in ("", "params", "ema"):
+    if item not in ("", "params", "ema") and not item.startswith(ONLY):
       raise ValueError(
-        f"init_from {entry!r}: expected nothing, #params or #ema after the directory"
+        f"init_from {entry!r}: expected nothing, #params or #ema after the directory of a run, "
+        "nothing or #only=MODULE+MODULE after that of released weights"
       )
     if not path.is_dir():
       raise FileNotFoundError(f"init_from {entry!r}: no such directory")
     if checkpoint.is_run(path):
+      if item.startswith(ONLY):
+        raise ValueError(f"init_from {entry!r}: a run directory is taken whole, without #{item}")
       record = checkpoint.read_record(path)
       out += recorded(path, record)
       out.append(Source(str(path), "run", item or "params", int(record["step"])))
-    elif item:
+    elif item and not item.startswith(ONLY):
       raise ValueError(f"init_from {entry!r}: {path} is no run directory, so it has no #{item}")
     else:
-      out.append(Source(str(path), "released", sha=fingerprint(path)))
+      out.append(Source(str(path), "released", item, sha=fingerprint(path)))
   return out
 
 
@@ -217,7 +235,8 @@ def load(
       found = checkpoint.restore_params(source.path, left, item=item, step=source.step)
     else:
       # A strict reader accounts for whole networks, so it is asked for whole modules.
-      modules = {path.partition("/")[0] for path in left}
+      may = source.modules({path.partition("/")[0] for path in model})
+      modules = {path.partition("/")[0] for path in left} & may
       whole = {path: leaf for path, leaf in model.items() if path.partition("/")[0] in modules}
       found = system.load_params(model_cfg, source.path, whole)
     found = {path: value for path, value in found.items() if path in left}

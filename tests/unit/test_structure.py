@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
   "serve": ("systems", *BELOW_SYSTEMS),
 }
 # The only siblings that a module of a part may import; a part that is not here is free inside.
-PIECES = ("systems/slots", "systems/features", "systems/decoder_files")  # of several systems
+PIECES = tuple(f"systems/{name}" for name in ("slots", "features", "decoder_files", "cost"))
 SIBLINGS: dict[str, tuple[str, ...]] = {
   "models": (),
   **{f"systems/{system}": PIECES for system in ("blip3o", "contrast", "pixels")},
