@@ -20,6 +20,7 @@ from blip3o_jax.models import autoencoder
 from blip3o_jax.models import unet
 from blip3o_jax.weights import autoencoder as autoencoder_rows
 from blip3o_jax.weights import table
+from blip3o_jax.weights import unet as unet_rows
 from blip3o_jax.weights.files import Tensors
 
 Json = dict[str, Any]
@@ -130,6 +131,35 @@ def save(folder: Path, rows: Sequence[table.Row], params: Mapping[str, Any], con
   tensors = {name: np.asarray(v, np.float32) for name, v in table.export(rows, params)}
   save_file(tensors, folder / f"{STEM}.safetensors")
   (folder / "config.json").write_text(json.dumps(config, indent=2))
+
+
+def save_schedule(folder: Path, schedule: eps.Schedule) -> None:
+  """Writes scheduler_config.json."""
+  folder.mkdir(parents=True, exist_ok=True)
+  text = json.dumps(schedule_json(schedule), indent=2)
+  (folder / "scheduler_config.json").write_text(text)
+
+
+def unet_table(cfg: unet.Config) -> list[table.Row]:
+  """The rows of a UNet of these sizes."""
+  return unet_rows.rows(
+    cfg.channels,
+    cfg.depths,
+    mid_depth=cfg.mid_depth,
+    resnets=cfg.resnets,
+    time_ids=cfg.time_ids_dim > 0,
+  )
+
+
+def vae_table(cfg: autoencoder.Config) -> list[table.Row]:
+  """The rows of an autoencoder of these sizes."""
+  return autoencoder_rows.rows(
+    cfg.channels,
+    cfg.depth,
+    mid_attention=cfg.mid_attention,
+    quant_conv=cfg.quant_conv,
+    post_quant_conv=cfg.post_quant_conv,
+  )
 
 
 def unet_config(values: Mapping[str, Any], *, dtype: Dtype = "float32") -> unet.Config:

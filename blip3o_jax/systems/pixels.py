@@ -24,9 +24,7 @@ from blip3o_jax.diffusion import guidance
 from blip3o_jax.models import autoencoder
 from blip3o_jax.models import unet
 from blip3o_jax.systems import decoder_files
-from blip3o_jax.weights import autoencoder as autoencoder_rows
 from blip3o_jax.weights import table
-from blip3o_jax.weights import unet as unet_rows
 
 Batch = Mapping[str, jax.Array]
 TIME_BINS = 10
@@ -325,22 +323,9 @@ def batch_spec(cfg: Config, batch: int, bucket: int = 0) -> dict[str, jax.ShapeD
 
 def tables(cfg: Config) -> dict[str, list[table.Row]]:
   """{network: rows}, names and paths relative to the network."""
-  u, a = cfg.unet, cfg.autoencoder
   return {
-    "unet": unet_rows.rows(
-      u.channels,
-      u.depths,
-      mid_depth=u.mid_depth,
-      resnets=u.resnets,
-      time_ids=u.time_ids_dim > 0,
-    ),
-    "autoencoder": autoencoder_rows.rows(
-      a.channels,
-      a.depth,
-      mid_attention=a.mid_attention,
-      quant_conv=a.quant_conv,
-      post_quant_conv=a.post_quant_conv,
-    ),
+    "unet": decoder_files.unet_table(cfg.unet),
+    "autoencoder": decoder_files.vae_table(cfg.autoencoder),
   }
 
 
@@ -410,6 +395,4 @@ def export(cfg: Config, directory: str | Path, params: Mapping[str, Any]) -> Non
     mine = {p.removeprefix(prefix): v for p, v in params.items() if p.startswith(prefix)}
     if mine:
       decoder_files.save(home / decoder_files.FOLDERS[network], rows, mine, files[network])
-  (home / "scheduler").mkdir(parents=True, exist_ok=True)
-  text = json.dumps(decoder_files.schedule_json(cfg.schedule), indent=2)
-  (home / "scheduler" / "scheduler_config.json").write_text(text)
+  decoder_files.save_schedule(home / "scheduler", cfg.schedule)
