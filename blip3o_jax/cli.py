@@ -64,13 +64,15 @@ def train(args: list[str]) -> int:
   options, overrides = parser.parse_known_args(args)
   values = _config(options.config, overrides)
   if options.show:
-    print(values)
+    print("\n".join(_flags("config", values)))
     return 0
+  from absl import flags
   from absl import logging
 
   from blip3o_jax import experiment
   from blip3o_jax.train import distributed
 
+  flags.FLAGS.mark_as_parsed()  # absl complains of lines before that
   logging.set_verbosity(logging.INFO)
   logging.use_absl_handler()
   distributed.initialize(options.coordinator, options.processes, options.process)
@@ -104,14 +106,15 @@ def _config(source: str, overrides: list[str]) -> Any:
     if word.startswith("-"):
       _check_field(config, word)
   values = flags.FlagValues()
-  config_flags.DEFINE_config_dict("config", config, flag_values=values)
+  argv = ["blip3o", *overrides]
   try:
-    rest = values(["blip3o", *overrides])[1:]
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+    rest = values(argv)[1:]
   except (flags.Error, TypeError) as error:
     raise ValueError(" ".join(str(error).split())) from None
   if rest:
     raise ValueError(f"{rest[0]!r}: unexpected; fields are given as --config.field=value")
-  return values.config
+  return config
 
 
 def _check_field(config: Any, word: str) -> None:
@@ -130,6 +133,15 @@ def _check_field(config: Any, word: str) -> None:
       )
       raise ValueError(f"{path}.{key}: no such field{hint}")
     path, node = f"{path}.{key}", node[key]
+
+
+def _flags(name: str, value: Any) -> Iterator[str]:
+  """A line for each field, as it can be given."""
+  if not hasattr(value, "keys"):
+    yield f"--{name}={value!r}"
+    return
+  for key in value:
+    yield from _flags(f"{name}.{key}", value[key])
 
 
 def _describe(verb: str, what: str) -> argparse.ArgumentParser:

@@ -102,6 +102,8 @@ def make_data(experiment: Experiment, cfg: Data) -> Pipeline:
   Raises:
     FileNotFoundError, ValueError: data or tokenizer that is absent or does not fit.
   """
+  if cfg.source == "tars" and not cfg.path:
+    raise ValueError("config.data.path: expected a folder of tars (docs/data.md)")
   source = tasks.open_source(cfg)
   tokenizer: Any = None
   if cfg.task != "pixels":

@@ -4,6 +4,7 @@ A working folder holds tokenizer.json, one run directory a stage, `features/` an
 `model/` in the released layout. `launch/quickstart.py` calls these in order.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import json
 from pathlib import Path
@@ -16,12 +17,14 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
+from blip3o_jax import config
 from blip3o_jax import experiment
 from blip3o_jax import trees
 from blip3o_jax.data import embedded
 from blip3o_jax.data import prompts
 from blip3o_jax.data import shapes
 from blip3o_jax.data import transforms
+from blip3o_jax.data.pipeline import Data
 from blip3o_jax.data.tokenizer import Tokenizer
 from blip3o_jax.data.tokenizer import train_bpe
 from blip3o_jax.evaluate import miniature as evaluate
@@ -39,6 +42,8 @@ from blip3o_jax.train import sources
 from blip3o_jax.train import state as train_state
 
 CHUNK = 500
+# Nothing is trained where networks are only read; these are leaves that every system may train.
+FREE = ("(?!backbone/|encoder/).*",)
 SETTINGS = released.Settings(
   null="zeros",
   pixel_scale=1.5,
@@ -57,16 +62,12 @@ class Amounts:
 
   Attributes:
     words: scenes whose texts train the tokenizer. whiten: scenes that measure the whitening.
-    generator, world, tune: scenes whose features are cached; the configs ask for as many.
     probe: drawings a category that choose what to tune on.
     asked: test questions a kind, prompts a category, and pictures to reconstruct.
   """
 
   words: int = 4000
   whiten: int = 6000
-  generator: int = 24000
-  world: int = 12000
-  tune: int = 12000
   probe: int = 40
   asked: int = 100
 
@@ -106,8 +107,8 @@ def train_tokenizer(work: Path, amounts: Amounts = ALL) -> dict[str, Any]:
   return {"vocabulary": tokenizer.size}
 
 
-def encode(work: Path, amounts: Amounts = ALL) -> dict[str, Any]:
-  """Measures the whitening of the tower's features and caches those of the training scenes."""
+def encode(work: Path, data: Sequence[ConfigDict], amounts: Amounts = ALL) -> dict[str, Any]:
+  """Measures the whitening of the tower's features and caches those that stages' `data` ask for."""
   cfg = variants.blip3o_shapes().features
   tower = _filled(contrast, variants.contrast_shapes(), [str(work / "tower")], "encoder/")
   plain = dataclasses.replace(cfg, whiten=0)
@@ -120,19 +121,18 @@ def encode(work: Path, amounts: Amounts = ALL) -> dict[str, Any]:
   params: dict[str, Any] = {f"encoder/{p}": v for p, v in tower.items()}
   params |= {"encoder/whiten/mean": mean, "encoder/whiten/kernel": kernel}
   export.write_weights(params, work / "features" / "encoder")
-  twice = embedded.Mixture(variants=2)
-  cache_features(work, "generator", "generator", amounts.generator, twice)
-  cache_features(work, "world", "world", amounts.world, embedded.Mixture())
+  for wanted in data:
+    cache_features(work, wanted)
   return {"variance_kept": share}
 
 
-def cache_features(
-  work: Path, folder: str, split: str, count: int, mixture: embedded.Mixture
-) -> None:
-  """Writes features/<folder>/features.npy of the first `count` scenes, float16[n, h, w, C]."""
-  source = embedded.EmbeddedSource(split, count * mixture.variants, mixture)
+def cache_features(work: Path, data: ConfigDict) -> None:
+  """Writes the features of a config's scenes where its `data.path` says, float16[n, h, w, C]."""
+  asked = config.build(Data, data, "config.data")
+  source = embedded.EmbeddedSource(asked.split, asked.records, asked.mixture)
+  count = source.scenes
   cfg = variants.blip3o_shapes().features
-  wanted = train_state.partition(blip3o, _full_config(work), _mesh(), (".*",)).leaves
+  wanted = train_state.partition(blip3o, _full_config(work), _mesh(), FREE).leaves
   wanted = {p: v for p, v in wanted.items() if p.startswith("encoder/")}
   found = blip3o.load_params(_full_config(work), work / "features" / "encoder", wanted)
   found = {p.removeprefix("encoder/"): v for p, v in found.items()}
@@ -141,16 +141,16 @@ def cache_features(
   for start in range(0, count, CHUNK):
     scenes = [source.scene(i) for i in range(start, min(start + CHUNK, count))]
     parts.append(_encoded(encoder, shapes.render_many(scenes), whitened=True).astype(np.float16))
-  home = work / "features" / folder
+  home = Path(asked.path)
   home.mkdir(parents=True, exist_ok=True)
   partial = home / f".{embedded.FEATURES}.partial.npy"
   np.save(partial, np.concatenate(parts))
   partial.replace(home / embedded.FEATURES)
-  logging.info("features: %d scenes of %s in %s", count, split, home)
+  logging.info("features: %d scenes of %s in %s", count, asked.split, home)
 
 
 def probe(work: Path, amounts: Amounts = ALL) -> dict[str, Any]:
-  """Draws other prompts than the report's, names the weakest categories, caches their scenes.
+  """Draws other prompts than the report's, names the weakest categories.
 
   The prompts are training captions of each category, so no test prompt decides anything.
   """
@@ -165,14 +165,11 @@ def probe(work: Path, amounts: Amounts = ALL) -> dict[str, Any]:
   ranked = sorted(shapes.CATEGORIES, key=lambda c: rates[c]["rate"])
   # Every category once, the three weakest twice more, in turn.
   chosen = [*ranked, *ranked[:3], *ranked[:3]]
-  mixture = embedded.Mixture(categories=tuple(chosen), seed=1)
-  cache_features(work, "tune", "generator", amounts.tune, mixture)
   return {"weakest": chosen, "rates": {c: rates[c]["rate"] for c in ranked}}
 
 
-def export_model(work: Path, amounts: Amounts = ALL) -> dict[str, Any]:
+def export_model(work: Path) -> dict[str, Any]:
   """Writes work/model, in the released layout."""
-  del amounts
   model = assemble(work, "tuned")
   export.save(model, work, work / "model")
   size = sum(f.stat().st_size for f in (work / "model").rglob("*") if f.is_file())
@@ -273,7 +270,7 @@ def _filled(system: Any, cfg: Any, entries: list[str], prefix: str = "") -> dict
   Raises:
     ValueError: leaves that none of them fills.
   """
-  leaves = train_state.partition(system, cfg, _mesh(), (".*",)).leaves
+  leaves = train_state.partition(system, cfg, _mesh(), FREE).leaves
   wanted = {p: v for p, v in leaves.items() if p.startswith(prefix)}
   found, left = sources.load(system, cfg, sources.resolve(entries), wanted, leaves)
   if left:

@@ -52,7 +52,7 @@ DEBUG = {
   "data.records": 64,
   "eval_data.records": 64,
 }
-DEBUG_AMOUNTS = dict(words=400, whiten=64, generator=32, world=64, tune=64, probe=1, asked=2)
+DEBUG_AMOUNTS = dict(words=400, whiten=64, probe=1, asked=2)
 
 
 def main() -> int:
@@ -107,7 +107,8 @@ def run_phase(phase: tuple[tuple[str, ...], ...], work: Path, options: list[str]
     for i, stages in enumerate(phase)
   ]
   shown = time.monotonic()
-  while any([lane.alive() for lane in lanes]):  # a list: every lane must be looked at
+  running = list(lanes)
+  while running := [lane for lane in running if lane.alive()]:  # every lane is looked at
     time.sleep(0.2)
     if time.monotonic() - shown >= SECONDS:
       shown = time.monotonic()
@@ -200,32 +201,46 @@ def one_stage(name: str, work: Path, *, debug: bool = False) -> int:
   logging.set_verbosity(logging.INFO)
   logging.use_absl_handler()
   start = time.monotonic()
-  if name in CONFIGS:
-    argument = f"work={work}"
-    if name == "unet":
-      argument += f",scale={read_done(work, 'autoencoder')['scale']}"
-    if name == "tuned":
-      argument += f",categories={'+'.join(read_done(work, 'probe')['weakest'])}"
-    cfg = config_file(CONFIGS[name]).get_config(argument)
-    if debug:
-      cfg.update_from_flattened_dict(DEBUG)
-    facts = miniature.train(cfg, work, name)
-  else:
-    make = {
-      "tokenizer": miniature.train_tokenizer,
-      "encode": miniature.encode,
-      "probe": miniature.probe,
-      "export": miniature.export_model,
-      "report": miniature.write_report,
-    }
-    if name not in make:
-      raise SystemExit(f"stage {name!r}: expected one of {', '.join([*CONFIGS, *make])}")
-    amounts = miniature.Amounts(**DEBUG_AMOUNTS) if debug else miniature.ALL
-    facts = make[name](work, amounts)
+  amounts = miniature.Amounts(**DEBUG_AMOUNTS) if debug else miniature.ALL
+  facts: dict[str, Any]
+  match name:
+    case "encode":
+      data = [stage_config(stage, work, debug).data for stage in ("unet", "generator")]
+      facts = miniature.encode(work, data, amounts)
+    case "probe":
+      facts = miniature.probe(work, amounts)
+      weakest = "+".join(facts["weakest"])
+      miniature.cache_features(work, stage_config("tuned", work, debug, categories=weakest).data)
+    case "unet":
+      scale = read_done(work, "autoencoder")["scale"]
+      facts = miniature.train(stage_config(name, work, debug, scale=scale), work, name)
+    case "tuned":
+      weakest = "+".join(read_done(work, "probe")["weakest"])
+      facts = miniature.train(stage_config(name, work, debug, categories=weakest), work, name)
+    case _ if name in CONFIGS:
+      facts = miniature.train(stage_config(name, work, debug), work, name)
+    case "tokenizer":
+      facts = miniature.train_tokenizer(work, amounts)
+    case "export":
+      facts = miniature.export_model(work)
+    case "report":
+      facts = miniature.write_report(work, amounts)
+    case _:
+      known = ", ".join(stage for phase in PHASES for lane in phase for stage in lane)
+      raise SystemExit(f"stage {name!r}: expected one of {known}")
   done = work / "done" / f"{name}.json"
   done.parent.mkdir(exist_ok=True)
   write(done, json.dumps({"seconds": time.monotonic() - start, **facts}))
   return 0
+
+
+def stage_config(name: str, work: Path, debug: bool, **arguments: Any) -> Any:
+  """The config of a training stage, or the few steps of it that --debug takes."""
+  words = ",".join(f"{key}={value}" for key, value in {"work": work, **arguments}.items())
+  cfg = config_file(CONFIGS[name]).get_config(words)
+  if debug:
+    cfg.update_from_flattened_dict(DEBUG)
+  return cfg
 
 
 def read_done(work: Path, stage: str) -> dict[str, Any]:
