@@ -21,7 +21,6 @@ from blip3o_jax.train.metrics import Log
 from blip3o_jax.train.optimizer import Optimizer
 from blip3o_jax.train.stage import Train
 
-
 DEFAULT = "two_object+counting+colors+position+color_attribution+single_object"
 
 

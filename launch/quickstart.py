@@ -109,19 +109,20 @@ def run_phase(phase: tuple[tuple[str, ...], ...], work: Path, options: list[str]
   shown = time.monotonic()
   running = list(lanes)
   while running := [lane for lane in running if lane.alive()]:  # every lane is looked at
+    if any(lane.failed for lane in lanes):  # no other lane can save the run; each saves its step
+      for lane in running:
+        lane.stop()
+      break
     time.sleep(0.2)
     if time.monotonic() - shown >= SECONDS:
       shown = time.monotonic()
       print("  ".join(filter(None, (lane.progress() for lane in lanes))), flush=True)
-  for lane in lanes:
-    if lane.failed:
-      log = work / "logs" / f"{lane.failed}.log"
-      print(f"stage {lane.failed} failed; the end of {log}:", file=sys.stderr)
-      print("\n".join(log.read_text().splitlines()[-25:]), file=sys.stderr)
-      for other in lanes:
-        other.stop()
-      return False
-  return True
+  failed = next((lane.failed for lane in lanes if lane.failed), "")
+  if failed:
+    log = work / "logs" / f"{failed}.log"
+    print(f"stage {failed} failed; the end of {log}:", file=sys.stderr)
+    print("\n".join(log.read_text().splitlines()[-25:]), file=sys.stderr)
+  return not failed
 
 
 class Lane:

@@ -192,7 +192,10 @@ def fresh_params(system: System, model_cfg: Any, seed: int, leaves: Leaves) -> d
 
   if not leaves:
     return {}
-  return jax.jit(init, out_shardings={p: leaf.sharding for p, leaf in leaves.items()})()
+  places = {p: leaf.sharding for p, leaf in leaves.items()}
+  # It runs once. Optimising it takes a CPU half a minute for a network of a few hundred leaves.
+  quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+  return jax.jit(init, out_shardings=places, compiler_options=quick)()
 
 
 def scalar(value: int, mesh: jax.sharding.Mesh) -> jax.Array:

@@ -251,7 +251,8 @@ def read_parts(
 
   Args:
     rows: of every part that the files may hold; tensors of parts not wanted are left unread.
-    tensors: a `files.Tensors`, shapes by name and `read`. abstract: what is wanted. ignore, where: as in `plan`.
+    tensors: a `files.Tensors`, shapes by name and `read`. abstract: what is wanted.
+    ignore, where: as in `plan`.
 
   Returns:
     {path: array}; a part is filled whole or not at all.

@@ -1,4 +1,4 @@
-"""The whole system on the tiny checkpoint: reader, prompts, sampler, loss and gradients together."""
+"""The whole system on the tiny checkpoint: reader, prompts, sampler, loss and gradients."""
 
 from pathlib import Path
 
