@@ -1,0 +1,50 @@
+"""The whole quickstart with a few steps: every stage, the report, the model it leaves, reuse."""
+
+import json
+import os
+from pathlib import Path
+import subprocess
+import sys
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def _run(*command: str) -> str:
+  environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+  done = subprocess.run(
+    [sys.executable, *command], capture_output=True, text=True, cwd=ROOT, env=environment
+  )
+  assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+  return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_rehearsal(tmp_path):
+  work = tmp_path / "work"
+  first = _run("launch/quickstart.py", "--debug", "--workdir", str(work))
+  for stage in ("tokenizer", "tower", "encode", "autoencoder", "unet", "backbone", "generator"):
+    assert f"{stage} done in" in first
+  numbers = json.loads((work / "report.json").read_text())
+  assert {"understanding", "generation", "reconstruction"} <= set(numbers)
+  assert numbers["seconds"]["total"] > 0
+  assert numbers["seconds"]["tower"] > 0
+  assert "psnr" in numbers["reconstruction"]
+  page = (work / "report.html").read_text()
+  assert "http" not in page
+  model, image = str(work / "model"), str(tmp_path / "drawn.png")
+  drawn = _run(
+    "-m", "blip3o_jax.cli", "generate", "a red circle", "--model", model, "--output", image
+  )
+  assert drawn.strip() == image
+  rebuilt = str(tmp_path / "rebuilt.png")
+  _run("-m", "blip3o_jax.cli", "reconstruct", image, "--model", model, "--output", rebuilt)
+  assert Path(rebuilt).stat().st_size > 0
+  _run("-m", "blip3o_jax.cli", "chat", "what?", "--image", image, "--model", model, "--length", "4")
+
+  stamps = {p.name: p.stat().st_mtime_ns for p in (work / "done").iterdir()}
+  second = _run("launch/quickstart.py", "--debug", "--workdir", str(work))
+  assert second.count("was finished before") == len(stamps)
+  assert {p.name: p.stat().st_mtime_ns for p in (work / "done").iterdir()} == stamps
