@@ -218,7 +218,7 @@ def _target(cfg: Data, record: Record) -> Arrays:
   """The record's cached features, or its picture for the encoder."""
   if cfg.features:
     if record.features is None:
-      raise BadRecord(f"{record.name}: no cached features (tools/encode_features.py makes them)")
+      raise BadRecord(f"{record.name}: no cached features (KEY.npy beside the caption)")
     return {"features": record.features.astype(np.float32)}
   image = _square(cfg, record, cfg.image_size)
   return {
