@@ -1,0 +1,41 @@
+"""The report is one page that needs nothing else."""
+
+import re
+
+import numpy as np
+
+from blip3o_jax.evaluate import miniature
+from blip3o_jax.evaluate import report
+
+
+def test_the_page_is_self_contained():
+  image = np.full((4, 4, 3), 200, np.uint8)
+  rows = [{"question": "how many <b>?", "answer": "2", "wanted": "2"}]
+  page = report.page(
+    "a & b",
+    [
+      ("Drawings", report.figures([image], ["a <circle>"], ["yes"])),
+      ("Rates", report.rates_table({"single": miniature.rate(3, 4)})),
+      ("Losses", report.curve([(1, 2.0), (2, 1.0)], "loss")),
+      ("Dialogues", report.dialogue(rows, [image])),
+    ],
+  )
+  assert not re.findall(r"https?:|//|<script|<link|@import|url\(", page)
+  assert set(re.findall(r'src="([a-z]+:[a-z]+/[a-z]+)', page)) == {"data:image/png"}
+  assert "a &lt;circle&gt;" in page
+  assert "how many &lt;b&gt;?" in page
+  assert "a &amp; b" in page
+  assert "0.75" in page
+
+
+def test_a_curve_of_one_point_is_nothing():
+  assert report.curve([(1, 2.0)], "loss") == ""
+  assert "<polyline" in report.curve([(1, 2.0), (5, 2.0)], "flat")
+
+
+def test_chunks_and_rates():
+  assert [list(c) for c in miniature.chunks(range(5), 2)] == [[0, 1], [2, 3], [4]]
+  found = miniature.rate(50, 100)
+  assert found["rate"] == 0.5
+  assert 0.39 < found["low"] < 0.41
+  assert 0.59 < found["high"] < 0.61
