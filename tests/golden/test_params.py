@@ -4,9 +4,11 @@ A change of one of these lines changes the checkpoint format. `pytest tests/gold
 writes them anew; the difference is reviewed like code.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from collections.abc import Mapping
 import functools
+import json
 import math
 from pathlib import Path
 import runpy
@@ -27,6 +29,8 @@ from blip3o_jax.models import eva_vit
 from blip3o_jax.models import next_dit
 from blip3o_jax.models import qwen_vision
 from blip3o_jax.models import unet
+from blip3o_jax.systems import blip3o
+from blip3o_jax.systems import variants
 from blip3o_jax.train import state
 
 HERE = Path(__file__).parent
@@ -100,6 +104,23 @@ def compare(name: str, found: list[str], update: bool) -> None:
   assert found == expected
 
 
+def config_text(name: str, arg: str) -> str:
+  """The resolved config as JSON."""
+  values = runpy.run_path(str(FOLDER / f"{name}.py"))["get_config"](arg)
+  return json.dumps(values.to_dict(), indent=1, sort_keys=True) + "\n"
+
+
+@pytest.mark.parametrize("arg", ["", "reference"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_resolved_config(name, arg, update_golden):
+  """A default that changes somewhere changes a line here."""
+  file = HERE / f"config_{name}{'_' * bool(arg)}{arg}.json"
+  if update_golden:
+    file.write_text(config_text(name, arg))
+  assert file.exists(), f"{file.name} is not there: pytest tests/golden --update-golden writes it"
+  assert config_text(name, arg) == file.read_text(), f"{file.name} differs"
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_network(name, update_golden):
   model = network(name)
@@ -117,6 +138,28 @@ def test_config(name, update_golden):
 def test_count(names, count):
   found = sum(math.prod(leaf.shape) for name in names for leaf in shapes(network(name)).values())
   assert found == count
+
+
+@pytest.mark.parametrize(
+  ("size", "understanding", "slots", "denoiser"),
+  [
+    ("4b", 3_754_074_112, 131_072, 1_362_257_824),
+    ("8b", 8_289_328_128, 229_376, 1_365_010_336),
+  ],
+)
+def test_count_of_the_whole_system(size, understanding, slots, denoiser):
+  """Spec 0, row by row: what the released file holds, and what a run trains and keeps frozen."""
+  model = nnx.eval_shape(lambda: blip3o.build(variants.blip3o_released(size), nnx.Rngs(0)))
+  found: Counter[str] = Counter()
+  for path, leaf in shapes(model).items():
+    found[path.split("/")[0]] += math.prod(leaf.shape)
+  assert found["backbone"] + found["visual"] == understanding
+  assert (found["slots"], found["denoiser"]) == (slots, denoiser)
+  assert found["encoder"] == 4_350_208_256
+  assert set(found) == {"backbone", "visual", "slots", "denoiser", "encoder"}
+  run = run_leaves(f"blip3o_{size}_pretrain")
+  assert sum(math.prod(leaf.shape) for leaf in run.trained.values()) == slots + denoiser
+  assert {path.split("/")[0] for path in run.frozen} == {"backbone"}
 
 
 @pytest.mark.parametrize("mesh", [(1, 64, 1), (1, 16, 4), (4, 8, 2)], ids=str)
