@@ -1,0 +1,184 @@
+"""What each system's loss reaches, what its check refuses, and the parts they share."""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from blip3o_jax import trees
+from blip3o_jax.models import autoencoder
+from blip3o_jax.models import clip_text
+from blip3o_jax.models import decoder_lm
+from blip3o_jax.models import eva_vit
+from blip3o_jax.models import next_dit
+from blip3o_jax.models import qwen_vision
+from blip3o_jax.systems import blip3o
+from blip3o_jax.systems import contrast
+from blip3o_jax.systems import features
+from blip3o_jax.systems import slots
+
+Fill = Callable[..., Any]
+TOWER = eva_vit.Config(image_size=16, patch_size=4, dim=16, depth=1, heads=2, mlp_dim=16)
+SPACE = features.Config(TOWER, pool=2, whiten=6)
+CFG = blip3o.Config(
+  backbone=decoder_lm.Config(
+    vocab_size=40,
+    dim=16,
+    depth=1,
+    heads=2,
+    kv_heads=1,
+    head_dim=8,
+    mlp_dim=16,
+    mrope_section=(1, 1, 2),
+  ),
+  visual=qwen_vision.Config(
+    dim=16, depth=1, heads=2, mlp_dim=16, out_dim=16, patch_size=4, window_size=16, full_layers=(0,)
+  ),
+  denoiser=next_dit.Config(
+    in_channels=6, grid=2, condition_dim=16, dim=16, depth=1, heads=2, kv_heads=2, multiple_of=8
+  ),
+  features=SPACE,
+  latents=autoencoder.Config(),
+  slots=4,
+  image_token=39,
+  parts=("denoiser", "encoder"),
+)
+
+
+def _gradients(system: Any, module: Any, batch: Any, seed: int = 0) -> tuple[Any, dict[str, float]]:
+  """(value of the loss, {path: largest gradient})."""
+  graphdef, state = nnx.split(module)
+
+  def loss(params: Any) -> Any:
+    net = nnx.merge(graphdef, params)
+    ready = net.prepare(batch)
+    return net.loss(ready, jax.random.key(seed), net.weights(ready))[0]
+
+  value, grads = jax.jit(jax.value_and_grad(loss))(nnx.to_pure_dict(state))
+  return value, {p: float(jnp.abs(g).max()) for p, g in trees.flatten(grads).items()}
+
+
+def _prompts(rows: int = 3, length: int = 5) -> dict[str, Any]:
+  tokens = np.random.default_rng(1).integers(0, 38, (rows, length)).astype(np.int32)
+  segments = np.ones((rows, length), np.int32)
+  segments[0, :2] = 0
+  return {"tokens": tokens, "segments": segments}
+
+
+def _images(rows: int = 3) -> np.ndarray:
+  return np.random.default_rng(2).standard_normal((rows, 16, 16, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize("objective", ["flow", "mse"])
+@pytest.mark.parametrize("projector", ["identity", "mlp"])
+def test_generation_loss_reaches_slots_and_denoiser_alone(objective, projector, fill: Fill):
+  cfg = dataclasses.replace(CFG, objective=objective, projector=projector)
+  module = fill(lambda: blip3o.build(cfg, nnx.Rngs(0)))
+  value, found = _gradients(blip3o, module, _prompts() | {"images": _images()})
+  assert np.isfinite(value)
+  assert all(np.isfinite(g) for g in found.values())
+  assert found["slots/embedding"] > 0
+  made = "denoiser/" if objective == "flow" else "regressor/"
+  assert any(g > 0 for p, g in found.items() if p.startswith(made))
+  if projector == "mlp":
+    assert all(g > 0 for p, g in found.items() if p.startswith("projector/"))
+  assert not any(g for p, g in found.items() if p.startswith("encoder/"))
+  embedding = "backbone/embed_tokens/embedding"  # "stop": nothing of the prompt
+  assert found[embedding] == 0
+  full = dataclasses.replace(cfg, prompt_gradient="full")
+  module = fill(lambda: blip3o.build(full, nnx.Rngs(0)))
+  same, found = _gradients(blip3o, module, _prompts() | {"images": _images()})
+  np.testing.assert_allclose(same, value, rtol=1e-5)
+  assert found[embedding] > 0
+
+
+def test_dropped_conditions_and_draws(fill: Fill):
+  every = dataclasses.replace(CFG, loss=blip3o.Loss(drop=1.0, draws=3))
+  module = fill(lambda: blip3o.build(every, nnx.Rngs(0)))
+  value, found = _gradients(blip3o, module, _prompts() | {"images": _images()})
+  assert np.isfinite(value)
+  assert found["slots/embedding"] == 0
+
+
+def test_contrast_reaches_both_towers(fill: Fill):
+  text = clip_text.Config(vocab_size=40, length=8, dim=8, depth=1, heads=2, mlp_dim=8)
+  cfg = contrast.Config(features.Config(TOWER, pool=2), text, dim=4)
+  module = fill(lambda: contrast.build(cfg, nnx.Rngs(0)))
+  batch = _prompts() | {"images": _images()}
+  value, found = _gradients(contrast, module, batch)
+  assert np.isfinite(value)
+  for part in ("encoder/", "text/", "image_proj/", "text_proj/", "pixels/", "logit_scale"):
+    assert any(g > 0 for p, g in found.items() if p.startswith(part)), part
+  weights = module.weights(batch)
+  _, metrics = module.loss(batch, jax.random.key(0), weights)
+  assert 0 <= float(metrics["retrieval"]) <= 1
+
+
+@pytest.mark.parametrize(
+  ("change", "trained", "message"),
+  [
+    ({}, ["slots/embedding", "backbone/norm/scale"], "prompt_gradient: 'stop' gives no gradient"),
+    ({"prompt_gradient": "full"}, ["encoder/whiten/mean"], "the encoder makes the targets"),
+  ],
+)
+def test_check_refuses(change, trained, message):
+  with pytest.raises(ValueError, match=message):
+    blip3o.check(dataclasses.replace(CFG, **change), trained)
+  blip3o.check(dataclasses.replace(CFG, **change), ["slots/embedding", "denoiser/norm_out"])
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"slots": 5, "objective": "mse"}, "one slot a cell: 5"),
+    ({"loss": blip3o.Loss(text=1.0)}, "loss.text needs the part 'head'"),
+    ({"features": features.Config(TOWER, pool=2)}, "denoiser takes 2 x 2 x 6, features are 2 x 2"),
+  ],
+)
+def test_configs_that_contradict_themselves(change, message):
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(CFG, **change)
+
+
+def test_absent_parts_are_named(fill: Fill):
+  module = fill(lambda: blip3o.build(dataclasses.replace(CFG, parts=("head",)), nnx.Rngs(0)))
+  with pytest.raises(ValueError, match=r"'denoiser', absent from config\.parts"):
+    module.condition(**_prompts())
+  with pytest.raises(ValueError, match="'encoder', absent"):
+    module.targets(_images())
+
+
+def test_whitening_is_white():
+  rng = np.random.default_rng(0)
+  x = (rng.standard_normal((200, 2, 2, 5)) @ rng.standard_normal((5, 5))).astype(np.float32)
+  x += rng.standard_normal((2, 2, 5)).astype(np.float32)
+  mean, kernel, share = features.fit_whitening(x, 3)
+  white = ((x - mean) @ kernel).reshape(-1, 3)
+  np.testing.assert_allclose(white.T @ white / len(white), np.eye(3), atol=1e-3)
+  assert 0.5 < share <= 1
+  with pytest.raises(ValueError, match="whiten 6: the tower has only 5 channels"):
+    features.fit_whitening(x, 6)
+  with pytest.raises(ValueError, match="pool 3 does not divide"):
+    features.Config(TOWER, pool=3)
+
+
+def test_slots_do_not_see_padding(fill: Fill):
+  """What stands at padding changes nothing, and both ways of reading agree."""
+  language = fill(lambda: decoder_lm.DecoderLM(CFG.backbone, rngs=nnx.Rngs(0)))
+  table = fill(lambda: slots.Slots(4, 16, rngs=nnx.Rngs(0)))
+  batch = _prompts()
+  other = batch | {"tokens": np.where(batch["segments"] == 0, 7, batch["tokens"])}
+  read = {
+    (name, kind): slots.read(language, table, **b, prompt_gradient=kind)
+    for name, b in (("one", batch), ("other", other))
+    for kind in ("stop", "full")
+  }
+  first = read["one", "stop"]
+  assert first.shape == (3, 4, 16)
+  for value in read.values():
+    np.testing.assert_allclose(value, first, rtol=1e-4, atol=1e-5)
