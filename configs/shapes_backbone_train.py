@@ -43,7 +43,7 @@ def get_config(arg: str = "") -> ConfigDict:
     cache=True,
   )
   train = Train(
-    steps=900,
+    steps=850,
     batch=64,
     trainable=("backbone/.*", "visual/.*"),
     optimizer=Optimizer(name="muon", lr=2e-3, lr_end=1e-5, muon_lr=6e-3, warmup_steps=50),

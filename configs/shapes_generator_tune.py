@@ -45,7 +45,7 @@ def get_config(arg: str = "") -> ConfigDict:
     cache=True,
   )
   train = Train(
-    steps=250,
+    steps=150,
     batch=128,
     trainable=("slots/.*", "denoiser/.*"),
     ema_decay=0.995,

@@ -32,7 +32,7 @@ def get_config(arg: str = "") -> ConfigDict:
     cache=True,
   )
   train = Train(
-    steps=400,
+    steps=350,
     batch=64,
     optimizer=Optimizer(name="muon", lr=2e-3, lr_end=1e-5, muon_lr=6e-3, warmup_steps=50),
     log=Log(every=50),

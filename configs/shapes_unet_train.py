@@ -33,12 +33,19 @@ def get_config(arg: str = "") -> ConfigDict:
     cache=True,
   )
   train = Train(
-    steps=800,
+    steps=450,
     batch=48,
     trainable=("unet/.*",),
     ema_decay=0.995,
     init_from=(f"{options.work}/autoencoder",),
-    optimizer=Optimizer(lr=2e-3, lr_end=1e-5, warmup_steps=100),
+    optimizer=Optimizer(
+      name="muon",
+      lr=2e-3,
+      lr_end=1e-5,
+      muon_lr=6e-3,
+      warmup_steps=50,
+      matrices=("unet/.*kernel",),
+    ),
     log=Log(every=50),
   )
   return experiment.to_config("pixels", model, train, data)

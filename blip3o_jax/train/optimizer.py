@@ -34,7 +34,8 @@ class Optimizer:
     muon_lr: peak learning rate of the block matrices; 0 takes `lr`. muon_beta: their momentum.
     muon_rms: root mean square of a Muon update before the learning rate (0.2 is AdamW's); 0 takes
       optax's sqrt(max(1, out / in)).
-    matrices: regexes of the kernels that Muon gets; () is every kernel of a stacked layer.
+    matrices: regexes of the kernels, convolutions among them, that Muon gets; () is every kernel
+      of a stacked layer.
   """
 
   name: Literal["adamw", "muon"] = "adamw"
@@ -141,12 +142,14 @@ def make(
 
 
 def muon_matrices(cfg: Optimizer, axes: Mapping[str, Sequence[str | None]]) -> list[str]:
-  """Paths of the kernels that Muon updates: [in, out], or stacked [layers, in, out].
+  """Paths of the kernels that Muon updates: [in, out], [layers, in, out], [kh, kw, in, out].
+
+  A convolution is a matrix from all it reads, (kh, kw, in), to out; it must be named.
 
   Raises:
     ValueError: a pattern of `cfg.matrices` that matches no kernel, or no matrix at all.
   """
-  kernels = [p for p, names in axes.items() if is_kernel(p) and matrix_dims(names) == 2]
+  kernels = [p for p, names in axes.items() if is_kernel(p) and matrix_dims(names) in (2, 4)]
   if cfg.matrices:
     trees.check_patterns(cfg.matrices, kernels or [""], "optimizer.matrices")
     return list(filter(trees.matcher(cfg.matrices), kernels))
@@ -179,11 +182,13 @@ def by_path(params: Params, value: Callable[[str], Any]) -> Any:
 
 
 def _muon(cfg: Optimizer, steps: int) -> optax.GradientTransformation:
-  """optax's Muon with the last two dims as the matrix; a leading layer dim is a batch of them."""
+  """optax's Muon: the last dim is the output, a leading layer dim a batch of matrices."""
 
   def dims(params: Params) -> Any:
     spec = optax.contrib.MuonDimensionNumbers
-    return jax.tree.map(lambda p: spec(p.ndim - 2, p.ndim - 1), params)
+    # Four dims are a convolution, whose rows are all the values that one output reads.
+    reads = {2: (0,), 3: (1,), 4: (0, 1, 2)}
+    return jax.tree.map(lambda p: spec(reads[p.ndim], (p.ndim - 1,)), params)
 
   return optax.contrib.muon(
     schedule(cfg, steps, cfg.muon_lr),
