@@ -227,8 +227,7 @@ def write_report(work: Path, amounts: Amounts = ALL) -> dict[str, Any]:
     ),
     (
       f"Reconstruction: {rebuilt['psnr']:.1f} dB, {rebuilt['right']['rate']:.2f} right",
-      report.figures(list(before[:10]), ["before"] * 10, [""] * 10)
-      + report.figures(list(after[:10]), ["after"] * 10, [""] * 10),
+      _row(before[:10], "before") + _row(after[:10], "after"),
     ),
     ("Losses", "".join(_curves(work))),
   ]
@@ -240,6 +239,10 @@ def write_report(work: Path, amounts: Amounts = ALL) -> dict[str, Any]:
     partial.write_text(text)
     partial.replace(work / name)
   return {}
+
+
+def _row(images: np.ndarray, caption: str) -> str:
+  return report.figures(list(images), [caption] * len(images), [""] * len(images))
 
 
 def _curves(work: Path) -> list[str]:
