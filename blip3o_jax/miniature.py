@@ -6,6 +6,7 @@ A working folder holds tokenizer.json, one run directory a stage, `features/` an
 
 from collections.abc import Sequence
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,6 @@ from blip3o_jax.data.pipeline import Data
 from blip3o_jax.data.tokenizer import Tokenizer
 from blip3o_jax.data.tokenizer import train_bpe
 from blip3o_jax.evaluate import miniature as evaluate
-from blip3o_jax.evaluate import report
 from blip3o_jax.systems import blip3o
 from blip3o_jax.systems import contrast
 from blip3o_jax.systems import export
@@ -193,66 +193,23 @@ def assemble(work: Path, generator: str) -> inference.Model:
   )
 
 
-def write_report(work: Path, amounts: Amounts = ALL) -> dict[str, Any]:
-  """Scores work/model on test questions, prompts and pictures; writes report.html and .json."""
-  model = inference.load(work / "model")
-  per_category = amounts.asked
-  understood, dialogues = evaluate.understanding(model, per_category)
-  asked = evaluate.test_prompts(per_category)
-  drawn, images = evaluate.generation(model, asked)
-  rebuilt, before, after = evaluate.reconstruction(model, per_category)
-  numbers = {"understanding": understood, "generation": drawn, "reconstruction": rebuilt}
-  marks = [
-    "yes" if evaluate.scorer.judge(i, p["include"]).correct else "no"
-    for i, p in zip(images, asked, strict=True)
-  ]
-  shown = [
-    c * per_category + i
-    for c in range(len(shapes.CATEGORIES))
-    for i in range(min(12, per_category))
-  ]
-  sections = [
-    (
-      "Drawings of test prompts",
-      "<p>The first twelve of each category, not chosen; green is what the scorer accepts.</p>"
-      + report.figures(
-        [images[i] for i in shown], [asked[i]["prompt"] for i in shown], [marks[i] for i in shown]
-      ),
-    ),
-    ("Generation", report.rates_table(drawn)),
-    ("Understanding", report.rates_table(understood)),
-    (
-      "Dialogues",
-      report.dialogue(dialogues, [shapes.render(d["scene"]) for d in dialogues]),
-    ),
-    (
-      f"Reconstruction: {rebuilt['psnr']:.1f} dB, {rebuilt['right']['rate']:.2f} right",
-      _row(before[:10], "before") + _row(after[:10], "after"),
-    ),
-    ("Losses", "".join(_curves(work))),
-  ]
-  for name, text in (
-    ("report.html", report.page("BLIP3-o, the miniature", sections)),
-    ("report.json", json.dumps(numbers, indent=2)),
-  ):
-    partial = work / f".{name}.partial"
-    partial.write_text(text)
-    partial.replace(work / name)
-  return {}
+def frozen_hash(model: inference.Model) -> str:
+  """sha256 of the bytes of the leaves that the generator's training must not touch."""
+  digest = hashlib.sha256()
+  for path, value in sorted(trees.flatten(model.system.params).items()):
+    if path.startswith(("backbone/", "visual/")):
+      digest.update(path.encode() + np.asarray(value, np.float32).tobytes())
+  return digest.hexdigest()
 
 
-def _row(images: np.ndarray, caption: str) -> str:
-  return report.figures(list(images), [caption] * len(images), [""] * len(images))
-
-
-def _curves(work: Path) -> list[str]:
-  """One picture of the loss of each run."""
-  out = []
-  for path in sorted(work.glob("*/metrics.jsonl")):
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    points = [(r["step"], r["loss"]) for r in rows if r.get("loss") is not None]
-    out.append(report.curve(points, path.parent.name))
-  return out
+def before_generation(work: Path, model: inference.Model) -> inference.Model:
+  """`model` with backbone and vision tower as their own stage left them."""
+  cfg = dataclasses.replace(
+    _full_config(work), parts=("visual", "head"), loss=blip3o.Loss(image=0.0, text=1.0)
+  )
+  params = trees.flatten(model.system.params) | _filled(blip3o, cfg, [str(work / "backbone")])
+  system = inference.Network(model.system.graphdef, trees.unflatten(params))
+  return inference.Model(model.cfg, model.settings, system, model.decoder, model.tokenizer)
 
 
 def _scenes(split: str, count: int) -> list[shapes.Scene]:

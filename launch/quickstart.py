@@ -75,9 +75,14 @@ def main() -> int:
       return 1
   seconds = {p.stem: json.loads(p.read_text())["seconds"] for p in (work / "done").glob("*.json")}
   report = json.loads((work / "report.json").read_text())
-  report["seconds"] = {**seconds, "total": time.monotonic() - start}
+  # All calls together: one that finds everything finished adds next to nothing.
+  spent = work / "calls.txt"
+  calls = [float(x) for x in spent.read_text().split()] if spent.exists() else []
+  calls.append(time.monotonic() - start)
+  write(spent, " ".join(f"{x:.1f}" for x in calls))
+  report["seconds"] = {**seconds, "total": sum(calls)}
   write(work / "report.json", json.dumps(report, indent=2))
-  print(f"finished in {(time.monotonic() - start) / 60:.1f} minutes")
+  print(f"finished in {calls[-1] / 60:.1f} minutes")
   print(summary(report))
   print(f"report: {work / 'report.html'}\nnumbers: {work / 'report.json'}")
   print(f'draw more: .venv/bin/blip3o generate "a red circle" --model {work / "model"}')
@@ -90,8 +95,10 @@ def summary(report: dict[str, Any]) -> str:
     report[n] for n in ("understanding", "generation", "reconstruction")
   )
   return (
-    f"understanding {understood['overall']['rate']:.2f}, generation {drawn['overall']['rate']:.2f}"
-    f", reconstruction {rebuilt['psnr']:.1f} dB, {rebuilt['right']['rate']:.2f} right"
+    f"understanding {understood['accuracy']:.2f}, generation {drawn['overall']['rate']:.2f} "
+    f"(single object {drawn['single_object']['rate']:.2f}, unseen combinations "
+    f"{drawn['unseen_combinations']['rate']:.2f}), reconstruction {rebuilt['psnr']:.1f} dB, "
+    f"{rebuilt['scorer_accuracy']['rate']:.2f} right"
   )
 
 
@@ -198,6 +205,7 @@ def one_stage(name: str, work: Path, *, debug: bool = False) -> int:
   from absl import logging
 
   from blip3o_jax import miniature
+  from blip3o_jax import miniature_report
 
   logging.set_verbosity(logging.INFO)
   logging.use_absl_handler()
@@ -225,7 +233,7 @@ def one_stage(name: str, work: Path, *, debug: bool = False) -> int:
     case "export":
       facts = miniature.export_model(work)
     case "report":
-      facts = miniature.write_report(work, amounts)
+      facts = miniature_report.write(work, amounts)
     case _:
       known = ", ".join(stage for phase in PHASES for lane in phase for stage in lane)
       raise SystemExit(f"stage {name!r}: expected one of {known}")

@@ -16,13 +16,26 @@ from blip3o_jax.evaluate import shapes as scorer
 from blip3o_jax.systems.inference import Model
 
 T = TypeVar("T")
-BATCH = 50
+BATCH = 100
 
 
-def chunks(values: Sequence[T], size: int = BATCH) -> Iterator[Sequence[T]]:
-  """Slices of at most `size`."""
+def chunks(values: Sequence[T]) -> Iterator[list[T]]:
+  """Slices of `BATCH` values (of all, if fewer), the last filled up with its first value.
+
+  So every call of a verb has the same shapes, and one program is compiled.
+  """
+  size = min(BATCH, len(values))
   for start in range(0, len(values), size):
-    yield values[start : start + size]
+    part = list(values[start : start + size])
+    yield part + part[:1] * (size - len(part))
+
+
+def draw(model: Model, texts: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
+  """Pictures uint8[n, H, W, 3] of n prompts, one seed each."""
+  images: list[np.ndarray] = []
+  for part in chunks(list(zip(texts, seeds, strict=True))):
+    images += list(model.generate([t for t, _ in part], [s for _, s in part]))
+  return np.stack(images[: len(texts)])
 
 
 def rate(correct: int, count: int) -> dict[str, float]:
@@ -45,6 +58,7 @@ def understanding(
     for part in chunks(asked):
       images = [Image.fromarray(shapes.render(q.scene)) for q in part]
       answers += model.chat([q.question for q in part], images, length=8)
+    answers = answers[: len(asked)]
     right = [a == q.answer for a, q in zip(answers, asked, strict=True)]
     out[kind] = rate(sum(right), len(right))
     dialogues += [
@@ -65,13 +79,8 @@ def generation(
   model: Model, prompts: Sequence[dict[str, Any]], *, seed: int = 0
 ) -> tuple[dict[str, dict[str, float]], np.ndarray]:
   """Draws prompts, image i with seed + i: (rates by `evaluate.shapes.score`, uint8[n, H, W, 3])."""
-  images: list[np.ndarray] = []
-  numbered = list(enumerate(prompts))
-  for part in chunks(numbered, 2 * BATCH):
-    texts = [p["prompt"] for _, p in part]
-    images += list(model.generate(texts, [seed + i for i, _ in part]))
-  stacked = np.stack(images)
-  return scorer.score(stacked, prompts), stacked
+  images = draw(model, [p["prompt"] for p in prompts], range(seed, seed + len(prompts)))
+  return scorer.score(images, prompts), images
 
 
 def reconstruction(
@@ -86,11 +95,41 @@ def reconstruction(
   scenes = [shapes.scene(seed, i, "test") for i in range(count)]
   before = shapes.render_many(scenes)
   after: list[np.ndarray] = []
-  for start in range(0, count, BATCH):
-    part = [Image.fromarray(x) for x in before[start : start + BATCH]]
-    after += list(model.reconstruct(part, range(start, start + len(part))))
-  rebuilt = np.stack(after)
+  for part in chunks(list(enumerate(before))):
+    after += list(model.reconstruct([Image.fromarray(x) for _, x in part], [i for i, _ in part]))
+  rebuilt = np.stack(after[:count])
   error = np.square(rebuilt.astype(np.float64) - before).mean((1, 2, 3))
   psnr = float(np.mean(10 * np.log10(255.0**2 / np.maximum(error, 1e-9))))
   right = scorer.agree(rebuilt, scenes)
   return {"psnr": psnr, "right": rate(int(right.sum()), count)}, before, rebuilt
+
+
+def diversity(
+  model: Model, prompts: Sequence[dict[str, Any]], *, images: int = 8, seed: int = 0
+) -> tuple[float, float]:
+  """How different pictures of one prompt are: (of the model, of the data).
+
+  The mean distance of the encoder's features over all pairs of `images` pictures of a prompt, and
+  over the prompts. The data's pictures are random scenes that satisfy the prompt.
+  """
+  texts = [p["prompt"] for p in prompts for _ in range(images)]
+  seeds = [seed + 1000 * n + i for n in range(len(prompts)) for i in range(images)]
+  drawn = draw(model, texts, seeds)
+  scenes = [
+    shapes.scene_of(p["include"], s, n, "test")
+    for n, p in enumerate(prompts)
+    for s in seeds[n * images : (n + 1) * images]
+  ]
+  return _spread(model, drawn, images), _spread(model, shapes.render_many(scenes), images)
+
+
+def _spread(model: Model, pictures: np.ndarray, size: int) -> float:
+  """Mean pairwise distance within groups of `size` pictures, and over the groups."""
+  x = model.encode([Image.fromarray(i) for i in pictures]).reshape(-1, size, 1, model_dim(model))
+  distances = np.linalg.norm(x - x.swapaxes(1, 2), axis=-1)
+  return float(distances.sum() / (len(x) * size * (size - 1)))
+
+
+def model_dim(model: Model) -> int:
+  """Numbers in the features of a picture."""
+  return model.cfg.grid**2 * model.cfg.channels

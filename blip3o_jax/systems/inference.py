@@ -127,14 +127,24 @@ class Model:
     self, images: Sequence[Image.Image], seeds: Sequence[int], *, pixel_steps: int = 0
   ) -> np.ndarray:
     """Pictures through encoder and pixel decoder, without the language model (spec 5.6)."""
+    null = None
+    if self.settings.null != "zeros":  # the reference's reconstruction compares with black
+      null = self._black()
+    x = jnp.asarray(self.encode(images))
+    return self.paint(x, seeds, pixel_steps=pixel_steps, null=null)
+
+  def encode(self, images: Sequence[Image.Image]) -> np.ndarray:
+    """Features float32[B, h, w, C] of pictures, squashed to the tower's square (spec 5.6)."""
     size = self.cfg.features.tower.image_size
     squashed = np.stack([transforms.square(i, size, squash=True) for i in images])
     batch = jnp.asarray(transforms.normalise(squashed))
-    x = _targets(self.system.graphdef, self.system.params, batch)
-    null = None
-    if self.settings.null != "zeros":  # the reference's reconstruction compares with black
-      null = _targets(self.system.graphdef, self.system.params, jnp.zeros_like(batch[:1]))
-    return self.paint(x, seeds, pixel_steps=pixel_steps, null=null)
+    return np.asarray(_targets(self.system.graphdef, self.system.params, batch))
+
+  def _black(self) -> jax.Array:
+    """Features [1, h, w, C] of zero normalised pixels."""
+    size = self.cfg.features.tower.image_size
+    black = jnp.zeros((1, size, size, 3))
+    return _targets(self.system.graphdef, self.system.params, black)
 
   def paint(
     self,
@@ -170,9 +180,7 @@ class Model:
       ids = [*self.tokenizer.encode(" "), self.tokenizer.image_start]
       self._null = self._draw([ids], [0], 0, 0.0, "euler")
     elif self._null is None and self.settings.null == "black":
-      size = self.cfg.features.tower.image_size
-      black = jnp.zeros((1, size, size, 3))
-      self._null = _targets(self.system.graphdef, self.system.params, black)
+      self._null = self._black()
     return self._null
 
   def chat(

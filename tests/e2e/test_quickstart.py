@@ -31,7 +31,16 @@ def test_rehearsal(tmp_path):
   assert {"understanding", "generation", "reconstruction"} <= set(numbers)
   assert numbers["seconds"]["total"] > 0
   assert numbers["seconds"]["tower"] > 0
-  assert "psnr" in numbers["reconstruction"]
+  understood, drawn = numbers["understanding"], numbers["generation"]
+  assert {"accuracy", "accuracy_after_generation_training", "count", "where"} <= set(understood)
+  assert understood["frozen_sha256_before"] == understood["frozen_sha256_after"]
+  assert {"overall", "single_object", "two_objects", "counting", "colors", "position"} <= set(drawn)
+  assert {"color_attribution", "unseen_combinations", "diversity_of_data"} <= set(drawn)
+  assert {"count", "low", "high", "rate"} <= set(drawn["single_object"])
+  assert 0 <= drawn["pretrained"]["overall"]["rate"] <= 1
+  assert {"psnr", "scorer_accuracy"} == set(numbers["reconstruction"])
+  assert {"accuracy", "rejection"} == set(numbers["scorer"])
+  assert len(list((work / "images").rglob("*.png"))) == drawn["overall"]["count"]
   page = (work / "report.html").read_text()
   assert "http" not in page
   model, image = str(work / "model"), str(tmp_path / "drawn.png")
