@@ -8,9 +8,10 @@ layout (config.json, model*.safetensors, tokenizer.json, vocabulary of 151668); 
 Qwen2.5-VL-3B-Instruct (151936 rows) is refused with the two shapes until it has been converted.
 Other sizes of the mesh: --config.mesh.replica=, .fsdp=, .tensor=.
 
-Cost: 150 k steps of 512. At a prompt of 151 tokens 2.0 TFLOP a sample, 1.6e20 in all; with
-`:reference` 12.3 of them and as much again recomputed. The authors: about 10 days on 32 H200 (spec
-6.3, their issue 19). On 16 GiB chips take `memory=small` (docs/performance.md).
+Cost: 150 k steps of 512. At a prompt of 151 tokens 2.0 TFLOP a sample, 1.6e20 in all;
+`:reference`, all prompts padded to 448, has 15.6 and recomputes 3.0 more. The authors:
+about 10 days on 32 H200 (spec 6.3, their issue 19). On 16 GiB chips take `memory=small`
+(docs/performance.md).
 Expected (the authors'; not measured here): loss 6.5 at first, 3 after 600 steps, then nearly flat
 (spec 6.3, their issue 16); after instruction tuning GenEval 0.81, DPG 79.36, WISE 0.50 (spec 9.2).
 """

@@ -8,9 +8,10 @@ layout (config.json, model*.safetensors, tokenizer.json, vocabulary of 151668); 
 Qwen2.5-VL-7B-Instruct (152064 rows) is refused with the two shapes until it has been converted.
 Other sizes of the mesh: --config.mesh.replica=, .fsdp=, .tensor=.
 
-Cost: 150 k steps of 512. At a prompt of 151 tokens 4.1 TFLOP a sample, 3.2e20 in all; with
-`:reference` 15.5 of them and more recomputed. The authors: about 2 weeks on 32 H200 (spec 6.3,
-their issue 19). On small chips take `memory=small` (docs/performance.md).
+Cost: 150 k steps of 512. At a prompt of 151 tokens 4.1 TFLOP a sample, 3.2e20 in all;
+`:reference`, all prompts padded to 448, has 23.3 and recomputes 6.9 more. The authors: about 2
+weeks on 32 H200 (spec 6.3, their issue 19). On small chips take `memory=small`
+(docs/performance.md).
 Expected (the authors'; not measured here): loss 6.5 at first, 3 after 600 steps, then nearly flat
 (spec 6.3, their issue 16); after instruction tuning GenEval 0.83, DPG 80.73, WISE 0.52 with open
 data (spec 9.2).

@@ -1,13 +1,15 @@
 """Objective and target space, each trained for a minute: does every design of the paper train?
 
-    blip3o train --config=configs/shapes_objective_smoke.py:objective=mse,target=features \
-      --workdir=DIR
+    blip3o train --config=configs/shapes_objective_smoke.py:objective=mse --workdir=DIR
 
 objective=flow|mse, target=features|latents (spec 6.1); model=DIR is a directory in the released
 layout, by default the repository's own of random weights. Its language model, EVA tower and
 autoencoder stay frozen, the generator is new: so nothing is learnt but how to start, and no picture
-comes of it. Pictures are the embedded shapes. Under a minute on two cores; the image loss falls
-from its first step on: by a third and more for `flow`, for `mse` to what the mean picture leaves.
+comes of it. Pictures are the embedded shapes.
+
+Cost: 60 steps of 16; 31 s (mse) to 93 s (latents) on two cores that other work kept busy. Expected
+loss, mean of the first and of the last ten steps, seed 0, default directory: flow on features 6.3
+and 1.4, mse on features 8.1 and 1.3, flow on latents 0.96 and 0.07.
 """
 
 import dataclasses
@@ -45,7 +47,7 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     side = GRID * latents.factor
     model = dataclasses.replace(model, target="latents", latents=latents, denoiser=denoiser)
-  model = dataclasses.replace(model, objective=options.objective)
+  model = dataclasses.replace(model, objective=options.objective, target=options.target)
   data = Data(
     source="shapes",
     split="generator",
