@@ -81,8 +81,9 @@ class FeatureEncoder(nnx.Module):
 def fit_whitening(pooled: np.ndarray, kept: int) -> tuple[np.ndarray, np.ndarray, float]:
   """Measures the affine map of `Whiten` on a sample of pooled features.
 
-  The mean is taken per cell, the directions over all cells together: the `kept` principal ones,
-  each scaled to unit variance.
+  Mean and directions are those of all cells together, the `kept` principal ones, each of unit
+  variance. A mean per cell would take the place of a cell out of its feature, and the pixel decoder,
+  whose cross-attention knows no order, could not put anything where it belongs.
 
   Args:
     pooled: float[n, h, w, C].
@@ -97,10 +98,12 @@ def fit_whitening(pooled: np.ndarray, kept: int) -> tuple[np.ndarray, np.ndarray
   n, h, w, c = pooled.shape
   if kept > c:
     raise ValueError(f"whiten {kept}: the tower has only {c} channels")
-  mean = pooled.mean(0, dtype=np.float64)
-  x = (pooled - mean).reshape(n * h * w, c).astype(np.float64)
+  x = pooled.reshape(n * h * w, c).astype(np.float64)
+  mean = x.mean(0)
+  x -= mean
   values, vectors = np.linalg.eigh(x.T @ x / len(x))
   values, vectors = values[::-1][:kept], vectors[:, ::-1][:, :kept]
   share = float(values.sum() / np.trace(x.T @ x / len(x)))
   kernel = vectors / np.sqrt(np.maximum(values, 1e-8))
-  return mean.astype(np.float32), kernel.astype(np.float32), share
+  same = np.broadcast_to(mean, (h, w, c)).astype(np.float32)
+  return same, kernel.astype(np.float32), share

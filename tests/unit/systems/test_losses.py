@@ -161,6 +161,8 @@ def test_whitening_is_white():
   white = ((x - mean) @ kernel).reshape(-1, 3)
   np.testing.assert_allclose(white.T @ white / len(white), np.eye(3), atol=1e-3)
   assert 0.5 < share <= 1
+  # What is particular to a cell stays in its features: they are all that tells where it lies.
+  assert np.abs(white.reshape(*x.shape[:3], 3).mean(0)).max() > 0.1
   with pytest.raises(ValueError, match="whiten 6: the tower has only 5 channels"):
     features.fit_whitening(x, 6)
   with pytest.raises(ValueError, match="pool 3 does not divide"):
