@@ -82,7 +82,7 @@ def fit_whitening(pooled: np.ndarray, kept: int) -> tuple[np.ndarray, np.ndarray
   """Measures the affine map of `Whiten` on a sample of pooled features.
 
   Mean and directions are those of all cells together, the `kept` principal ones, each of unit
-  variance. A mean per cell would take the place of a cell out of its feature, and the pixel decoder,
+  variance. A mean per cell would take a cell's place out of its feature, and the pixel decoder,
   whose cross-attention knows no order, could not put anything where it belongs.
 
   Args:
