@@ -34,7 +34,12 @@ def test_a_curve_of_one_point_is_nothing():
 
 
 def test_chunks_and_rates():
-  assert [list(c) for c in miniature.chunks(range(5), 2)] == [[0, 1], [2, 3], [4]]
+  assert list(miniature.chunks(range(3))) == [[0, 1, 2]]
+  first, last = miniature.chunks(range(miniature.BATCH + 2))
+  assert first == list(range(miniature.BATCH))
+  # Filled up to one shape with its first value, so that one program is compiled.
+  start = miniature.BATCH
+  assert last == [start, start + 1] + [start] * (miniature.BATCH - 2)
   found = miniature.rate(50, 100)
   assert found["rate"] == 0.5
   assert 0.39 < found["low"] < 0.41
