@@ -111,7 +111,7 @@ def make_data(experiment: Experiment, cfg: Data) -> Pipeline:
       raise ValueError(f"config.tokenizer: task {cfg.task!r} needs a directory with tokenizer.json")
     tokenizer = Tokenizer.load(experiment.tokenizer)
   layout: dict[str, np.ndarray] = {}
-  if cfg.task == "understand":
+  if cfg.task == "understand" and cfg.image_size:
     vision = experiment.model.visual
     side = cfg.image_size // vision.patch_size
     places = qwen_vision.layout([(side, side)], side * side, vision)

@@ -42,7 +42,7 @@ def get_config(arg: str = "") -> ConfigDict:
     cache=True,
   )
   train = Train(
-    steps=700,
+    steps=560,
     batch=128,
     trainable=("slots/.*", "denoiser/.*"),
     ema_decay=0.995,

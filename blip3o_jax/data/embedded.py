@@ -10,6 +10,7 @@ import numpy as np
 
 from blip3o_jax.data import shapes
 from blip3o_jax.data.records import Record
+from blip3o_jax.data.records import text_bytes
 
 DESCRIBE = "describe the picture."
 FEATURES = "features.npy"  # float[scenes, h, w, C], in the order of the scenes
@@ -26,6 +27,10 @@ class Mixture:
       empty for captions of any scene.
     descriptions, text_questions: shares of understanding records that ask for a caption of the
       picture, or ask about a caption without a picture; the rest asks about the picture.
+    turns: most questions of an understanding record, all about one scene. With 1, a description is
+      a record of its own; with more, it is the last turn.
+    single: this many of the first conversations are about one object, a curriculum where
+      `Data.shuffle` is off: with nothing to choose from, colour and shape are learned at once.
     kinds: of questions, in turn; empty for all.
     variants: records of each scene, in different words.
     seed: of the scenes.
@@ -35,6 +40,8 @@ class Mixture:
   categories: tuple[str, ...] = ()
   descriptions: float = 0.2
   text_questions: float = 0.2
+  turns: int = 1
+  single: int = 0
   kinds: tuple[str, ...] = ()
   variants: int = 1
   seed: int = 0
@@ -45,6 +52,11 @@ class Mixture:
         raise ValueError(f"{name} {getattr(self, name)} is not a share")
     if self.variants < 1 or (self.variants > 1 and self.categories):
       raise ValueError(f"variants {self.variants}: expected 1 or more, and 1 with categories")
+    if self.turns < 1 or self.single < 0 or (self.single and self.turns == 1):
+      raise ValueError(
+        f"turns {self.turns}, single {self.single}: expected 1 turn or more, and single only with "
+        f"several"
+      )
     if self.descriptions + self.text_questions > 1:
       raise ValueError("descriptions and text_questions together exceed 1")
     for field, known in (("categories", shapes.CATEGORIES), ("kinds", shapes.KINDS)):
@@ -95,8 +107,7 @@ class EmbeddedSource:
 
   def lengths(self) -> np.ndarray:
     """Bytes of each record's text, int64[n]; words are made for it, pictures are not."""
-    texts = (self._text(i) for i in range(self._count))
-    return np.array([len((r.prompt + r.answer).encode()) for _, r in texts], np.int64)
+    return np.array([text_bytes(self._text(i)[1]) for i in range(self._count)], np.int64)
 
   def __getitem__(self, index: int, /) -> Record:
     scene, record = self._text(index)
@@ -121,6 +132,8 @@ class EmbeddedSource:
     name = f"shapes {split} {index}"
     number, variant = divmod(index, mixture.variants)
     long, what = np.random.default_rng((seed, index, _STREAM)).random(2)
+    if self._questions and mixture.turns > 1:
+      return self._conversation(index, name, long, what)
     asks = self._questions and what >= mixture.descriptions
     if asks:
       alone = what < mixture.descriptions + mixture.text_questions
@@ -140,3 +153,25 @@ class EmbeddedSource:
     if self._questions:
       return scene, Record(prompt=DESCRIBE, answer=text, kind=kind, name=name)
     return scene, Record(prompt=text, kind=kind, name=name)
+
+  def _conversation(
+    self, index: int, name: str, long: float, what: float
+  ) -> tuple[shapes.Scene | None, Record]:
+    """Several questions about one scene, or about a caption of it; `long` and `what` in [0, 1)."""
+    mixture = self._mixture
+    most = 1 if index < mixture.single else shapes.MOST_OBJECTS
+    scene = shapes.scene_at(mixture.seed, index, self._split, most)
+    alone = what >= 1 - mixture.text_questions
+    described = what < mixture.descriptions
+    asked = shapes.conversation(
+      scene, mixture.turns - described, kinds=mixture.kinds or shapes.KINDS, text=alone
+    )
+    turns = [(q.question, q.answer) for q in asked]
+    if alone:
+      turns[0] = (f"{asked[0].context}. {turns[0][0]}", turns[0][1])
+    if described:
+      word = shapes.long_caption if long < mixture.long_captions else shapes.caption
+      turns.append((DESCRIBE, word(scene)))
+    (prompt, answer), kind = turns[0], asked[0].kind if asked else "caption"
+    record = Record(prompt=prompt, answer=answer, turns=tuple(turns[1:]), kind=kind, name=name)
+    return (None if alone else scene), record

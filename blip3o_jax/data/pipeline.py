@@ -42,7 +42,8 @@ class Data:
     records: how many to use, 0 for all of a folder. mixture: texts of the embedded set.
     task: which transform.
     batch: rows of the global batch. buckets: static lengths of token rows.
-    image_size: side of the picture that the encoder, the autoencoder or the vision tower takes.
+    image_size: side of the picture that the encoder, the autoencoder or the vision tower takes; 0
+      is for understanding rows that never show one.
     features: read cached features instead of pictures ("pixels": beside them).
     values: of `images`: normalised as EVA takes them, or in [-1, 1] for an autoencoder's latents;
       "pixels" always gives the latter.

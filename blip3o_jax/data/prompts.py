@@ -126,13 +126,18 @@ def chat_row(
   question: str,
   answer: str,
   image_tokens: Sequence[int] = (),
+  turns: Sequence[tuple[str, str]] = (),
   *,
   limit: int,
 ) -> tuple[list[int], list[int]]:
   """One training row of understanding: ids, and for each the id that its hidden vector predicts.
 
-  Only the answer and the <|im_end|> after it carry loss, the rest is -1. A row that is too long
-  loses the end of its answer, to half of what the template leaves, then the end of its question.
+  Only the answers and the <|im_end|> after each carry loss, the rest is -1. A row that is too long
+  loses whole turns from the end, then the end of its answer, to half of what the template leaves,
+  then the end of its question; each loss with a warning.
+
+  Args:
+    turns: further questions and answers of the same conversation.
 
   Returns:
     tokens and labels, equally long, at most `limit`.
@@ -144,8 +149,18 @@ def chat_row(
   asked = len(tokenizer.encode(question))
   said = _cut(tokenizer.encode(answer), max(room - asked, room // 2), "answer", limit)
   prompt = chat_ids(tokenizer, question, image_tokens, limit=limit - len(said))
-  labels = [IGNORED] * (len(prompt) - 1) + said + [tokenizer.im_end]
-  return prompt + said, labels
+  ids, labels = prompt + said, [IGNORED] * (len(prompt) - 1) + said + [tokenizer.im_end]
+  for n, (more, reply) in enumerate(turns):
+    between = [tokenizer.im_end, *tokenizer.encode("\n"), tokenizer.im_start]
+    between += tokenizer.encode(f"user\n{more}") + _after_user(tokenizer)
+    said = tokenizer.encode(reply)
+    if len(ids) + len(between) + len(said) > limit:
+      text = "the conversation is too long for a row of %d tokens: its last %d of %d turns are cut"
+      logging.warning(text, limit, len(turns) - n, len(turns) + 1)
+      break
+    ids += between + said
+    labels += [IGNORED] * (len(between) - 1) + said + [tokenizer.im_end]
+  return ids, labels
 
 
 def text_ids(tokenizer: Tokenizer, text: str, *, limit: int) -> list[int]:

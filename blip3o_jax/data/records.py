@@ -20,6 +20,7 @@ class Record:
     features: cached encoder features, float[h, w, C], or None.
     prompt: the caption to draw, or the question to answer.
     answer: what a question is answered with; empty for a caption.
+    turns: further questions and answers of the same conversation, in order.
     kind: of record, free text ("caption", a question type, a test category).
     name: how errors call the record.
   """
@@ -28,15 +29,21 @@ class Record:
   features: np.ndarray | None = None
   prompt: str = ""
   answer: str = ""
+  turns: tuple[tuple[str, str], ...] = ()
   kind: str = ""
   name: str = ""
+
+
+def text_bytes(record: Record) -> int:
+  """Bytes of a record's prompt, answer and further turns, in UTF-8."""
+  return len((record.prompt + record.answer + "".join(q + a for q, a in record.turns)).encode())
 
 
 class Source(Protocol):
   """Random access to records. Reading is thread-safe; a record does not depend on what came before.
 
   `source[i]` raises BadRecord for a record that is damaged. `lengths()` is int64[n]: the bytes of
-  prompt and answer together, exactly or nearly, cheap to get; prompt buckets are chosen by it.
+  each record's text, exactly or nearly, cheap to get; prompt buckets are chosen by it.
   """
 
   def __len__(self) -> int: ...
@@ -59,8 +66,7 @@ class InMemory:
     return self._records[index]
 
   def lengths(self) -> np.ndarray:
-    texts = (record.prompt + record.answer for record in self._records)
-    return np.array([len(text.encode()) for text in texts], np.int64)
+    return np.array([text_bytes(record) for record in self._records], np.int64)
 
 
 class Subset:

@@ -7,8 +7,8 @@
 | contrast | tokens, segments int32[B, P]: a bare caption and its end; images or features |
 | pixels | images in [-1, 1], and features where `Data.features` asks for them |
 
-Rows are padded on the left. images float32[B, S, S, 3], normalised as `Data.values` says; features
-float32[B, h, w, C].
+Rows are padded on the left. There are no patches where `Data.image_size` is 0. images float32[B, S,
+S, 3], normalised as `Data.values` says; features float32[B, h, w, C].
 """
 
 from collections.abc import Mapping
@@ -30,6 +30,7 @@ from blip3o_jax.data.records import BadRecord
 from blip3o_jax.data.records import Record
 from blip3o_jax.data.records import Source
 from blip3o_jax.data.records import Subset
+from blip3o_jax.data.records import text_bytes
 
 SAMPLE = 256  # records that are tokenised to estimate the lengths of all
 UNLIMITED = 1 << 30
@@ -67,14 +68,21 @@ def understand_transform(
     if not record.answer:
       raise BadRecord(f"{record.name}: a question without an answer cannot train understanding")
     has = record.image is not None
+    if has and not side:
+      raise BadRecord(f"{record.name}: shows a picture, but data.image_size is 0")
     places = [cfg.image_tokens] * has
-    ids, targets = prompts.chat_row(tokenizer, record.prompt, record.answer, places, limit=bucket)
+    ids, targets = prompts.chat_row(
+      tokenizer, record.prompt, record.answer, places, record.turns, limit=bucket
+    )
     out = _tokens(ids, bucket, tokenizer.pad)
     labels = np.full(bucket, prompts.IGNORED, np.int32)
     labels[-len(targets) :] = targets
     positions, _ = mrope.mrope_positions(
       out["tokens"][None], out["segments"][None], [grid] * has, tokenizer.image_pad, cfg.merge
     )
+    out |= {"labels": labels, "positions": positions[:, 0]}
+    if not side:
+      return out
     patches = np.zeros(shape, np.float32)
     if has:
       patches = transforms.patchify(
@@ -84,7 +92,7 @@ def understand_transform(
         temporal_patch_size=cfg.temporal_patch_size,
       )
     constants = {k: v if has else np.zeros_like(v) for k, v in (layout or {}).items()}
-    return out | {"labels": labels, "positions": positions[:, 0], "patches": patches} | constants
+    return out | {"patches": patches} | constants
 
   return transform
 
@@ -121,21 +129,23 @@ def token_lengths(source: Source, cfg: Data, tokenizer: prompts.Tokenizer) -> np
   if cfg.task == "pixels" or len(cfg.buckets) == 1:
     return np.zeros(len(source), np.int64)
 
-  def count(prompt: str, answer: str, places: Sequence[int] = ()) -> int:
+  def count(record: Record, places: Sequence[int] = ()) -> int:
+    prompt, answer, turns = record.prompt, record.answer, record.turns
     if cfg.task == "understand":
-      return len(prompts.chat_row(tokenizer, prompt, answer, places, limit=UNLIMITED)[0])
+      return len(prompts.chat_row(tokenizer, prompt, answer, places, turns, limit=UNLIMITED)[0])
     if cfg.task == "contrast":
       return len(prompts.text_ids(tokenizer, prompt, limit=UNLIMITED))
     return len(prompts.generation_ids(tokenizer, prompt, limit=UNLIMITED, form=cfg.form))
 
-  ratio, template = 0.0, count("", "", [cfg.image_tokens])
+  nothing = Record()
+  ratio, template = 0.0, count(nothing, [cfg.image_tokens])
   for index in np.unique(np.linspace(0, len(source) - 1, SAMPLE).astype(np.int64)):
     try:
       record = source[int(index)]
     except BadRecord:
       continue
-    extra = count(record.prompt, record.answer) - count("", "")
-    ratio = max(ratio, extra / max(len((record.prompt + record.answer).encode()), 1))
+    extra = count(record) - count(nothing)
+    ratio = max(ratio, extra / max(text_bytes(record), 1))
   return template + np.ceil(source.lengths() * ratio).astype(np.int64)
 
 

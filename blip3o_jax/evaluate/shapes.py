@@ -1,6 +1,6 @@
 """A scorer for the embedded set that looks at pixels only: is it what was asked for, and how often.
 
-Its own error rates are measured by `evaluate.shapes_check` (issue 2, section 6).
+Its own error rates are measured by `evaluate.shapes_check`.
 """
 
 from collections.abc import Mapping

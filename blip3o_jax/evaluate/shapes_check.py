@@ -1,7 +1,7 @@
 """The scorer scored: how often it accepts true pictures and rejects wrong ones, by kind of error.
 
 The pictures are rendered from the test prompts' metadata, as they are, with a decoder's mild blur
-and noise, and with exactly one thing wrong (issue 2, section 6).
+and noise, and with exactly one thing wrong.
 """
 
 from collections.abc import Sequence

@@ -17,6 +17,7 @@ import numpy as np
 from blip3o_jax.attention import attention
 from blip3o_jax.layers import Dtype
 from blip3o_jax.layers import GatedMlp
+from blip3o_jax.layers import Initializer
 from blip3o_jax.layers import Remat
 from blip3o_jax.layers import RMSNorm
 from blip3o_jax.layers import constrain_tokens
@@ -30,7 +31,6 @@ from blip3o_jax.layers import stack
 CHANNELS = 3
 ROPE_THETA = 1e4
 NORM_EPS = 1e-6
-INIT = nnx.initializers.normal(0.02)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Config:
     merge: a merged token is a block of merge x merge patches.
     window_size: side of a window, in pixels.
     full_layers: indices of the blocks in which the whole image is seen.
+    init_std: of every matrix at the start (released: 0.02).
 
   Raises:
     ValueError: heads or windows that do not divide, or a full layer beyond the depth.
@@ -57,6 +58,7 @@ class Config:
   merge: int = 2
   window_size: int = 112
   full_layers: tuple[int, ...] = (7, 15, 23, 31)
+  init_std: float = 0.02
   dtype: Dtype = "float32"
   remat: Remat = "none"
 
@@ -136,7 +138,7 @@ class PatchEmbed(nnx.Module):
   def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
     p = cfg.patch_size
     shape = (CHANNELS, cfg.temporal_patch_size, p, p, cfg.dim)
-    self.kernel = nnx.Param(INIT(rngs.params(), shape), axes=("rest",) * 4 + ("embed",))
+    self.kernel = nnx.Param(_init(cfg)(rngs.params(), shape), axes=("rest",) * 4 + ("embed",))
     self.dtype = cfg.dtype
 
   def __call__(self, patches: jax.Array) -> jax.Array:
@@ -150,7 +152,7 @@ class SelfAttention(nnx.Module):
 
   def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
     kw: dict[str, Any] = dict(
-      dtype=cfg.dtype, init=INIT, bias_init=nnx.initializers.zeros_init(), rngs=rngs
+      dtype=cfg.dtype, init=_init(cfg), bias_init=nnx.initializers.zeros_init(), rngs=rngs
     )
     self.q_proj = linear(cfg.dim, cfg.dim, ("embed", "heads"), **kw)
     self.k_proj = linear(cfg.dim, cfg.dim, ("embed", "heads"), **kw)
@@ -171,7 +173,9 @@ class Block(nnx.Module):
     self.norm1 = RMSNorm(cfg.dim, eps=NORM_EPS)
     self.attn = SelfAttention(cfg, rngs=rngs)
     self.norm2 = RMSNorm(cfg.dim, eps=NORM_EPS)
-    self.mlp = GatedMlp(cfg.dim, cfg.mlp_dim, bias=True, dtype=cfg.dtype, init=INIT, rngs=rngs)
+    self.mlp = GatedMlp(
+      cfg.dim, cfg.mlp_dim, bias=True, dtype=cfg.dtype, init=_init(cfg), rngs=rngs
+    )
 
   def __call__(self, x: jax.Array, angles: jax.Array, segments: jax.Array) -> jax.Array:
     x = x + self.attn(self.norm1(x), angles, segments)
@@ -184,7 +188,7 @@ class Merger(nnx.Module):
   def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
     wide = cfg.dim * cfg.merge**2
     kw: dict[str, Any] = dict(
-      dtype=cfg.dtype, init=INIT, bias_init=nnx.initializers.zeros_init(), rngs=rngs
+      dtype=cfg.dtype, init=_init(cfg), bias_init=nnx.initializers.zeros_init(), rngs=rngs
     )
     self.ln_q = RMSNorm(cfg.dim, eps=NORM_EPS)
     self.mlp_0 = linear(wide, wide, ("embed", "mlp"), **kw)
@@ -232,3 +236,7 @@ class QwenVision(nnx.Module):
     freqs = (ROPE_THETA ** -(np.arange(quarter) / quarter)).astype(np.float32)
     angles = jnp.asarray(positions)[..., None].astype(jnp.float32) * freqs
     return angles.reshape(*angles.shape[:-2], 2 * quarter)
+
+
+def _init(cfg: Config) -> Initializer:
+  return nnx.initializers.normal(cfg.init_std)

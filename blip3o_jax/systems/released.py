@@ -116,6 +116,7 @@ def _config(values: Json, tiny: Json, ours: Json, dtype: layers.Dtype) -> blip3o
     mrope_section=tuple(rope["mrope_section"]),
     norm_eps=text.get("rms_norm_eps", 1e-6),
     tie_embeddings=values.get("tie_word_embeddings", False),
+    init_std=text.get("initializer_range", 0.02),
     dtype=dtype,
   )
   vision = values["vision_config"]
@@ -128,6 +129,7 @@ def _config(values: Json, tiny: Json, ours: Json, dtype: layers.Dtype) -> blip3o
     patch_size=vision.get("patch_size", 14),
     temporal_patch_size=vision.get("temporal_patch_size", 2),
     merge=vision.get("spatial_merge_size", 2),
+    init_std=vision.get("initializer_range", 0.02),
     window_size=vision.get("window_size", 112),
     full_layers=tuple(vision["fullatt_block_indexes"]),
     dtype=dtype,
@@ -207,6 +209,7 @@ def config_json(cfg: blip3o.Config, eos: int, pad: int) -> dict[str, Any]:
     },
     "rms_norm_eps": text.norm_eps,
     "hidden_act": "silu",
+    "initializer_range": text.init_std,
     "max_position_embeddings": 128000,
     "use_sliding_window": False,
     "tie_word_embeddings": text.tie_embeddings,
@@ -220,6 +223,7 @@ def config_json(cfg: blip3o.Config, eos: int, pad: int) -> dict[str, Any]:
     "vision_config": {
       "model_type": "qwen2_5_vl",
       "hidden_act": "silu",
+      "initializer_range": vision.init_std,
       "in_channels": 3,
       "hidden_size": vision.dim,
       "depth": vision.depth,

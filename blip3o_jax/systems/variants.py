@@ -27,6 +27,7 @@ _SHAPES_TOWER = eva_vit.Config(
   image_size=SHAPES_IMAGE, patch_size=8, dim=128, depth=3, heads=4, mlp_dim=512, remat="dots"
 )
 _SHAPES_WHITEN = 24
+_SHAPES_INIT = 128**-0.5
 
 
 def blip3o_released(size: str) -> blip3o.Config:
@@ -52,7 +53,9 @@ def blip3o_shapes(image_token: int = 0) -> blip3o.Config:
       kv_heads=2,
       head_dim=32,
       mlp_dim=384,
+      rope_theta=20.0,  # the slowest frequencies, the columns', must tell 4 cells apart
       mrope_section=(4, 6, 6),
+      init_std=_SHAPES_INIT,
       tie_embeddings=True,
       remat="dots",
     ),
@@ -65,6 +68,7 @@ def blip3o_shapes(image_token: int = 0) -> blip3o.Config:
       patch_size=8,
       window_size=32,
       full_layers=(2,),
+      init_std=_SHAPES_INIT,
       remat="dots",
     ),
     denoiser=next_dit.Config(

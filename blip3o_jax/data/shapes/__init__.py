@@ -1,6 +1,6 @@
 """The embedded data set: pictures of coloured shapes, captions, questions and test prompts.
 
-Everything is a pure function of (split, seed, index) in numpy (issue 2, section 6; the figures of a
+Everything is a pure function of (split, seed, index) in numpy (the figures of a
 first trial stand in docs). `scenes` decides what is shown and what is held out, `render` draws,
 `captions` and `questions` put it into words.
 """
@@ -16,6 +16,7 @@ from blip3o_jax.data.shapes.captions import test_prompts
 from blip3o_jax.data.shapes.questions import KINDS
 from blip3o_jax.data.shapes.questions import Kind
 from blip3o_jax.data.shapes.questions import Question
+from blip3o_jax.data.shapes.questions import conversation
 from blip3o_jax.data.shapes.questions import question
 from blip3o_jax.data.shapes.questions import question_at
 from blip3o_jax.data.shapes.questions import questions
@@ -24,6 +25,7 @@ from blip3o_jax.data.shapes.render import render
 from blip3o_jax.data.shapes.render import render_many
 from blip3o_jax.data.shapes.scenes import COLORS
 from blip3o_jax.data.shapes.scenes import HELD_OUT_PAIRS
+from blip3o_jax.data.shapes.scenes import MOST_OBJECTS
 from blip3o_jax.data.shapes.scenes import PALETTE
 from blip3o_jax.data.shapes.scenes import RELATIONS
 from blip3o_jax.data.shapes.scenes import SHAPES
@@ -33,6 +35,7 @@ from blip3o_jax.data.shapes.scenes import Object
 from blip3o_jax.data.shapes.scenes import Scene
 from blip3o_jax.data.shapes.scenes import Split
 from blip3o_jax.data.shapes.scenes import scene
+from blip3o_jax.data.shapes.scenes import scene_at
 from blip3o_jax.data.shapes.scenes import scene_of
 
 __all__ = [
@@ -40,6 +43,7 @@ __all__ = [
   "COLORS",
   "HELD_OUT_PAIRS",
   "KINDS",
+  "MOST_OBJECTS",
   "PALETTE",
   "RELATIONS",
   "SHAPES",
@@ -54,6 +58,7 @@ __all__ = [
   "caption",
   "category_caption",
   "category_include",
+  "conversation",
   "include_of",
   "long_caption",
   "question",
@@ -62,6 +67,7 @@ __all__ = [
   "render",
   "render_many",
   "scene",
+  "scene_at",
   "scene_of",
   "test_prompts",
   "text_question",

@@ -4,6 +4,8 @@ Five kinds; each question is answerable from the picture alone. `text_question` 
 that answers it in place of the picture, so a language model can be taught without images.
 """
 
+from collections.abc import Sequence
+import dataclasses
 from dataclasses import dataclass
 import itertools
 from typing import Final
@@ -27,6 +29,7 @@ from blip3o_jax.data.shapes.scenes import scene as make_scene
 Kind = Literal["count", "shape", "color", "exist", "where"]
 KINDS: Final[tuple[str, ...]] = get_args(Kind)
 _STREAM: Final = 1 << 21
+_TALK: Final = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,41 @@ def text_question(scene: Scene, kind: Kind | str, variant: int = 0) -> Question 
     return Question(scene, kind, *found, context) if found else None
   asked = question(scene, kind, variant)
   return Question(scene, kind, asked.question, asked.answer, context) if asked else None
+
+
+def conversation(
+  scene: Scene,
+  turns: int,
+  variant: int = 0,
+  *,
+  kinds: Sequence[str] = KINDS,
+  text: bool = False,
+) -> list[Question]:
+  """Up to `turns` different questions about one scene, of mixed kinds in random order.
+
+  Args:
+    kinds: to ask; every scene has a count and an existence to ask for.
+    text: ask a caption, the same for all questions, instead of the picture.
+
+  Raises:
+    ValueError: an unknown kind, or no question of these kinds.
+  """
+  rng = make_rng(scene.split, scene.seed, scene.index, _TALK + variant)
+  told = _where_told(scene, rng) if text else None
+  context = told.context if told else long_caption(scene, variant, quadrants=True) if text else ""
+  found: dict[str, Question] = {}
+  for again in range(2):
+    for kind in kinds:
+      asked = question(scene, kind, 2 * variant + again)
+      if text and kind == "where":  # the caption does not say how any two objects stand
+        place = _where(scene, rng, pairs=False)
+        asked = told or (Question(scene, kind, *place) if place else None)
+      if asked:
+        found.setdefault(asked.question, dataclasses.replace(asked, context=context))
+  if not found:
+    raise ValueError(f"scene {scene.index} has no question of the kinds {', '.join(kinds)}")
+  order = [list(found.values())[int(i)] for i in rng.permutation(len(found))]
+  return order[: max(turns, 1)]
 
 
 def question_at(

@@ -96,7 +96,7 @@ def coverage(shape: str, x: np.ndarray, y: np.ndarray, half: np.ndarray) -> np.n
 
 
 def render_many(scenes: Sequence[Scene]) -> np.ndarray:
-  """Draws scenes. Returns uint8[n, 64, 64, 3] (issue 2, section 6)."""
+  """Draws scenes. Returns uint8[n, 64, 64, 3]."""
   ground = np.asarray([s.background for s in scenes], np.float32).reshape(-1, 1, 1, 3)
   canvas = np.broadcast_to(ground, (len(scenes), SIZE, SIZE, 3)).copy()
   # An object stays inside its cell, so each is drawn on 16 x 16 pixels only.

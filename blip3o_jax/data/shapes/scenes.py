@@ -18,6 +18,7 @@ import numpy as np
 
 SIZE: Final = 64  # pixels of a side
 GRID: Final = 4  # cells of a side
+MOST_OBJECTS: Final = 4
 CELL: Final = SIZE // GRID
 SHAPES: Final = ("circle", "square", "triangle", "star", "cross")
 # Far apart in RGB and in direction from a light background, so pixels alone tell them apart.
@@ -254,6 +255,19 @@ def scene(seed: int, index: int, split: Split | str = "generator") -> Scene:
       break
   objects = arrange(rng, found, second_is=second_is)
   return Scene(split, seed, index, objects, background(rng))
+
+
+def scene_at(seed: int, index: int, split: Split | str, most: int = MOST_OBJECTS) -> Scene:
+  """Scene `index`, or the next far beyond any data set's end that has at most `most` objects.
+
+  Raises:
+    ValueError: see `scene`; a `most` below 1.
+  """
+  if most < 1:
+    raise ValueError(f"most {most}: a scene has at least one object")
+  while len((found := scene(seed, index, split)).objects) > most:
+    index += 1 << 40
+  return found
 
 
 def scene_of(

@@ -35,8 +35,38 @@ def test_understanding_mixes_three_kinds_of_rows():
   assert 15 < len(described) < 45
   assert 15 < len(blind) < 45
   assert {r.kind for r in found} == {"caption", *shapes.KINDS}
-  only = EmbeddedSource("world", 20, Mixture(0, (), 0, 0, ("where",)), questions=True)
+  only = EmbeddedSource(
+    "world", 20, Mixture(descriptions=0, text_questions=0, kinds=("where",)), questions=True
+  )
   assert {only[i].kind for i in range(20)} == {"where"}
+
+
+def test_conversations_are_about_one_scene():
+  mixture = Mixture(descriptions=0.2, text_questions=0.3, turns=4)
+  source = EmbeddedSource("world", 100, mixture, questions=True)
+  found = [source[i] for i in range(100)]
+  blind = [r for r in found if r.image is None]
+  described = [r for r in found if r.turns and r.turns[-1][0] == embedded.DESCRIBE]
+  assert 15 < len(blind) < 45
+  assert 8 < len(described) < 35
+  assert max(len(r.turns) for r in found) == 3
+  for i, record in enumerate(found):
+    scene = shapes.scene(0, i, "world")
+    if record.image is not None:
+      np.testing.assert_array_equal(record.image, shapes.render(scene))
+    asked = [q for q, _ in ((record.prompt.rpartition(". ")[2], ""), *record.turns)]
+    assert len(set(asked)) == len(asked)
+    for question, answer in ((asked[0], record.answer), *record.turns):
+      if question == "how many objects are there?":
+        assert ("zero", "one", "two", "three", "four").index(answer) == len(scene.objects)
+  first = EmbeddedSource("world", 40, Mixture(turns=2, single=20), questions=True)
+  seen = [first.scene(i) for i in range(40) if first[i].image is not None]
+  assert all(len(s.objects) == 1 for s in seen if s.index % (1 << 40) < 20)
+  assert any(len(s.objects) > 1 for s in seen)
+  lengths = [
+    len((r.prompt + r.answer + "".join(q + a for q, a in r.turns)).encode()) for r in found
+  ]
+  np.testing.assert_array_equal(source.lengths(), lengths)
 
 
 def test_categories_in_turn():
@@ -69,6 +99,8 @@ def test_wrong_choices():
     EmbeddedSource("world", 0, Mixture())
   with pytest.raises(ValueError, match="none of single_object"):
     Mixture(categories=("color",))
+  with pytest.raises(ValueError, match="turns 0, single 0: expected 1"):
+    Mixture(turns=0)
   with pytest.raises(ValueError, match="together exceed 1"):
     Mixture(descriptions=0.6, text_questions=0.6)
   with pytest.raises(IndexError):

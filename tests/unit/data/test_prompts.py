@@ -110,6 +110,21 @@ def test_long_rows_keep_template_and_pictures(warnings):
     prompts.chat_row(TOK, "why", "so", [30], limit=template)
 
 
+def test_further_turns_follow_the_first_and_are_cut_whole(warnings):
+  first = prompts.chat_row(TOK, "How many?", "Two.", [3], limit=400)
+  turns = [("Which?", "Red ones."), ("Sure?", "Yes.")]
+  ids, labels = prompts.chat_row(TOK, "How many?", "Two.", [3], turns, limit=400)
+  said = [TOK.encode(x) for x in ("Two.", "Red ones.", "Yes.")]
+  assert ids[: len(first[0])] == first[0]
+  assert labels[: len(first[1])] == first[1]
+  assert [i for i in labels if i >= 0] == [i for x in said for i in (*x, TOK.im_end)]
+  assert all(label in (-1, ids[i + 1]) for i, label in enumerate(labels[:-1]))
+  assert not warnings
+  cut = prompts.chat_row(TOK, "How many?", "Two.", [3], turns, limit=len(ids) - 1)
+  assert cut == prompts.chat_row(TOK, "How many?", "Two.", [3], turns[:1], limit=400)
+  assert "last 1 of 3 turns" in warnings[0]
+
+
 def test_text_ids_end_in_the_end(warnings):
   assert prompts.text_ids(TOK, "a star", limit=20) == [*TOK.encode("a star"), TOK.im_end]
   assert len(prompts.text_ids(TOK, "a star " * 30, limit=20)) == 20

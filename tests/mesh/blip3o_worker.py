@@ -1,0 +1,53 @@
+"""Trains the tiny released-layout model in a process of its own; prints losses as one JSON line.
+
+Run by test_blip3o_mesh.py with as many CPU devices as the process was started with.
+"""
+
+import json
+import pathlib
+import runpy
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+
+from blip3o_jax import experiment
+from blip3o_jax.data import embedded
+
+RECORDS = 64
+CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "shapes_objective_smoke.py"
+
+
+def cached(folder: pathlib.Path) -> str:
+  """Writes random features of the records, as an encoding stage would; the tiny EVA tower's own
+  MLP has 127 channels, which no mesh divides."""
+  features = np.random.default_rng(0).normal(size=(RECORDS, 2, 2, 48)).astype(np.float32)
+  np.save(folder / embedded.FEATURES, features)
+  return str(folder)
+
+
+def train(workdir: str, features: str, mesh: dict[str, int]) -> dict[str, Any]:
+  """Three steps on a mesh: {losses, norms, devices, shard: of a trained kernel}."""
+  values = runpy.run_path(str(CONFIG))["get_config"]("")
+  values.steps, values.log.every, values.log.tensorboard = 3, 1, False
+  values.data.records, values.data.path, values.data.features = RECORDS, features, True
+  values.model.parts = ("denoiser",)
+  values.mesh.update(mesh)
+  values.optimizer.warmup_steps = 0
+  found: Any = experiment.run(values, workdir)
+  lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
+  rows = [json.loads(line) for line in lines]
+  kernel = found.module.denoiser.caption_projection.linear_1.kernel[...]
+  return {
+    "losses": [row["loss"] for row in rows],
+    "norms": [row["grad_norm"] for row in rows],
+    "tflops": [row["model_tflops_per_second_per_device"] for row in rows],
+    "devices": jax.device_count(),
+    "shard": list(kernel.addressable_shards[0].data.shape),
+  }
+
+
+if __name__ == "__main__":
+  plan = json.loads(sys.argv[1])
+  sys.stdout.write(json.dumps([train(**each) for each in plan]) + "\n")

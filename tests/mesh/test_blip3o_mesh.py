@@ -1,0 +1,41 @@
+"""The real system on 1 device and on meshes of 8 simulated devices: the same losses."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import blip3o_worker
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def test_eight_devices_train_the_system_as_one_does(tmp_path):
+  features = blip3o_worker.cached(tmp_path)
+  one = blip3o_worker.train(str(tmp_path / "one"), features, dict(replica=1, fsdp=1, tensor=1))
+  plan = [
+    dict(workdir=str(tmp_path / name), features=features, mesh=mesh)
+    for name, mesh in (
+      ("eight", dict(replica=1, fsdp=8, tensor=1)),
+      ("cube", dict(replica=2, fsdp=2, tensor=2)),
+    )
+  ]
+  flags = "--xla_force_host_platform_device_count=8"
+  env = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+  done = subprocess.run(
+    [sys.executable, blip3o_worker.__file__, json.dumps(plan)],
+    env=env,
+    capture_output=True,
+    text=True,
+    timeout=800,
+  )
+  assert done.returncode == 0, done.stderr[-4000:]
+  eight, cube = json.loads(done.stdout.splitlines()[-1])
+  assert (one["devices"], eight["devices"], cube["devices"]) == (1, 8, 8)
+  assert (one["shard"], eight["shard"], cube["shard"]) == ([64, 64], [8, 64], [32, 32])
+  for found in (eight, cube):
+    assert found["losses"] == pytest.approx(one["losses"], rel=1e-4)
+    assert found["norms"] == pytest.approx(one["norms"], rel=1e-3)
+  assert min(one["tflops"]) > 0
