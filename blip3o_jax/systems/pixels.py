@@ -18,6 +18,7 @@ from typing import Literal
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from blip3o_jax.diffusion import eps
 from blip3o_jax.diffusion import guidance
@@ -28,6 +29,7 @@ from blip3o_jax.weights import table
 
 Batch = Mapping[str, jax.Array]
 TIME_BINS = 10
+PLACES = "place_channels"  # key of unet/config.json, absent where there are none
 AXES: Any = unet.Condition(keys_values=1, pooled=0, time_ids=0)  # type: ignore[arg-type]
 
 
@@ -56,10 +58,12 @@ class Config:
   Attributes:
     unet, autoencoder, schedule: of the networks and of the noise.
     grid: latent cells a side. feature_grid: feature cells a side.
+    places: channels of a fixed code of each feature cell's row and column, appended to the features
+      (released: 0). Cross-attention knows no order; whitened features do not say where they lie.
     train: which network `loss` trains.
 
   Raises:
-    ValueError: networks whose latent channels differ.
+    ValueError: networks whose latent channels differ, an odd number of `places`.
   """
 
   unet: unet.Config
@@ -67,6 +71,7 @@ class Config:
   schedule: eps.Schedule = eps.Schedule()
   grid: int = 128
   feature_grid: int = 8
+  places: int = 0
   train: Literal["autoencoder", "unet"] = "unet"
   loss: Loss = Loss()
 
@@ -76,6 +81,11 @@ class Config:
       raise ValueError(
         f"unet takes {self.unet.in_channels} and gives {self.unet.out_channels} channels, latents "
         f"have {wanted}"
+      )
+    if not 0 <= self.places < self.unet.context_dim or self.places % 2:
+      raise ValueError(
+        f"places {self.places}: expected an even number below unet.context_dim "
+        f"{self.unet.context_dim}"
       )
 
   @property
@@ -108,6 +118,10 @@ class PixelDecoder(nnx.Module):
   def condition(self, features: jax.Array) -> unet.Condition:
     """float[B, h, w, C] -> what the UNet is given: tokens row by row, their mean, the time ids."""
     tokens = features.reshape(len(features), -1, features.shape[-1]).astype(jnp.float32)
+    if self.cfg.places:
+      code = jnp.asarray(place_code(self.cfg.feature_grid, self.cfg.places))
+      code = jnp.broadcast_to(code, (len(tokens), *code.shape))
+      tokens = jnp.concatenate([tokens, code], -1)
     size = self.cfg.size
     ids = jnp.asarray([size, size, 0, 0, size, size], jnp.float32)
     return unet.Condition(
@@ -248,6 +262,18 @@ class PixelDecoder(nnx.Module):
     }
 
 
+def place_code(grid: int, channels: int) -> np.ndarray:
+  """Cosines of unit variance over the rows, then over the columns: float32[grid * grid, channels].
+
+  The first channels / 2 harmonics of the discrete cosine transform, so with grid - 1 of them each
+  row is orthogonal to every other after the mean.
+  """
+  harmonics = np.arange(1, channels // 2 + 1)
+  line = np.sqrt(2) * np.cos(np.pi / grid * (np.arange(grid)[:, None] + 0.5) * harmonics)
+  rows, columns = np.repeat(line, grid, 0), np.tile(line, (grid, 1))
+  return np.concatenate([rows, columns], -1).astype(np.float32)
+
+
 def default_loop() -> eps.Loop:
   """Where the sampler loops: on the host for a CPU, whose compiled loops convolve slowly."""
   return "host" if jax.default_backend() == "cpu" else "device"
@@ -314,7 +340,7 @@ def build(cfg: Config, rngs: nnx.Rngs) -> PixelDecoder:
 def batch_spec(cfg: Config, batch: int, bucket: int = 0) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes of one batch: images [-1, 1], and for the UNet features. There are no buckets."""
   del bucket
-  g, c = cfg.feature_grid, cfg.unet.context_dim
+  g, c = cfg.feature_grid, cfg.unet.context_dim - cfg.places
   out = {"images": jax.ShapeDtypeStruct((batch, cfg.size, cfg.size, 3), jnp.float32)}
   if cfg.train == "unet":
     out["features"] = jax.ShapeDtypeStruct((batch, g, g, c), jnp.float32)
@@ -376,6 +402,7 @@ def read_config(directory: str | Path, *, feature_grid: int = 8, **options: Any)
     schedule=decoder_files.schedule_config(schedule),
     grid=network.get("sample_size", 128),
     feature_grid=feature_grid,
+    places=network.get(PLACES, 0),
     **options,
   )
 
@@ -390,6 +417,8 @@ def export(cfg: Config, directory: str | Path, params: Mapping[str, Any]) -> Non
     "unet": decoder_files.unet_json(cfg.unet, grid=cfg.grid),
     "autoencoder": decoder_files.vae_json(cfg.autoencoder, size=cfg.size),
   }
+  if cfg.places:
+    files["unet"][PLACES] = cfg.places
   for network, rows in tables(cfg).items():
     prefix = f"{network}/"
     mine = {p.removeprefix(prefix): v for p, v in params.items() if p.startswith(prefix)}

@@ -27,6 +27,7 @@ _SHAPES_TOWER = eva_vit.Config(
   image_size=SHAPES_IMAGE, patch_size=8, dim=128, depth=3, heads=4, mlp_dim=512, remat="dots"
 )
 _SHAPES_WHITEN = 24
+_SHAPES_PLACES = 6  # three harmonics tell four rows, and four columns, apart
 _SHAPES_INIT = 128**-0.5
 
 
@@ -122,7 +123,7 @@ def pixels_shapes(scaling_factor: float = 1.0) -> pixels.Config:
       depths=(1, 1),
       mid_depth=1,
       resnets=1,
-      context_dim=_SHAPES_WHITEN,
+      context_dim=_SHAPES_WHITEN + _SHAPES_PLACES,
       time_ids_dim=32,
       groups=16,
     ),
@@ -130,4 +131,5 @@ def pixels_shapes(scaling_factor: float = 1.0) -> pixels.Config:
     schedule=eps.Schedule(),
     grid=8,
     feature_grid=4,
+    places=_SHAPES_PLACES,
   )

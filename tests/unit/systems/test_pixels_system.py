@@ -170,6 +170,32 @@ def test_latent_scale_makes_unit_variance(decoder: pixels.PixelDecoder) -> None:
   np.testing.assert_allclose(jnp.std(scale * mean), 1.0, rtol=1e-5)
 
 
+def test_places_are_told_apart_and_saved(tmp_path: Path) -> None:
+  code = pixels.place_code(4, 6)
+  distance = np.linalg.norm(code[:, None] - code[None], axis=-1)
+  assert code.shape == (16, 6)
+  assert distance[~np.eye(16, dtype=bool)].min() > 1
+  cfg = dataclasses.replace(
+    TINY, places=2, unet=dataclasses.replace(TINY.unet, context_dim=TINY.unet.context_dim + 2)
+  )
+  assert pixels.batch_spec(cfg, 3)["features"].shape == (3, 2, 2, 6)
+  module = pixels.build(cfg, nnx.Rngs(0))
+  features = jax.random.normal(jax.random.key(0), (1, 2, 2, 6))
+  swapped = features[:, ::-1]
+  a, b = (nnx.jit(lambda m, f: m.condition(f).keys_values)(module, f) for f in (features, swapped))
+  moved = jax.tree.map(lambda x: jnp.take(x, jnp.array([2, 3, 0, 1]), axis=-3), b)
+  assert (
+    max(float(jnp.abs(x - y).max()) for x, y in zip(*map(jax.tree.leaves, (a, moved)), strict=True))
+    > 1e-3
+  )
+  pixels.export(
+    cfg, tmp_path / decoder_files.FOLDER, trees.flatten(nnx.to_pure_dict(nnx.state(module)))
+  )
+  assert pixels.read_config(tmp_path, feature_grid=2) == cfg
+  with pytest.raises(ValueError, match="places 3: expected an even number"):
+    dataclasses.replace(cfg, places=3)
+
+
 def test_files_round_trip(decoder: pixels.PixelDecoder, tmp_path: Path) -> None:
   params = trees.flatten(nnx.to_pure_dict(nnx.state(decoder)))
   pixels.export(TINY, tmp_path / decoder_files.FOLDER, params)
