@@ -267,7 +267,10 @@ class Block(nnx.Module):
     self, x: jax.Array, k: jax.Array, v: jax.Array, modulation: jax.Array, rotation: Rotation
   ) -> jax.Array:
     """One block over float[B, T, D]; `modulation` is silu of the embedding, float[B, Dc]."""
-    scale1, gate1, scale2, gate2 = jnp.split(self.norm1.linear(modulation)[:, None], 4, -1)
+    # Gathered before the cut: on a mesh of all three axes XLA gets the product of a piece of a
+    # tensor-sharded dim with the residual wrong (tests/mesh/test_blip3o_mesh.py).
+    whole = layers.constrain_tokens(self.norm1.linear(modulation)[:, None])
+    scale1, gate1, scale2, gate2 = jnp.split(whole, 4, -1)
     n = self.norm1.norm(x) * (1 + scale1)
     own_k, own_v = self.attn1.keys_values(n)
     own = attention(rotate(self.attn1.query(n), rotation), rotate(own_k, rotation), own_v)
@@ -290,7 +293,8 @@ class FinalLayer(nnx.Module):
     self.linear_2 = linear(cfg.dim, d_out, ("embed", "rest"), dtype=cfg.dtype, rngs=rngs)
 
   def __call__(self, x: jax.Array, modulation: jax.Array) -> jax.Array:
-    y = layers.standardize(x, FINAL_EPS) * (1 + self.linear_1(modulation)[:, None])
+    scale = layers.constrain_tokens(self.linear_1(modulation)[:, None])  # as in `Block`
+    y = layers.standardize(x, FINAL_EPS) * (1 + scale)
     return self.linear_2(y.astype(x.dtype))
 
 

@@ -48,10 +48,13 @@ def facts():
 
 
 def test_it_fits_a_chip(facts):
-  """Measured 1.33 and 3.98 GiB of 15.75 (docs/performance.md); a replicated moment would show."""
+  """Measured 1.33 and 4.0 to 4.8 GiB of 15.75 (docs/performance.md).
+
+  A moment that is not sharded would add 5 GiB to the arguments; a batch that is not, more to both.
+  """
   assert (facts["chips"], facts["batch"], facts["bucket"]) == (16, 512, 448)
   assert facts["argument_bytes"] < 1.5 * GIB
-  assert facts["temporary_bytes"] < 4.5 * GIB
+  assert facts["temporary_bytes"] < 6 * GIB
 
 
 def test_parameters_are_gathered_in_bfloat16(facts):
