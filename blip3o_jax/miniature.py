@@ -29,6 +29,7 @@ from blip3o_jax.data.pipeline import Data
 from blip3o_jax.data.tokenizer import Tokenizer
 from blip3o_jax.data.tokenizer import train_bpe
 from blip3o_jax.evaluate import miniature as evaluate
+from blip3o_jax.models import autoencoder
 from blip3o_jax.systems import blip3o
 from blip3o_jax.systems import contrast
 from blip3o_jax.systems import export
@@ -86,7 +87,7 @@ def train(cfg: ConfigDict, work: Path, name: str) -> dict[str, Any]:
   if name == "autoencoder":
     sample = jnp.asarray(transforms.signed(shapes.render_many(_scenes("world", 512))))
     module: Any = done.module
-    facts["scale"] = pixels.latent_scale(module, sample)
+    facts["scale"] = autoencoder.latent_scale(module.autoencoder, sample)
   return facts
 
 

@@ -245,3 +245,10 @@ def unfold(x: jax.Array, p: int) -> jax.Array:
 
 def _resnet(d_in: int, d_out: int, cfg: Config, rngs: nnx.Rngs) -> Resnet:
   return Resnet(d_in, d_out, groups=cfg.groups, eps=EPS, dtype=cfg.dtype, rngs=rngs)
+
+
+def latent_scale(module: Autoencoder, images: jax.Array) -> float:
+  """1 / std of the unscaled latents of images [-1, 1] float[B, H, W, 3]: a `scaling_factor`."""
+  graphdef, state = nnx.split(module)
+  encode = jax.jit(lambda params, x: jnp.std(nnx.merge(graphdef, params).encode(x)[0]))
+  return 1.0 / float(encode(nnx.to_pure_dict(state), images))

@@ -107,3 +107,15 @@ def fit_whitening(pooled: np.ndarray, kept: int) -> tuple[np.ndarray, np.ndarray
   kernel = vectors / np.sqrt(np.maximum(values, 1e-8))
   same = np.broadcast_to(mean, (h, w, c)).astype(np.float32)
   return same, kernel.astype(np.float32), share
+
+
+def place_code(grid: int, channels: int) -> np.ndarray:
+  """Cosines of unit variance over the rows, then over the columns: float32[grid * grid, channels].
+
+  The first channels / 2 harmonics of the discrete cosine transform, so with grid - 1 of them each
+  row is orthogonal to every other after the mean.
+  """
+  harmonics = np.arange(1, channels // 2 + 1)
+  line = np.sqrt(2) * np.cos(np.pi / grid * (np.arange(grid)[:, None] + 0.5) * harmonics)
+  rows, columns = np.repeat(line, grid, 0), np.tile(line, (grid, 1))
+  return np.concatenate([rows, columns], -1).astype(np.float32)

@@ -18,13 +18,13 @@ from typing import Literal
 from flax import nnx
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from blip3o_jax.diffusion import eps
 from blip3o_jax.diffusion import guidance
 from blip3o_jax.models import autoencoder
 from blip3o_jax.models import unet
 from blip3o_jax.systems import decoder_files
+from blip3o_jax.systems import features as feature_space
 from blip3o_jax.weights import table
 
 Batch = Mapping[str, jax.Array]
@@ -82,11 +82,8 @@ class Config:
         f"unet takes {self.unet.in_channels} and gives {self.unet.out_channels} channels, latents "
         f"have {wanted}"
       )
-    if not 0 <= self.places < self.unet.context_dim or self.places % 2:
-      raise ValueError(
-        f"places {self.places}: expected an even number below unet.context_dim "
-        f"{self.unet.context_dim}"
-      )
+    if not 0 <= self.places < (width := self.unet.context_dim) or self.places % 2:
+      raise ValueError(f"places {self.places}: expected an even number below context_dim {width}")
 
   @property
   def size(self) -> int:
@@ -119,7 +116,7 @@ class PixelDecoder(nnx.Module):
     """float[B, h, w, C] -> what the UNet is given: tokens row by row, their mean, the time ids."""
     tokens = features.reshape(len(features), -1, features.shape[-1]).astype(jnp.float32)
     if self.cfg.places:
-      code = jnp.asarray(place_code(self.cfg.feature_grid, self.cfg.places))
+      code = jnp.asarray(feature_space.place_code(self.cfg.feature_grid, self.cfg.places))
       code = jnp.broadcast_to(code, (len(tokens), *code.shape))
       tokens = jnp.concatenate([tokens, code], -1)
     size = self.cfg.size
@@ -262,18 +259,6 @@ class PixelDecoder(nnx.Module):
     }
 
 
-def place_code(grid: int, channels: int) -> np.ndarray:
-  """Cosines of unit variance over the rows, then over the columns: float32[grid * grid, channels].
-
-  The first channels / 2 harmonics of the discrete cosine transform, so with grid - 1 of them each
-  row is orthogonal to every other after the mean.
-  """
-  harmonics = np.arange(1, channels // 2 + 1)
-  line = np.sqrt(2) * np.cos(np.pi / grid * (np.arange(grid)[:, None] + 0.5) * harmonics)
-  rows, columns = np.repeat(line, grid, 0), np.tile(line, (grid, 1))
-  return np.concatenate([rows, columns], -1).astype(np.float32)
-
-
 def default_loop() -> eps.Loop:
   """Where the sampler loops: on the host for a CPU, whose compiled loops convolve slowly."""
   return "host" if jax.default_backend() == "cpu" else "device"
@@ -283,18 +268,6 @@ def draw(keys: jax.Array, cfg: Config) -> jax.Array:
   """Noise float32[B, h, w, C] of unit variance, each image from its own key of keys[B]."""
   shape = (cfg.grid, cfg.grid, cfg.autoencoder.latent_channels)
   return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
-
-
-def latent_scale(module: PixelDecoder, images: jax.Array) -> float:
-  """1 / std of the unscaled latents of images [-1, 1] float[B, H, W, 3]: a `scaling_factor`."""
-  graphdef, state = nnx.split(module.autoencoder)
-  return 1.0 / float(_spread(graphdef, nnx.to_pure_dict(state), images))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _spread(graphdef: Any, params: Any, images: jax.Array) -> jax.Array:
-  mean, _ = nnx.merge(graphdef, params).encode(images)
-  return jnp.std(mean)
 
 
 @functools.partial(jax.jit, static_argnums=0)

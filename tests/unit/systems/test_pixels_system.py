@@ -20,6 +20,7 @@ from blip3o_jax.diffusion import eps
 from blip3o_jax.models import autoencoder
 from blip3o_jax.models import unet
 from blip3o_jax.systems import decoder_files
+from blip3o_jax.systems import features as feature_space
 from blip3o_jax.systems import pixels
 
 TINY = pixels.Config(
@@ -166,12 +167,12 @@ def test_wrong_count_of_noise(decoder: pixels.PixelDecoder) -> None:
 def test_latent_scale_makes_unit_variance(decoder: pixels.PixelDecoder) -> None:
   images = batch_of(TINY, 4)["images"]
   mean = encode(decoder, images)
-  scale = pixels.latent_scale(decoder, images)
+  scale = autoencoder.latent_scale(decoder.autoencoder, images)
   np.testing.assert_allclose(jnp.std(scale * mean), 1.0, rtol=1e-5)
 
 
 def test_places_are_told_apart_and_saved(tmp_path: Path) -> None:
-  code = pixels.place_code(4, 6)
+  code = feature_space.place_code(4, 6)
   distance = np.linalg.norm(code[:, None] - code[None], axis=-1)
   assert code.shape == (16, 6)
   assert distance[~np.eye(16, dtype=bool)].min() > 1
