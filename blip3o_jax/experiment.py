@@ -120,9 +120,28 @@ def make_data(experiment: Experiment, cfg: Data) -> Pipeline:
   return tasks.build(source, cfg, tokenizer, rows=rows, layout=layout)
 
 
+def check_mesh(train: Train, devices: int) -> None:
+  """Refuses a mesh on which gradients are known to be wrong.
+
+  XLA of JAX 0.10 and 0.12 gives wrong gradients of convolutions on a mesh that uses all three axes;
+  the transformers are right there (tests/mesh/test_networks_mesh.py).
+
+  Raises:
+    ValueError: such a mesh for the pixel decoder.
+  """
+  mesh = train.mesh
+  fsdp = mesh.fsdp or devices // (mesh.replica * mesh.tensor)
+  if train.system == "pixels" and min(mesh.replica, fsdp, mesh.tensor) > 1:
+    raise ValueError(
+      f"config.mesh: replica {mesh.replica} x fsdp {fsdp} x tensor {mesh.tensor} gives wrong "
+      f"gradients of convolutions in this JAX; set one of the three to 1 for the pixel decoder"
+    )
+
+
 def run(values: ConfigDict | Mapping[str, Any], workdir: str | Path) -> loop.Finished:
   """Runs a config in `workdir`, or goes on with it; see `train.loop.run`."""
   experiment = parse(values)
+  check_mesh(experiment.train, jax.device_count())
   train = experiment.train
   system = SYSTEMS[train.system]
   data = make_data(experiment, experiment.data)
