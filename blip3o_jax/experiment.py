@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from blip3o_jax import config
+from blip3o_jax import sharding
 from blip3o_jax.data import tasks
 from blip3o_jax.data.pipeline import Data
 from blip3o_jax.data.pipeline import Pipeline
@@ -130,7 +131,7 @@ def check_mesh(train: Train, devices: int) -> None:
     ValueError: such a mesh for the pixel decoder.
   """
   mesh = train.mesh
-  fsdp = mesh.fsdp or devices // (mesh.replica * mesh.tensor)
+  fsdp = sharding.fsdp_ways(mesh.replica, mesh.fsdp, mesh.tensor, devices)
   if train.system == "pixels" and min(mesh.replica, fsdp, mesh.tensor) > 1:
     raise ValueError(
       f"config.mesh: replica {mesh.replica} x fsdp {fsdp} x tensor {mesh.tensor} gives wrong "

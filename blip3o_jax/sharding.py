@@ -29,6 +29,11 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
 }
 
 
+def fsdp_ways(replica: int, fsdp: int, tensor: int, devices: int) -> int:
+  """`fsdp`, or for 0 the ways that fill the devices which the other two axes leave."""
+  return fsdp or max(1, devices // (replica * tensor))
+
+
 def make_mesh(
   *, replica: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
 ) -> jax.sharding.Mesh:
@@ -43,8 +48,7 @@ def make_mesh(
     ValueError: the product is not the number of devices.
   """
   devices = list(jax.devices() if devices is None else devices)
-  if fsdp == 0:
-    fsdp = max(1, len(devices) // (replica * tensor))
+  fsdp = fsdp_ways(replica, fsdp, tensor, len(devices))
   if replica * fsdp * tensor != len(devices):
     raise ValueError(
       f"config.mesh: replica {replica} x fsdp {fsdp} x tensor {tensor} = "

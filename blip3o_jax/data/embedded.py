@@ -29,7 +29,7 @@ class Mixture:
       picture, or ask about a caption without a picture; the rest asks about the picture.
     turns: most questions of an understanding record, all about one scene. With 1, a description is
       a record of its own; with more, it is the last turn.
-    single: this many of the first conversations are about one object, a curriculum where
+    single: of this many scenes, the first, conversations are about one object, a curriculum where
       `Data.shuffle` is off: with nothing to choose from, colour and shape are learned at once.
     kinds: of questions, in turn; empty for all.
     variants: records of each scene, in different words.
@@ -133,14 +133,13 @@ class EmbeddedSource:
     number, variant = divmod(index, mixture.variants)
     long, what = np.random.default_rng((seed, index, _STREAM)).random(2)
     if self._questions and mixture.turns > 1:
-      return self._conversation(index, name, long, what)
+      return self._conversation(number, variant, name, long, what)
     asks = self._questions and what >= mixture.descriptions
     if asks:
       alone = what < mixture.descriptions + mixture.text_questions
       kind = mixture.kinds[index % len(mixture.kinds)] if mixture.kinds else ""
       asked = shapes.question_at(seed, index, split, kind, text=alone)
-      prompt = f"{asked.context}. {asked.question}" if alone else asked.question
-      record = Record(prompt=prompt, answer=asked.answer, kind=asked.kind, name=name)
+      record = Record(prompt=_first(asked), answer=asked.answer, kind=asked.kind, name=name)
       return (None if alone else asked.scene), record
     kind = "caption"
     if mixture.categories:
@@ -148,30 +147,37 @@ class EmbeddedSource:
       scene, text = shapes.category_caption(seed, index, kind, split)
     else:
       scene = shapes.scene(seed, number, split)
-      word = shapes.long_caption if long < mixture.long_captions else shapes.caption
-      text = word(scene, variant)
+      text = self._caption(scene, variant, long)
     if self._questions:
       return scene, Record(prompt=DESCRIBE, answer=text, kind=kind, name=name)
     return scene, Record(prompt=text, kind=kind, name=name)
 
+  def _caption(self, scene: shapes.Scene, variant: int, long: float) -> str:
+    word = shapes.long_caption if long < self._mixture.long_captions else shapes.caption
+    return word(scene, variant)
+
   def _conversation(
-    self, index: int, name: str, long: float, what: float
+    self, number: int, variant: int, name: str, long: float, what: float
   ) -> tuple[shapes.Scene | None, Record]:
     """Several questions about one scene, or about a caption of it; `long` and `what` in [0, 1)."""
     mixture = self._mixture
-    most = 1 if index < mixture.single else shapes.MOST_OBJECTS
-    scene = shapes.scene_at(mixture.seed, index, self._split, most)
+    most = 1 if number < mixture.single else shapes.MOST_OBJECTS
+    scene = shapes.scene_at(mixture.seed, number, self._split, most)
     alone = what >= 1 - mixture.text_questions
     described = what < mixture.descriptions
-    asked = shapes.conversation(
-      scene, mixture.turns - described, kinds=mixture.kinds or shapes.KINDS, text=alone
+    kinds = mixture.kinds or shapes.KINDS
+    first, *more = shapes.conversation(
+      scene, mixture.turns - described, variant, kinds=kinds, text=alone
     )
-    turns = [(q.question, q.answer) for q in asked]
-    if alone:
-      turns[0] = (f"{asked[0].context}. {turns[0][0]}", turns[0][1])
+    turns = [(q.question, q.answer) for q in more]
     if described:
-      word = shapes.long_caption if long < mixture.long_captions else shapes.caption
-      turns.append((DESCRIBE, word(scene)))
-    (prompt, answer), kind = turns[0], asked[0].kind if asked else "caption"
-    record = Record(prompt=prompt, answer=answer, turns=tuple(turns[1:]), kind=kind, name=name)
+      turns.append((DESCRIBE, self._caption(scene, variant, long)))
+    record = Record(
+      prompt=_first(first), answer=first.answer, turns=tuple(turns), kind=first.kind, name=name
+    )
     return (None if alone else scene), record
+
+
+def _first(asked: shapes.Question) -> str:
+  """A question as the first of its record: after the caption it is about, if it is about one."""
+  return f"{asked.context}. {asked.question}" if asked.context else asked.question

@@ -138,13 +138,13 @@ def token_lengths(source: Source, cfg: Data, tokenizer: prompts.Tokenizer) -> np
     return len(prompts.generation_ids(tokenizer, prompt, limit=UNLIMITED, form=cfg.form))
 
   nothing = Record()
-  ratio, template = 0.0, count(nothing, [cfg.image_tokens])
+  ratio, empty, template = 0.0, count(nothing), count(nothing, [cfg.image_tokens])
   for index in np.unique(np.linspace(0, len(source) - 1, SAMPLE).astype(np.int64)):
     try:
       record = source[int(index)]
     except BadRecord:
       continue
-    extra = count(record) - count(nothing)
+    extra = count(record) - empty
     ratio = max(ratio, extra / max(text_bytes(record), 1))
   return template + np.ceil(source.lengths() * ratio).astype(np.int64)
 

@@ -1,15 +1,10 @@
 """The real system on 1 device and on meshes of 8 simulated devices: the same losses."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import blip3o_worker
 import pytest
-
-ROOT = pathlib.Path(__file__).parents[2]
+import simulated
 
 
 def test_eight_devices_train_the_system_as_one_does(tmp_path):
@@ -22,17 +17,7 @@ def test_eight_devices_train_the_system_as_one_does(tmp_path):
       ("cube", dict(replica=2, fsdp=2, tensor=2)),
     )
   ]
-  flags = "--xla_force_host_platform_device_count=8"
-  env = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-  done = subprocess.run(
-    [sys.executable, blip3o_worker.__file__, json.dumps(plan)],
-    env=env,
-    capture_output=True,
-    text=True,
-    timeout=800,
-  )
-  assert done.returncode == 0, done.stderr[-4000:]
-  eight, cube = json.loads(done.stdout.splitlines()[-1])
+  eight, cube = simulated.finish(simulated.start(blip3o_worker.__file__, 8, json.dumps(plan)))
   assert (one["devices"], eight["devices"], cube["devices"]) == (1, 8, 8)
   assert (one["shard"], eight["shard"], cube["shard"]) == ([64, 64], [8, 64], [32, 32])
   for found in (eight, cube):

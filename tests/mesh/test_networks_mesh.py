@@ -4,35 +4,18 @@ Convolutions are the exception: XLA gives wrong gradients there, so the pixel de
 a mesh. When `test_convolutions_are_still_wrong` fails, JAX has mended it and the refusal can go.
 """
 
-import json
-import os
-from pathlib import Path
-import subprocess
-import sys
-
 import networks_worker
 import pytest
+import simulated
 
 from blip3o_jax import experiment
 from blip3o_jax.train.distributed import Mesh
 from blip3o_jax.train.stage import Train
 
-ROOT = Path(__file__).parents[2]
-
 
 def errors(*names: str) -> dict[str, float]:
   """Largest relative error of each network, measured by a process of 8 simulated devices."""
-  flags = "--xla_force_host_platform_device_count=8"
-  env = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-  done = subprocess.run(
-    [sys.executable, networks_worker.__file__, *names],
-    env=env,
-    capture_output=True,
-    text=True,
-    timeout=800,
-  )
-  assert done.returncode == 0, done.stderr[-4000:]
-  return json.loads(done.stdout.splitlines()[-1])
+  return simulated.finish(simulated.start(networks_worker.__file__, 8, *names))
 
 
 def test_transformers_on_three_axes_are_those_of_one_device():

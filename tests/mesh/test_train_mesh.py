@@ -1,33 +1,20 @@
 """The same training on 1 device, on meshes of 8 simulated devices, and on two processes."""
 
 import json
-import os
-import pathlib
 import socket
 import subprocess
-import sys
 from typing import Any
 
 import pytest
+import simulated
 import toy
 import train_worker
 
-ROOT = pathlib.Path(__file__).parents[2]
 ONE = dict(replica=1, fsdp=1, tensor=1)
 
 
 def _start(devices: int, plan: dict[str, Any]) -> subprocess.Popen[str]:
-  path = f"{ROOT}:{ROOT / 'tests'}:{pathlib.Path(__file__).parent}"
-  flags = f"--xla_force_host_platform_device_count={devices}"
-  env = os.environ | {"PYTHONPATH": path, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-  args = [sys.executable, train_worker.__file__, json.dumps(plan)]
-  return subprocess.Popen(args, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def _finish(process: subprocess.Popen[str]) -> list[dict[str, Any]]:
-  out, err = process.communicate(timeout=500)
-  assert process.returncode == 0, err[-4000:]
-  return json.loads(out.splitlines()[-1])
+  return simulated.start(train_worker.__file__, devices, json.dumps(plan))
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +42,7 @@ def test_eight_devices_give_the_same_losses(tmp_path, weights, one_device):
     # The checkpoint of 8 x 1 goes on as 2 x 2 x 2.
     dict(workdir=str(tmp_path / "eight"), weights=weights, mesh=cube, steps=4),
   ]
-  first, whole, moved = _finish(_start(8, dict(runs=runs)))
+  first, whole, moved = simulated.finish(_start(8, dict(runs=runs)))
   assert {x["devices"] for x in (first, whole, moved)} == {8}
   assert one_device["devices"] == 1
   assert (one_device["shard"], first["shard"], whole["shard"]) == (
@@ -78,7 +65,7 @@ def test_two_processes_agree_with_one_device(tmp_path, weights, one_device):
   run = dict(workdir=workdir, weights=weights, mesh=dict(replica=1, fsdp=2, tensor=1), steps=2)
   join = dict(address=f"127.0.0.1:{port}", processes=2)
   processes = [_start(1, dict(join=join | dict(index=i), runs=[run])) for i in range(2)]
-  (first,), (second,) = [_finish(p) for p in processes]
+  (first,), (second,) = [simulated.finish(p) for p in processes]
   assert first["devices"] == 2
   assert first["losses"] == second["losses"]
   # One process goes on with the checkpoint of two.

@@ -129,7 +129,7 @@ def test_a_named_kernel_that_cannot_run_says_why(t, s, options, message):
 
 def test_cudnn_on_a_cpu_is_refused():
   q, k, v = draw(8, 8, 2, 2, dtype=jnp.bfloat16)
-  with pytest.raises((RuntimeError, ValueError, NotImplementedError)):
+  with pytest.raises(RuntimeError, match="cuDNN is not detected"):
     jax.block_until_ready(attention(q, k, v, impl="cudnn"))
 
 

@@ -24,6 +24,7 @@ from blip3o_jax.data.shapes.scenes import Object
 from blip3o_jax.data.shapes.scenes import Scene
 from blip3o_jax.data.shapes.scenes import make_rng
 from blip3o_jax.data.shapes.scenes import relation
+from blip3o_jax.data.shapes.scenes import replacements
 from blip3o_jax.data.shapes.scenes import scene as make_scene
 
 Kind = Literal["count", "shape", "color", "exist", "where"]
@@ -164,16 +165,28 @@ def text_question(scene: Scene, kind: Kind | str, variant: int = 0) -> Question 
   Raises:
     ValueError: an unknown kind.
   """
-  context = long_caption(scene, variant, quadrants=True)
-  if kind == "where":
-    rng = make_rng(scene.split, scene.seed, scene.index, _STREAM + 2 * variant + 1)
-    told = _where_told(scene, rng)
-    if told:
-      return told
-    found = _where(scene, rng, pairs=False)
-    return Question(scene, kind, *found, context) if found else None
-  asked = question(scene, kind, variant)
-  return Question(scene, kind, asked.question, asked.answer, context) if asked else None
+  rng = make_rng(scene.split, scene.seed, scene.index, _STREAM + 2 * variant + 1)
+  told = _where_told(scene, rng) if kind == "where" else None
+  context = told.context if told else long_caption(scene, variant, quadrants=True)
+  return _of_caption(scene, kind, variant, context, told, rng)
+
+
+def _of_caption(
+  scene: Scene,
+  kind: str,
+  variant: int,
+  context: str,
+  told: Question | None,
+  rng: np.random.Generator,
+) -> Question | None:
+  """A question that `context` answers; `told` is the one that it states, if it states one."""
+  if kind != "where":
+    asked = question(scene, kind, variant)
+    return dataclasses.replace(asked, context=context) if asked else None
+  # A caption that states no relation does not say how any two objects stand. Drawn in either case,
+  # so that what `rng` gives next does not depend on it.
+  found = _where(scene, rng, pairs=False)
+  return told or (Question(scene, kind, *found, context) if found else None)
 
 
 def conversation(
@@ -187,6 +200,7 @@ def conversation(
   """Up to `turns` different questions about one scene, of mixed kinds in random order.
 
   Args:
+    turns: at least 1.
     kinds: to ask; every scene has a count and an existence to ask for.
     text: ask a caption, the same for all questions, instead of the picture.
 
@@ -197,18 +211,19 @@ def conversation(
   told = _where_told(scene, rng) if text else None
   context = told.context if told else long_caption(scene, variant, quadrants=True) if text else ""
   found: dict[str, Question] = {}
-  for again in range(2):
+  for wording in (2 * variant, 2 * variant + 1):
     for kind in kinds:
-      asked = question(scene, kind, 2 * variant + again)
-      if text and kind == "where":  # the caption does not say how any two objects stand
-        place = _where(scene, rng, pairs=False)
-        asked = told or (Question(scene, kind, *place) if place else None)
+      asked = (
+        _of_caption(scene, kind, wording, context, told, rng)
+        if text
+        else question(scene, kind, wording)
+      )
       if asked:
-        found.setdefault(asked.question, dataclasses.replace(asked, context=context))
+        found.setdefault(asked.question, asked)
   if not found:
     raise ValueError(f"scene {scene.index} has no question of the kinds {', '.join(kinds)}")
   order = [list(found.values())[int(i)] for i in rng.permutation(len(found))]
-  return order[: max(turns, 1)]
+  return order[:turns]
 
 
 def question_at(
@@ -225,9 +240,8 @@ def question_at(
   """
   chosen = kind or KINDS[index % len(KINDS)]
   ask = text_question if text else question
-  for skip in range(1000):
-    # Far beyond any data set's length, so that a replacement repeats no other record.
-    found = ask(make_scene(seed, index + skip * (1 << 40), split), chosen)
+  for other in replacements(index):
+    found = ask(make_scene(seed, other, split), chosen)
     if found:
       return found
   raise ValueError(f"no scene from {index} has a question of kind {chosen!r}")

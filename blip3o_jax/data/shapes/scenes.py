@@ -4,6 +4,7 @@ Knows what is in a picture and what is held out; does not know pixels (`render`)
 or questions (`questions`). Everything is a pure function of (split, seed, index).
 """
 
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -257,17 +258,22 @@ def scene(seed: int, index: int, split: Split | str = "generator") -> Scene:
   return Scene(split, seed, index, objects, background(rng))
 
 
+def replacements(index: int) -> Iterator[int]:
+  """`index`, then those that stand in for it, beyond any data set's end: none repeats a record."""
+  return (index + (skip << 40) for skip in range(1000))
+
+
 def scene_at(seed: int, index: int, split: Split | str, most: int = MOST_OBJECTS) -> Scene:
-  """Scene `index`, or the next far beyond any data set's end that has at most `most` objects.
+  """Scene `index`, or the first of its `replacements` that has at most `most` objects.
 
   Raises:
-    ValueError: see `scene`; a `most` below 1.
+    ValueError: see `scene`; none has so few.
   """
-  if most < 1:
-    raise ValueError(f"most {most}: a scene has at least one object")
-  while len((found := scene(seed, index, split)).objects) > most:
-    index += 1 << 40
-  return found
+  for other in replacements(index):
+    found = scene(seed, other, split)
+    if len(found.objects) <= most:
+      return found
+  raise ValueError(f"no scene from {index} has at most {most} objects")
 
 
 def scene_of(
