@@ -20,7 +20,7 @@ from blip3o_jax.train.metrics import Log
 from blip3o_jax.train.optimizer import Optimizer
 from blip3o_jax.train.stage import Train
 
-STEPS, BATCH = 600, 64
+STEPS, BATCH = 680, 64
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -40,9 +40,9 @@ def get_config(arg: str = "") -> ConfigDict:
     records=STEPS * BATCH,
     # Several questions a picture: the vision tower's work serves all of them. One object first:
     # what limits the start is how soon the tower tells shapes apart. Read in order, each row once.
-    mixture=Mixture(descriptions=0.1, text_questions=0.25, turns=4, single=80 * BATCH),
+    mixture=Mixture(descriptions=0.1, text_questions=0.25, turns=4, growing=(80 * BATCH,)),
     shuffle=False,
-    buckets=(128,),
+    buckets=(112,),
     image_size=variants.SHAPES_IMAGE,
     patch_size=8,
   )

@@ -4,6 +4,7 @@ Knows which texts go with a scene for which purpose; scenes, pixels and words ar
 """
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +30,9 @@ class Mixture:
       picture, or ask about a caption without a picture; the rest asks about the picture.
     turns: most questions of an understanding record, all about one scene. With 1, a description is
       a record of its own; with more, it is the last turn.
-    single: of this many scenes, the first, conversations are about one object, a curriculum where
-      `Data.shuffle` is off: with nothing to choose from, colour and shape are learned at once.
+    growing: a curriculum where `Data.shuffle` is off: the first growing[0] scenes of conversations
+      have one object, the next growing[1] at most two, and so on. With nothing to choose from,
+      colour and shape are learned at once.
     kinds: of questions, in turn; empty for all.
     variants: records of each scene, in different words.
     seed: of the scenes.
@@ -41,7 +43,7 @@ class Mixture:
   descriptions: float = 0.2
   text_questions: float = 0.2
   turns: int = 1
-  single: int = 0
+  growing: tuple[int, ...] = ()
   kinds: tuple[str, ...] = ()
   variants: int = 1
   seed: int = 0
@@ -52,10 +54,15 @@ class Mixture:
         raise ValueError(f"{name} {getattr(self, name)} is not a share")
     if self.variants < 1 or (self.variants > 1 and self.categories):
       raise ValueError(f"variants {self.variants}: expected 1 or more, and 1 with categories")
-    if self.turns < 1 or self.single < 0 or (self.single and self.turns == 1):
+    if self.turns < 1 or (self.growing and self.turns == 1):
       raise ValueError(
-        f"turns {self.turns}, single {self.single}: expected 1 turn or more, and single only with "
-        f"several"
+        f"turns {self.turns}, growing {self.growing}: expected 1 turn or more, and growing only "
+        f"with several"
+      )
+    if min(self.growing, default=0) < 0 or len(self.growing) >= shapes.MOST_OBJECTS:
+      raise ValueError(
+        f"growing {self.growing}: expected counts of scenes with at most 1, 2, ... "
+        f"{shapes.MOST_OBJECTS - 1} objects"
       )
     if self.descriptions + self.text_questions > 1:
       raise ValueError("descriptions and text_questions together exceed 1")
@@ -161,7 +168,8 @@ class EmbeddedSource:
   ) -> tuple[shapes.Scene | None, Record]:
     """Several questions about one scene, or about a caption of it; `long` and `what` in [0, 1)."""
     mixture = self._mixture
-    most = 1 if number < mixture.single else shapes.MOST_OBJECTS
+    until = itertools.accumulate(mixture.growing)
+    most = next((n for n, end in enumerate(until, 1) if number < end), shapes.MOST_OBJECTS)
     scene = shapes.scene_at(mixture.seed, number, self._split, most)
     alone = what >= 1 - mixture.text_questions
     described = what < mixture.descriptions

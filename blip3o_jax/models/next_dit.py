@@ -41,6 +41,7 @@ class Config:
     multiple_of: the MLP width is rounded up to a multiple of it.
     rope: "2d" as released (row, column), "3d" for (time, row, column).
     rope_axes: channels of a head for time, height and width; used by "3d" only.
+    gate_init: where the gates of the cross-attention start, before their tanh (released: 0, off).
 
   Raises:
     ValueError: sizes that do not divide.
@@ -59,6 +60,7 @@ class Config:
   rope: Literal["2d", "3d"] = "2d"
   rope_axes: tuple[int, int, int] = (16, 24, 24)
   rope_theta: float = 1e4
+  gate_init: float = 0.0
   dtype: Dtype = "float32"
   remat: Remat = "none"
 
@@ -253,8 +255,8 @@ def project(linear: nnx.Linear, modulation: jax.Array) -> jax.Array:
 class Block(nnx.Module):
   """Self- and gated cross-attention with one output projection, then the MLP (spec 3.2).
 
-  Each half is normed before and after, scaled before and gated by tanh after. The cross-attention
-  starts switched off: its gate is 0 and tanh(0) = 0 (spec 3.6).
+  Each half is normed before and after, scaled before and gated by tanh after. As released the
+  cross-attention starts switched off: its gate is 0 and tanh(0) = 0 (spec 3.6).
   """
 
   def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
@@ -262,7 +264,7 @@ class Block(nnx.Module):
     self.norm1_context = RMSNorm(cfg.dim, eps=cfg.norm_eps)
     self.attn1 = Attention(cfg, out=False, rngs=rngs)
     self.attn2 = Attention(cfg, out=True, rngs=rngs)
-    self.gate = nnx.Param(jnp.zeros((cfg.heads,)), axes=("rest",))
+    self.gate = nnx.Param(jnp.full((cfg.heads,), cfg.gate_init), axes=("rest",))
     self.norm2 = RMSNorm(cfg.dim, eps=cfg.norm_eps)
     self.ffn_norm1 = RMSNorm(cfg.dim, eps=cfg.norm_eps)
     self.feed_forward = FeedForward(cfg, rngs=rngs)

@@ -64,8 +64,8 @@ class Config:
   Attributes:
     backbone, visual, denoiser, features: of the networks.
     latents: the autoencoder whose space is the target with `target="latents"`.
-    slots: how many. projector: between slots and denoiser. image_token: id that image embeddings
-      replace in a prompt.
+    slots: how many. slots_std: of their random start (released: 1). projector: between slots and
+      denoiser. image_token: id that image embeddings replace in a prompt.
     objective: flow matching, or regression by a linear map of what the slots read (the paper's
       CLIP + MSE design, spec 6.1). target: the space of x0.
     parts: the networks that are built; cached features need no encoder, generation no head.
@@ -78,6 +78,7 @@ class Config:
   features: feature_space.Config
   latents: autoencoder.Config
   slots: int = 64
+  slots_std: float = 1.0
   projector: Literal["identity", "linear", "mlp"] = "identity"
   image_token: int = 151655
   objective: Literal["flow", "mse"] = "flow"
@@ -134,9 +135,8 @@ class Blip3o(nnx.Module):
     self.backbone = decoder_lm.DecoderLM(backbone, rngs=rngs)
     has = cfg.parts.__contains__
     self.visual = qwen_vision.QwenVision(cfg.visual, rngs=rngs) if has("visual") else None
-    self.slots = (
-      visual_slots.Slots(cfg.slots, cfg.backbone.dim, rngs=rngs) if has("denoiser") else None
-    )
+    sizes = (cfg.slots, cfg.backbone.dim, cfg.slots_std)
+    self.slots = visual_slots.Slots(*sizes, rngs=rngs) if has("denoiser") else None
     dtype: layers.Dtype = cfg.backbone.dtype
     self.projector = (
       None

@@ -127,11 +127,12 @@ class Writer:
       self._bar.update(step - self._bar.n)
 
   def scalars(self, step: int, values: Mapping[str, Value]) -> None:
-    """One line of metrics.jsonl, the TensorBoard scalars, and a line for people."""
+    """One line of metrics.jsonl (time: Unix seconds), TensorBoard scalars, a line for people."""
     if not self.primary:
       return
     with self._path.open("a") as file:
-      file.write(json.dumps({"step": step, **_finite(values)}) + "\n")
+      line = {"step": step, "time": round(time.time(), 1), **_finite(values)}
+      file.write(json.dumps(line) + "\n")
     flat = {k: v for k, v in values.items() if isinstance(v, float)}
     if self._board is not None:
       bins = {

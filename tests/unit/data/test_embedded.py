@@ -59,10 +59,13 @@ def test_conversations_are_about_one_scene():
     for question, answer in ((asked[0], record.answer), *record.turns):
       if question == "how many objects are there?":
         assert ("zero", "one", "two", "three", "four").index(answer) == len(scene.objects)
-  first = EmbeddedSource("world", 40, Mixture(turns=2, single=20), questions=True)
-  seen = [first.scene(i) for i in range(40) if first[i].image is not None]
-  assert all(len(s.objects) == 1 for s in seen if s.index % (1 << 40) < 20)
-  assert any(len(s.objects) > 1 for s in seen)
+  first = EmbeddedSource("world", 40, Mixture(turns=2, growing=(20, 10)), questions=True)
+  seen = [(first.scene(i), i) for i in range(40) if first[i].image is not None]
+  counts = [
+    [len(s.objects) for s, i in seen if a <= i < b] for a, b in ((0, 20), (20, 30), (30, 40))
+  ]
+  assert [max(c) for c in counts[:2]] == [1, 2]
+  assert max(counts[2]) > 2
   lengths = [
     len((r.prompt + r.answer + "".join(q + a for q, a in r.turns)).encode()) for r in found
   ]
@@ -99,8 +102,10 @@ def test_wrong_choices():
     EmbeddedSource("world", 0, Mixture())
   with pytest.raises(ValueError, match="none of single_object"):
     Mixture(categories=("color",))
-  with pytest.raises(ValueError, match="turns 0, single 0: expected 1"):
+  with pytest.raises(ValueError, match=r"turns 0, growing .*expected 1"):
     Mixture(turns=0)
+  with pytest.raises(ValueError, match=r"at most 1, 2, \.\.\. 3 objects"):
+    Mixture(turns=2, growing=(1, 1, 1, 1))
   with pytest.raises(ValueError, match="together exceed 1"):
     Mixture(descriptions=0.6, text_questions=0.6)
   with pytest.raises(IndexError):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -42,6 +43,7 @@ def test_lines_after_the_resumed_step_are_dropped(tmp_path):
     writer.scalars(5, {"loss": float("inf")})
   lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   assert [x["step"] for x in lines] == [2, 4, 5]
+  assert abs(lines[0].pop("time") - time.time()) < 600
   assert lines[0] == {"step": 2, "loss": 2.0, "t": [1.0, None]}
   assert lines[2]["loss"] is None
 
