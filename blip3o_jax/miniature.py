@@ -103,7 +103,8 @@ def train_tokenizer(work: Path, amounts: Amounts = ALL) -> dict[str, Any]:
   ] * 3000
   for scene in _scenes("world", amounts.words):
     texts += [shapes.caption(scene), shapes.long_caption(scene)]
-    texts += [f"{q.question} {q.answer}" for q in shapes.questions(scene)]
+    # An answer begins a message, without a space before it: its words are tokens of their own.
+    texts += [text for q in shapes.questions(scene) for text in (q.question, q.answer)]
   tokenizer = train_bpe(texts, variants.SHAPES_VOCAB, work)
   return {"vocabulary": tokenizer.size}
 
@@ -156,17 +157,21 @@ def probe(work: Path, amounts: Amounts = ALL) -> dict[str, Any]:
   The prompts are training captions of each category, so no test prompt decides anything.
   """
   model = assemble(work, "generator")
-  asked = [
-    {"tag": c, "prompt": text, "include": shapes.category_include(scene, c), "unseen": False}
-    for c in shapes.CATEGORIES
-    for i in range(amounts.probe)
-    for scene, text in [shapes.category_caption(PROBE_SEED, i, c, "generator")]
-  ]
-  rates, _ = evaluate.generation(model, asked, seed=PROBE_SEED)
+  rates, _ = evaluate.generation(model, probe_prompts(amounts.probe), seed=PROBE_SEED)
   ranked = sorted(shapes.CATEGORIES, key=lambda c: rates[c]["rate"])
   # Every category once, the three weakest twice more, in turn.
   chosen = [*ranked, *ranked[:3], *ranked[:3]]
   return {"weakest": chosen, "rates": {c: rates[c]["rate"] for c in ranked}}
+
+
+def probe_prompts(count: int) -> list[dict[str, Any]]:
+  """`count` training captions worded like each category, with what must be drawn."""
+  return [
+    {"tag": c, "prompt": text, "include": shapes.category_include(scene, c), "unseen": False}
+    for c in shapes.CATEGORIES
+    for i in range(count)
+    for scene, text in [shapes.category_caption(PROBE_SEED, i, c, "generator")]
+  ]
 
 
 def export_model(work: Path) -> dict[str, Any]:
@@ -177,10 +182,14 @@ def export_model(work: Path) -> dict[str, Any]:
   return {"bytes": size}
 
 
-def assemble(work: Path, generator: str) -> inference.Model:
-  """The model that the runs in `work` make together, with the generator of one of them."""
+def assemble(work: Path, generator: str, step: int = -1) -> inference.Model:
+  """The model that the runs in `work` make together, with the generator of one of them.
+
+  `step` is that of a checkpoint which the generator's run kept; -1 is its last.
+  """
   cfg = _full_config(work)
-  entries = [str(work / "features" / "encoder"), f"{work / generator}#ema"]
+  at = "" if step < 0 else f"@{step}"
+  entries = [str(work / "features" / "encoder"), f"{work / generator}#ema{at}"]
   system = _filled(blip3o, cfg, entries)
   scale = json.loads((work / "done" / "autoencoder.json").read_text())["scale"]
   decoder_cfg = variants.pixels_shapes(scale)
@@ -205,12 +214,24 @@ def frozen_hash(model: inference.Model) -> str:
 
 def before_generation(work: Path, model: inference.Model) -> inference.Model:
   """`model` with backbone and vision tower as their own stage left them."""
+  _, reads = _reading(work)
+  params = trees.flatten(model.system.params) | reads
+  system = inference.Network(model.system.graphdef, trees.unflatten(params))
+  return inference.Model(model.cfg, model.settings, system, model.decoder, model.tokenizer)
+
+
+def reader(work: Path, step: int = -1) -> inference.Model:
+  """The model that answers questions and draws nothing, after `step` steps of the backbone."""
+  cfg, params = _reading(work, step)
+  return inference.Model(cfg, SETTINGS, _split(blip3o, cfg, params), None, Tokenizer.load(work))
+
+
+def _reading(work: Path, step: int = -1) -> tuple[blip3o.Config, dict[str, jax.Array]]:
   cfg = dataclasses.replace(
     _full_config(work), parts=("visual", "head"), loss=blip3o.Loss(image=0.0, text=1.0)
   )
-  params = trees.flatten(model.system.params) | _filled(blip3o, cfg, [str(work / "backbone")])
-  system = inference.Network(model.system.graphdef, trees.unflatten(params))
-  return inference.Model(model.cfg, model.settings, system, model.decoder, model.tokenizer)
+  at = "" if step < 0 else f"#params@{step}"
+  return cfg, _filled(blip3o, cfg, [f"{work / 'backbone'}{at}"])
 
 
 def _scenes(split: str, count: int) -> list[shapes.Scene]:

@@ -16,11 +16,12 @@ from blip3o_jax.data.pipeline import Data
 from blip3o_jax.data.tokenizer import Tokenizer
 from blip3o_jax.systems import blip3o
 from blip3o_jax.systems import variants
+from blip3o_jax.train.checkpoint import Checkpoint
 from blip3o_jax.train.metrics import Log
 from blip3o_jax.train.optimizer import Optimizer
 from blip3o_jax.train.stage import Train
 
-STEPS, BATCH = 680, 64
+STEPS, BATCH = 720, 64
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -38,11 +39,14 @@ def get_config(arg: str = "") -> ConfigDict:
     split="world",
     task="understand",
     records=STEPS * BATCH,
-    # Several questions a picture: the vision tower's work serves all of them. One object first:
-    # what limits the start is how soon the tower tells shapes apart. Read in order, each row once.
-    mixture=Mixture(descriptions=0.1, text_questions=0.25, turns=4, growing=(80 * BATCH,)),
+    # Several questions a picture: the vision tower's work serves all of them. Read in order, each
+    # row once: first the tower has to tell shapes apart, then the language model has to find the
+    # object that is asked for.
+    mixture=Mixture(
+      descriptions=0.05, text_questions=0.35, turns=4, growing=(80 * BATCH, 280 * BATCH)
+    ),
     shuffle=False,
-    buckets=(112,),
+    buckets=(104,),
     image_size=variants.SHAPES_IMAGE,
     patch_size=8,
   )
@@ -51,7 +55,9 @@ def get_config(arg: str = "") -> ConfigDict:
     batch=BATCH,
     trainable=("backbone/.*", "visual/.*"),
     optimizer=Optimizer(name="muon", lr=2e-3, lr_end=1e-5, muon_lr=6e-3, warmup_steps=50),
-    log=Log(every=50),
+    # Kept for the curve of scores over minutes.
+    checkpoint=Checkpoint(every_steps=180, keep=1, keep_every=180),
+    log=Log(every=10),
   )
   out = experiment.to_config("blip3o", model, train, data)
   out.tokenizer = options.work

@@ -17,6 +17,7 @@ from blip3o_jax.data.pipeline import Data
 from blip3o_jax.data.tokenizer import Tokenizer
 from blip3o_jax.systems import blip3o
 from blip3o_jax.systems import variants
+from blip3o_jax.train.checkpoint import Checkpoint
 from blip3o_jax.train.metrics import Log
 from blip3o_jax.train.optimizer import Optimizer
 from blip3o_jax.train.stage import Train
@@ -37,7 +38,7 @@ def get_config(arg: str = "") -> ConfigDict:
     source="shapes",
     split="generator",
     task="generate",
-    records=8000,
+    records=16000,
     mixture=Mixture(categories=tuple(options.categories.split("+")), seed=1),
     buckets=(48,),
     features=True,
@@ -45,13 +46,14 @@ def get_config(arg: str = "") -> ConfigDict:
     cache=True,
   )
   train = Train(
-    steps=150,
+    steps=300,
     batch=128,
     trainable=("slots/.*", "denoiser/.*"),
     ema_decay=0.995,
     init_from=(f"{options.work}/generator#ema",),
-    optimizer=Optimizer(name="muon", lr=3e-4, lr_end=1e-5, muon_lr=1e-3, warmup_steps=20),
-    log=Log(every=50),
+    optimizer=Optimizer(name="muon", lr=1e-3, lr_end=1e-5, muon_lr=3e-3, warmup_steps=20),
+    checkpoint=Checkpoint(every_steps=150, keep=1, keep_every=150),
+    log=Log(every=10),
   )
   out = experiment.to_config("blip3o", model, train, data)
   out.tokenizer = options.work

@@ -14,6 +14,8 @@ Stages, each a config of configs/ (`--stage NAME` runs one alone; finished ones 
     generator   slots and DiT on features            all cores, backbone frozen
     tuned       instruction tuning on the weakest categories
     report      answers, drawings, reconstructions: report.html, report.json
+
+`--stage curve`, which no phase runs, scores what the runs had reached on the way: curve.json.
 """
 
 import argparse
@@ -205,6 +207,7 @@ def one_stage(name: str, work: Path, *, debug: bool = False) -> int:
   from absl import logging
 
   from blip3o_jax import miniature
+  from blip3o_jax import miniature_curve
   from blip3o_jax import miniature_report
 
   logging.set_verbosity(logging.INFO)
@@ -234,8 +237,10 @@ def one_stage(name: str, work: Path, *, debug: bool = False) -> int:
       facts = miniature.export_model(work)
     case "report":
       facts = miniature_report.write(work, amounts)
+    case "curve":
+      facts = miniature_curve.write(work, amounts)
     case _:
-      known = ", ".join(stage for phase in PHASES for lane in phase for stage in lane)
+      known = ", ".join([*(s for phase in PHASES for lane in phase for s in lane), "curve"])
       raise SystemExit(f"stage {name!r}: expected one of {known}")
   done = work / "done" / f"{name}.json"
   done.parent.mkdir(exist_ok=True)

@@ -30,9 +30,10 @@ class Mixture:
       picture, or ask about a caption without a picture; the rest asks about the picture.
     turns: most questions of an understanding record, all about one scene. With 1, a description is
       a record of its own; with more, it is the last turn.
-    growing: a curriculum where `Data.shuffle` is off: the first growing[0] scenes of conversations
-      have one object, the next growing[1] at most two, and so on. With nothing to choose from,
-      colour and shape are learned at once.
+    growing: a curriculum where `Data.shuffle` is off: the first growing[0] pictures that
+      conversations are about have one object, the next growing[1] at most two, and so on; captions
+      one more. With nothing to choose from, colour and shape are learned at once; of two objects
+      a model learns to choose sooner than of four.
     kinds: of questions, in turn; empty for all.
     variants: records of each scene, in different words.
     seed: of the scenes.
@@ -64,7 +65,7 @@ class Mixture:
         f"growing {self.growing}: expected counts of scenes with at most 1, 2, ... "
         f"{shapes.MOST_OBJECTS - 1} objects"
       )
-    if self.descriptions + self.text_questions > 1:
+    if self.turns == 1 and self.descriptions + self.text_questions > 1:
       raise ValueError("descriptions and text_questions together exceed 1")
     for field, known in (("categories", shapes.CATEGORIES), ("kinds", shapes.KINDS)):
       unknown = set(getattr(self, field)) - set(known)
@@ -138,9 +139,9 @@ class EmbeddedSource:
       raise IndexError(index)
     name = f"shapes {split} {index}"
     number, variant = divmod(index, mixture.variants)
-    long, what = np.random.default_rng((seed, index, _STREAM)).random(2)
+    long, what, tells = np.random.default_rng((seed, index, _STREAM)).random(3)
     if self._questions and mixture.turns > 1:
-      return self._conversation(number, variant, name, long, what)
+      return self._conversation(number, variant, name, long, what, tells)
     asks = self._questions and what >= mixture.descriptions
     if asks:
       alone = what < mixture.descriptions + mixture.text_questions
@@ -164,22 +165,24 @@ class EmbeddedSource:
     return word(scene, variant)
 
   def _conversation(
-    self, number: int, variant: int, name: str, long: float, what: float
+    self, number: int, variant: int, name: str, long: float, what: float, tells: float
   ) -> tuple[shapes.Scene | None, Record]:
-    """Several questions about one scene, or about a caption of it; `long` and `what` in [0, 1)."""
+    """Several questions about one scene, or about a caption of it; three draws in [0, 1)."""
     mixture = self._mixture
     until = itertools.accumulate(mixture.growing)
     most = next((n for n, end in enumerate(until, 1) if number < end), shapes.MOST_OBJECTS)
-    scene = shapes.scene_at(mixture.seed, number, self._split, most)
     alone = what >= 1 - mixture.text_questions
-    described = what < mixture.descriptions
-    kinds = mixture.kinds or shapes.KINDS
-    first, *more = shapes.conversation(
-      scene, mixture.turns - described, variant, kinds=kinds, text=alone
+    scene = shapes.scene_at(
+      mixture.seed, number, self._split, min(most + alone, shapes.MOST_OBJECTS)
     )
+    described = tells < mixture.descriptions
+    kinds = mixture.kinds or shapes.KINDS
+    count = max(1, mixture.turns - described * (1 + alone))  # a caption twice is long
+    first, *more = shapes.conversation(scene, count, variant, kinds=kinds, text=alone)
     turns = [(q.question, q.answer) for q in more]
     if described:
-      turns.append((DESCRIBE, self._caption(scene, variant, long)))
+      # Of a caption, its own words: to copy is to find what followed a word, as answers need it.
+      turns.append((DESCRIBE, first.context or self._caption(scene, variant, long)))
     record = Record(
       prompt=_first(first), answer=first.answer, turns=tuple(turns), kind=first.kind, name=name
     )

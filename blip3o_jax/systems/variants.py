@@ -19,8 +19,8 @@ from blip3o_jax.systems import contrast
 from blip3o_jax.systems import features
 from blip3o_jax.systems import pixels
 
-# The tokenizer of the miniature is trained with this many ids.
-SHAPES_VOCAB = 486
+# At most so many ids has the tokenizer of the miniature: every word of its texts is one or two.
+SHAPES_VOCAB = 512
 SHAPES_IMAGE = 64
 
 _SHAPES_TOWER = eva_vit.Config(
@@ -54,8 +54,9 @@ def blip3o_shapes(image_token: int = 0) -> blip3o.Config:
       kv_heads=2,
       head_dim=32,
       mlp_dim=384,
-      rope_theta=20.0,  # the slowest frequencies, the columns', must tell 4 cells apart
-      mrope_section=(4, 6, 6),
+      # Slow channels find a word wherever it stands; rows and columns get faster ones as well.
+      rope_theta=1e4,
+      mrope_section=(2, 4, 10),
       init_std=_SHAPES_INIT,
       tie_embeddings=True,
       remat="dots",
@@ -81,11 +82,13 @@ def blip3o_shapes(image_token: int = 0) -> blip3o.Config:
       heads=4,
       kv_heads=4,
       multiple_of=32,
+      gate_init=1.0,
       remat="dots",
     ),
     features=features.Config(_SHAPES_TOWER, pool=2, whiten=_SHAPES_WHITEN),
     latents=_shapes_autoencoder(),
     slots=16,
+    slots_std=_SHAPES_INIT,
     image_token=image_token,
   )
 

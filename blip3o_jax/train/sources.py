@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import dataclasses
 import hashlib
 import os
+import re
 from typing import Any
 
 from absl import logging
@@ -65,28 +66,33 @@ def resolve(entries: Sequence[str]) -> list[Source]:
   """Sources of `init_from` entries, each run preceded by the sources of its frozen leaves.
 
   Args:
-    entries: a directory each; a run directory may end in "#ema" for the average of its leaves,
-      one of released weights in "#only=backbone+encoder" to take these modules alone.
+    entries: a directory each; a run directory may end in "#ema" for the average of its leaves, and
+      in "#params@500" or "#ema@500" for the checkpoint of a step (the latest without), one of
+      released weights in "#only=backbone+encoder" to take these modules alone.
 
   Raises:
-    FileNotFoundError: a directory that does not exist, or a run without a complete checkpoint.
+    FileNotFoundError: a directory that does not exist, or a run without a complete checkpoint, or
+      without the one asked for.
     ValueError: an unknown ending, or a source of a run that changed since.
   """
   out: list[Source] = []
   for entry in entries:
     name, _, item = entry.partition("#")
     path = epath.Path(name).absolute()
+    step = -1
+    if found := re.fullmatch(r"(params|ema)@(\d+)", item):
+      item, step = found[1], int(found[2])
     if item not in ("", "params", "ema") and not item.startswith(ONLY):
       raise ValueError(
-        f"init_from {entry!r}: expected nothing, #params or #ema after the directory of a run, "
-        "nothing or #only=MODULE+MODULE after that of released weights"
+        f"init_from {entry!r}: expected nothing, #params, #ema or #ema@STEP after the directory of "
+        "a run, nothing or #only=MODULE+MODULE after that of released weights"
       )
     if not path.is_dir():
       raise FileNotFoundError(f"init_from {entry!r}: no such directory")
     if checkpoint.is_run(path):
       if item.startswith(ONLY):
         raise ValueError(f"init_from {entry!r}: a run directory is taken whole, without #{item}")
-      record = checkpoint.read_record(path)
+      record = checkpoint.read_record(path, step)
       out += recorded(path, record)
       out.append(Source(str(path), "run", item or "params", int(record["step"])))
     elif item and not item.startswith(ONLY):

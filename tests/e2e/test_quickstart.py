@@ -57,3 +57,7 @@ def test_rehearsal(tmp_path):
   second = _run("launch/quickstart.py", "--debug", "--workdir", str(work))
   assert second.count("was finished before") == len(stamps)
   assert {p.name: p.stat().st_mtime_ns for p in (work / "done").iterdir()} == stamps
+  _run("launch/quickstart.py", "--debug", "--workdir", str(work), "--stage", "curve")
+  curve = json.loads((work / "curve.json").read_text())
+  assert [len(curve[kind]) for kind in ("understanding", "generation")] == [1, 2]
+  assert curve["generation"][0][0] <= curve["generation"][1][0]

@@ -79,6 +79,17 @@ def test_a_run_stands_for_its_whole_model(tmp_path):
   np.testing.assert_array_equal(state.params["head"]["kernel"], before.params["head"]["kernel"])
 
 
+def test_an_earlier_checkpoint_of_a_run(tmp_path):
+  weights = toy.released(tmp_path / "weights", CFG, "encoder", seed=2)
+  setup = _setup(tmp_path / "run", [weights])
+  _run(tmp_path / "run", setup, 5)
+  _run(tmp_path / "run", setup, 7)
+  found = [sources.resolve([f"{tmp_path / 'run'}{end}"])[-1] for end in ("", "#params@5")]
+  assert [(s.item, s.step) for s in found] == [("params", 7), ("params", 5)]
+  with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 6, only of \[5, 7\]"):
+    sources.resolve([f"{tmp_path / 'run'}#ema@6"])
+
+
 def test_resume_goes_to_the_recorded_sources(tmp_path):
   weights = toy.released(tmp_path / "a/weights", CFG, "encoder", seed=2)
   before = _run(tmp_path / "a/run", _setup(tmp_path / "a/run", [weights]))
@@ -105,7 +116,7 @@ def test_sources_that_do_not_fit(tmp_path):
   weights = toy.released(tmp_path / "weights", CFG)
   with pytest.raises(FileNotFoundError, match="'/no/such': no such directory"):
     sources.resolve(["/no/such"])
-  with pytest.raises(ValueError, match="expected nothing, #params or #ema"):
+  with pytest.raises(ValueError, match="expected nothing, #params, #ema or #ema@STEP"):
     sources.resolve([f"{weights}#mean"])
   with pytest.raises(ValueError, match="is no run directory, so it has no #ema"):
     sources.resolve([f"{weights}#ema"])
