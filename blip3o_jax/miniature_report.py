@@ -3,6 +3,7 @@
 report.json has, each rate with count and 95 % interval: `understanding` (accuracy before and after
 the generator's training, and by question type), `generation` (by category, overall, before tuning,
 unseen combinations, diversity), `reconstruction`, `scorer`; the launch script adds `seconds`.
+drawings.png shows the first drawings of each category.
 """
 
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from blip3o_jax.evaluate import shapes_check
 from blip3o_jax.systems import inference
 
 SHOWN = 12
+COLUMNS = 6  # of drawings.png, a row a category
 Prompts = Sequence[dict[str, Any]]
 # The data set's names of categories and questions -> the report's.
 NAMES = {"two_object": "two_objects"}
@@ -34,6 +36,8 @@ def write(work: Path, amounts: miniature.Amounts = miniature.ALL) -> dict[str, A
   asked = evaluate.test_prompts(count)
   drawn, images = evaluate.generation(model, asked)
   _save_images(work / "images", asked, images)
+  first = [i for i in range(len(asked)) if i % count < COLUMNS]
+  report.sheet(*_marked(asked, images, first), min(COLUMNS, count)).save(work / "drawings.png")
   numbers["generation"] = _generation(work, model, drawn, count)
   rebuilt, before, after = evaluate.reconstruction(model, count)
   numbers["reconstruction"] = {"psnr": rebuilt["psnr"], "scorer_accuracy": rebuilt["right"]}
@@ -105,15 +109,18 @@ def _drawings(asked: Prompts, images: np.ndarray, count: int) -> str:
   parts = ["<p>The first of each category, not chosen; green is what the scorer accepts.</p>"]
   for start in range(0, len(asked), count):
     chosen = range(start, start + min(SHOWN, count))
-    marks = [
-      "yes" if evaluate.scorer.judge(images[i], asked[i]["include"]).correct else "no"
-      for i in chosen
-    ]
     parts.append(f"<h3>{_name(asked[start]['tag'])}</h3>")
-    parts.append(
-      report.figures([images[i] for i in chosen], [asked[i]["prompt"] for i in chosen], marks)
-    )
+    parts.append(report.figures(*_marked(asked, images, chosen)))
   return "".join(parts)
+
+
+def _marked(
+  asked: Prompts, images: np.ndarray, chosen: Sequence[int]
+) -> tuple[list[np.ndarray], list[str], list[str]]:
+  """Some of the drawings, their prompts, and "yes" or "no" by what the scorer says."""
+  right = [evaluate.scorer.judge(images[i], asked[i]["include"]).correct for i in chosen]
+  marks = ["yes" if ok else "no" for ok in right]
+  return [images[i] for i in chosen], [asked[i]["prompt"] for i in chosen], marks
 
 
 def _page(work: Path, numbers: dict[str, Any], pictures: dict[str, str]) -> str:

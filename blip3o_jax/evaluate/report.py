@@ -1,15 +1,19 @@
-"""One self-contained HTML page from numbers and pictures. Knows no model."""
+"""One self-contained HTML page, or one picture, from numbers and pictures. Knows no model."""
 
 import base64
 from collections.abc import Mapping
 from collections.abc import Sequence
 import html
 import io
+import textwrap
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from PIL import ImageDraw
+from PIL import ImageFont
 
+COLORS = {"yes": (0, 119, 0), "no": (170, 0, 0), "": (0, 0, 0)}
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; }
 table { border-collapse: collapse; } td, th { padding: .2em .8em; text-align: left; }
@@ -36,6 +40,26 @@ def figures(images: Sequence[np.ndarray], captions: Sequence[str], marks: Sequen
   )
 
 
+def sheet(
+  images: Sequence[np.ndarray], captions: Sequence[str], marks: Sequence[str], columns: int
+) -> Image.Image:
+  """Pictures uint8[h, w, 3] in rows, each at twice its size over its caption, as one picture.
+
+  A mark is "yes" (green), "no" (red) or "". Of a caption the first three lines are shown.
+  """
+  side, gap, text = 2 * max(image.shape[1] for image in images), 10, 52
+  rows = -(-len(images) // columns)
+  out = Image.new("RGB", (columns * (side + gap) + gap, rows * (side + text) + gap), "white")
+  draw, font = ImageDraw.Draw(out), ImageFont.load_default(11)
+  for i, (image, caption, mark) in enumerate(zip(images, captions, marks, strict=True)):
+    x, y = gap + i % columns * (side + gap), gap + i // columns * (side + text)
+    big = Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST)
+    out.paste(big, (x, y))
+    lines = textwrap.wrap(caption, side // 6)[:3]
+    draw.multiline_text((x, y + side + 3), "\n".join(lines), COLORS[mark], font, spacing=1)
+  return out
+
+
 def rates_table(rows: Mapping[str, Mapping[str, float]]) -> str:
   """A table of shares with their 95 % intervals."""
   body = "".join(
@@ -46,8 +70,8 @@ def rates_table(rows: Mapping[str, Mapping[str, float]]) -> str:
   return f"<table><tr><th></th><th>right</th><th>95 %</th><th>of</th></tr>{body}</table>"
 
 
-def curve(points: Sequence[tuple[float, float]], title: str) -> str:
-  """A line of (step, value) as an inline picture; values are scaled to what occurs."""
+def curve(points: Sequence[tuple[float, float]], title: str, unit: str = "steps") -> str:
+  """A line of (x, value) as an inline picture, x in `unit`; values are scaled to what occurs."""
   if len(points) < 2:
     return ""
   x, y = np.asarray(points, float).T
@@ -58,7 +82,8 @@ def curve(points: Sequence[tuple[float, float]], title: str) -> str:
   return (
     f'<svg width="280" height="150"><polyline points="{path}" fill="none" stroke="#246"/>'
     f'<text x="10" y="14" font-size="12">{html.escape(title)}</text>'
-    f'<text x="10" y="147" font-size="11">{low:.3g} to {high:.3g}, {x.max():.0f} steps</text></svg>'
+    f'<text x="10" y="147" font-size="11">{low:.3g} to {high:.3g}, {x.max():.0f} {unit}</text>'
+    "</svg>"
   )
 
 

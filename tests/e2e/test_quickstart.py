@@ -41,6 +41,7 @@ def test_rehearsal(tmp_path):
   assert {"psnr", "scorer_accuracy"} == set(numbers["reconstruction"])
   assert {"accuracy", "rejection"} == set(numbers["scorer"])
   assert len(list((work / "images").rglob("*.png"))) == drawn["overall"]["count"]
+  assert (work / "drawings.png").stat().st_size > 0
   page = (work / "report.html").read_text()
   assert "http" not in page
   model, image = str(work / "model"), str(tmp_path / "drawn.png")

@@ -28,6 +28,14 @@ def test_the_page_is_self_contained():
   assert "0.75" in page
 
 
+def test_a_sheet_shows_pictures_over_captions():
+  images = [np.full((8, 8, 3), value, np.uint8) for value in (10, 20, 30)]
+  found = np.asarray(report.sheet(images, ["a circle", "two", "x " * 40], ["yes", "no", ""], 2))
+  assert found.shape == (2 * (16 + 52) + 10, 2 * 26 + 10, 3)
+  assert [int(found[y, x, 0]) for y, x in ((12, 12), (12, 38), (80, 12))] == [10, 20, 30]
+  assert (found[26:70, 10:30] == (0, 119, 0)).all(-1).any()  # green words below the first
+
+
 def test_a_curve_of_one_point_is_nothing():
   assert report.curve([(1, 2.0)], "loss") == ""
   assert "<polyline" in report.curve([(1, 2.0), (5, 2.0)], "flat")
