@@ -76,7 +76,7 @@ def test_chat_gives_the_recorded_tokens(model, recorded):
   n = max(counts)
   patches = np.stack([np.pad(r, ((0, n - len(r)), (0, 0))) for r in rows])
   layout = inference.qwen_vision.layout(grids, n, vision)
-  out = inference._answer(
+  out = inference.answer(
     model.system.graphdef,
     model.system.params,
     (ids.astype(np.int32), mask.astype(np.int32), positions, deltas, patches, layout),
