@@ -59,13 +59,15 @@ def compare(name: str, found: Any, recorded: np.ndarray, tolerance: float) -> Ro
   a, b = np.asarray(found, np.float64), np.asarray(recorded, np.float64)
   if a.shape != b.shape:
     return Row(name, b.shape, math.inf, math.inf, tolerance, f"found shape {a.shape}")
-  largest = float(np.max(np.abs(a - b))) if a.size else 0.0
   notes = [
     f"{who} holds NaN or infinity"
     for who, value in (("ours", a), ("the recording", b))
     if not np.isfinite(value).all()
   ]
-  if not notes and a.size:
+  if notes:
+    return Row(name, b.shape, math.nan, math.nan, tolerance, "; ".join(notes))
+  largest = float(np.max(np.abs(a - b), initial=0.0))
+  if a.size:
     allowed = SINGLE * tolerance * (np.abs(b) + np.sqrt(np.mean(np.square(b))))
     worst = np.unravel_index(np.argmax(np.abs(a - b) - allowed), b.shape)
     if abs(a[worst] - b[worst]) > allowed[worst]:

@@ -61,9 +61,34 @@ def verify(
   """Replays the recorded inputs and yields a comparison for every recorded output, as they come.
 
   Args:
+    directory, recorded, dtype, where: as in `replayed`.
+    tolerances: of the user, see `names.tolerance`.
+
+  Raises:
+    See `replayed`.
+  """
+  for name, found in replayed(directory, recorded, dtype=dtype, where=where):
+    allowed = names.tolerance(name, dtype, tolerances)
+    if name == "und.greedy_tokens" and dtype == "bfloat16":
+      worst = float(np.max(found))  # a shortfall, already relative: see `replay.replay`
+      yield compare.Row(name, found.shape, worst, worst, allowed)
+    else:
+      yield compare.compare(name, found, recorded[name], allowed)
+
+
+def replayed(
+  directory: str | Path,
+  recorded: Mapping[str, np.ndarray],
+  *,
+  dtype: Dtype = "float32",
+  where: str = "recording",
+) -> Iterator[tuple[str, np.ndarray]]:
+  """Replays the recorded inputs and yields (name, what we make) for every recorded output.
+
+  Args:
     directory: of the model, in any layout that `inference.load` reads.
     recorded: from `read`. dtype: that the networks are stored and compute in.
-    tolerances: of the user, see `names.tolerance`. where: names the recording in errors.
+    where: names the recording in errors.
 
   Raises:
     ValueError: a recording that is incomplete, contradicts itself or does not fit the model.
@@ -84,13 +109,7 @@ def verify(
     except (TypeError, ValueError, IndexError) as error:
       lines = str(error).strip().splitlines() or [repr(error)]
       raise ValueError(f"{where}: {name} does not fit the model: {lines[0]}") from error
-    for output in wanted:
-      value, expected = found[output], outputs[output]
-      if output == "und.greedy_tokens" and dtype == "bfloat16":
-        expected = np.zeros(expected.shape)
-        yield _shortfall(output, value, names.tolerance(output, dtype, tolerances))
-        continue
-      yield compare.compare(output, value, expected, names.tolerance(output, dtype, tolerances))
+    yield from ((output, np.asarray(found[output])) for output in wanted)
 
 
 def _precision(dtype: Dtype) -> Any:
@@ -98,12 +117,6 @@ def _precision(dtype: Dtype) -> Any:
   return (
     contextlib.nullcontext() if dtype == "bfloat16" else jax.default_matmul_precision("highest")
   )
-
-
-def _shortfall(name: str, value: np.ndarray, tolerance: float) -> compare.Row:
-  """Tokens in bfloat16: the error is the largest shortfall of a score, already relative."""
-  worst = float(np.max(value))
-  return compare.Row(name, value.shape, worst, worst, tolerance)
 
 
 def _load(directory: Path, recorded: Mapping[str, np.ndarray], dtype: Dtype) -> Any:

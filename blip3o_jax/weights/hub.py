@@ -34,14 +34,14 @@ def local_directory(source: str, *, pickles: bool = False) -> Path:
     FileNotFoundError: no directory and no id, or a repository that cannot be had: offline and not
       in the cache, absent, private or gated; by name, with what was tried.
   """
-  if Path(source).is_dir():
+  if source and Path(source).is_dir():
     return Path(source)
-  if Path(source).exists():
+  if source and Path(source).exists():
     raise FileNotFoundError(f"{source}: a file; expected a directory that holds a model")
   if not looks_like_id(source):
     raise FileNotFoundError(
-      f"{source}: no such directory. Expected a local directory, or a hub id such as owner/name "
-      f"({SCHEME}owner/name where a folder 'owner' is in the way)"
+      f"{source or 'nothing'}: no such directory. Expected a local directory, or a hub id such as "
+      f"owner/name ({SCHEME}owner/name where a folder 'owner' is in the way)"
     )
   name = source.removeprefix(SCHEME)
   if not ID.fullmatch(name):
