@@ -20,6 +20,7 @@ Kind = Literal["system", "decoder"]
 # 1e-5. 0 asks for equality. Another machine adds its own rounding: SLACK times the bar is allowed.
 SLACK = 1.5
 OTHER_BAR = 1e-5
+SHOWN = 30  # faults of one error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +143,9 @@ def calls(names: Iterable[str], where: str) -> dict[str, tuple[Call, list[str]]]
       near = difflib.get_close_matches(name, candidates, 1)
       faults.append(f"{name} is not a name of a recording" + (f"; near: {near[0]}" if near else ""))
   if faults:
-    raise ValueError(f"{where}: {len(faults)} fault(s)\n  " + "\n  ".join(faults))
+    more = [f"... and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
+    lines = "\n  ".join([*faults[:SHOWN], *more])
+    raise ValueError(f"{where}: {len(faults)} fault(s)\n  {lines}")
   if not out:
     raise ValueError(f"{where}: holds no recorded output; expected some of {', '.join(candidates)}")
   return out

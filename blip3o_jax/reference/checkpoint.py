@@ -12,6 +12,8 @@ from blip3o_jax.weights.files import Tensors
 DIT, EVA = "model.dit.model.", "model.gen_vision_tower.vision_tower.model."
 # As transformers named them before 4.52, and since.
 TEXT, VISUAL = ("model.language_model.", "model."), ("model.visual.", "visual.")
+# Options of this package, which the PyTorch code has not.
+OPTIONS = ("model.gen_feature_whiten.", "model.down_projector.", "model.regressor.")
 TEXT_PARTS = ("embed_tokens.", "layers.", "norm.")
 
 
@@ -22,7 +24,8 @@ class Checkpoint:
     path: the directory. config, tiny: its config.json, and tiny.json ({} where there is none).
 
   Raises:
-    FileNotFoundError: no config.json or no weights. ValueError: damaged files.
+    FileNotFoundError: no config.json or no weights. ValueError: damaged files, or a model with
+      options that PyTorch has not.
   """
 
   def __init__(self, directory: str | Path):
@@ -32,6 +35,9 @@ class Checkpoint:
     self.config = self._json("config.json")
     self.tiny = self._json("tiny.json") if (self.path / "tiny.json").exists() else {}
     self._tensors = Tensors(self.path)
+    options = [name for name in self._tensors if name.startswith(OPTIONS)]
+    if options:
+      raise ValueError(f"{directory}: {options[0]} is an option of this package, not of PyTorch's")
 
   def state(self, *prefixes: str, parts: tuple[str, ...] = ("",)) -> dict[str, torch.Tensor]:
     """{name without the prefix: float32} under the first prefix that has any.

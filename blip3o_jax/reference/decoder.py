@@ -38,8 +38,14 @@ def load(kind: Any, folder: Path) -> Any:
 
 
 def inputs(home: Path, rng: np.random.Generator) -> Arrays:
-  """Random inputs of the sizes that the decoder's config files tell."""
+  """Random inputs of the sizes that the decoder's config files tell.
+
+  Raises:
+    ValueError: a decoder with options that diffusers has not.
+  """
   unet = diffusers.UNet2DConditionModel.load_config(str(home / "unet"))
+  if unet.get("place_channels"):
+    raise ValueError(f"{home}/unet: place_channels is an option of this package, not of diffusers")
   vae = diffusers.AutoencoderKL.load_config(str(home / "vae"))
   grid, channels = unet["sample_size"], unet["in_channels"]
   size = grid * 2 ** (len(vae["block_out_channels"]) - 1)

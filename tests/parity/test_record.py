@@ -1,12 +1,17 @@
 """The oracle of tools/record.py: it agrees with the recorded reference, and ours with it."""
 
+import json
 from pathlib import Path
+import shutil
 import subprocess
 import sys
 
+import ml_dtypes
 import numpy as np
 import pytest
 from random_model import model as random_model
+from safetensors.numpy import load_file
+from safetensors.numpy import save_file
 
 from blip3o_jax.recordings import compare
 from blip3o_jax.recordings import names
@@ -45,13 +50,23 @@ def test_recorded_inputs_give_the_recorded_outputs(tmp_path, check):
         check(f"torch of today: {name}", again[name], names.bar(name), golden[name])
 
 
-def test_a_fresh_recording_of_another_model(tmp_path, sizes, check):
+def as_released(directory: Path) -> None:
+  """Weights rounded to bfloat16, and the decoder's under the names of that variant."""
+  for file in list(directory.rglob("*.safetensors")):
+    rounded = {name: value.astype(ml_dtypes.bfloat16) for name, value in load_file(file).items()}
+    variant = file.with_suffix(".bf16.safetensors") if file.stem.startswith("diffusion") else file
+    file.unlink()
+    save_file(rounded, variant, metadata={"format": "pt"})
+
+
+def test_a_fresh_recording_of_another_model(tmp_path, sizes):
   """Random sizes and weights, written by our tables, read by PyTorch, recorded, and replayed."""
   pytest.importorskip("torch")
   pytest.importorskip("diffusers")
   model = random_model(sizes, TINY)
   print(model.cfg)
   export.save(model, TINY, tmp_path / "model")
+  as_released(tmp_path / "model")
   done = record("--model", tmp_path / "model", "--output", tmp_path / "io.safetensors")
   assert done.returncode == 0, done.stderr
   for name in ("io.safetensors", "io.decoder.safetensors"):
@@ -60,7 +75,9 @@ def test_a_fresh_recording_of_another_model(tmp_path, sizes, check):
     print("\n".join(compare.line(row, 70) for row in rows))
     outputs = {n for _, wanted in names.calls(recorded, name).values() for n in wanted}
     assert {row.name for row in rows} == outputs
-    assert all(row.ok for row in rows)
+    # The tolerances are the miniature's; a drawn model may round worse.
+    wrong = [row for row in rows if row.relative_error > 2 * row.tolerance or row.note]
+    assert not wrong, wrong
 
 
 @pytest.mark.parametrize(
@@ -81,3 +98,27 @@ def test_what_cannot_be_recorded(arguments, message):
   assert done.returncode == 1
   assert message in done.stderr
   assert "Traceback" not in done.stderr
+
+
+def test_options_of_this_package_cannot_be_recorded(tmp_path):
+  pytest.importorskip("torch")
+  pytest.importorskip("diffusers")
+  shutil.copytree(TINY, tmp_path / "model")
+  (shard,) = (tmp_path / "model").glob("*-00001-of-*")
+  index = tmp_path / "model" / "model.safetensors.index.json"
+  name = "model.down_projector.linear_1.weight"
+  save_file(load_file(shard) | {name: np.zeros((2, 2), np.float32)}, shard)
+  weights = json.loads(index.read_text())
+  weights["weight_map"][name] = shard.name
+  index.write_text(json.dumps(weights))
+  unet = tmp_path / "model" / "diffusion-decoder" / "unet" / "config.json"
+  unet.write_text(json.dumps(json.loads(unet.read_text()) | {"place_channels": 4}))
+  for part, message in (
+    ("system", f"{name} is an option"),
+    ("decoder", "place_channels is an opt"),
+  ):
+    done = record(
+      "--model", tmp_path / "model", "--output", tmp_path / "a.safetensors", "--part", part
+    )
+    assert done.returncode == 1
+    assert message in done.stderr
