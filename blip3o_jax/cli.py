@@ -171,7 +171,9 @@ def _at_least(least: float, kind: Callable[[str], Any] = int) -> Callable[[str],
 
 def _parser(verb: str, what: str) -> argparse.ArgumentParser:
   parser = _describe(verb, what)
-  parser.add_argument("--model", required=True, help="a local directory in the released layout")
+  parser.add_argument(
+    "--model", required=True, help="a directory, released or converted, or a hub id: owner/name"
+  )
   parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
   parser.add_argument(
     "--seed", type=_at_least(0), default=0, help="image i uses seed + i (default 0)"
@@ -180,15 +182,13 @@ def _parser(verb: str, what: str) -> argparse.ArgumentParser:
 
 
 def _load(options: argparse.Namespace) -> Any:
-  if not Path(options.model).is_dir():
-    hint = ""
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", options.model):
-      hint = f"; to fetch a repository of that name: hf download {options.model} --local-dir DIR"
-    raise FileNotFoundError(f"--model {options.model}: expected a local directory{hint}")
+  from blip3o_jax.weights import hub
+
+  directory = hub.local_directory(options.model)
   from blip3o_jax.systems import inference
 
   start = time.monotonic()
-  model = inference.load(options.model, dtype=options.dtype)
+  model = inference.load(directory, dtype=options.dtype)
   print(f"loaded {options.model} in {time.monotonic() - start:.1f} s", file=sys.stderr)
   return model
 

@@ -3,15 +3,19 @@
 from collections.abc import Iterator
 import os
 import random
+import secrets
 import socket
 import sys
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before the first import of jax
+# Sizes of random networks differ from run to run; the processes of one run inherit its seed.
+os.environ.setdefault("BLIP3O_SIZES_SEED", str(secrets.randbelow(10**6)))
 
 import numpy as np
 import pytest
 
+SIZES_SEED = os.environ["BLIP3O_SIZES_SEED"]
 LOCAL = ("127.", "::1", "localhost", "0.0.0.0", "::")
 
 
@@ -73,6 +77,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
   parser.addoption(
     "--update-golden", action="store_true", help="rewrite the golden files instead of comparing"
   )
+
+
+def pytest_report_header() -> str:
+  return f"random sizes: BLIP3O_SIZES_SEED={SIZES_SEED}"
+
+
+@pytest.fixture
+def sizes(request: pytest.FixtureRequest) -> np.random.Generator:
+  """Draws sizes, different in every run; the seed is printed with a failure and repeats them."""
+  print(f"BLIP3O_SIZES_SEED={SIZES_SEED}")
+  return np.random.default_rng([int(SIZES_SEED), *request.node.name.encode()])
 
 
 @pytest.fixture(autouse=True)

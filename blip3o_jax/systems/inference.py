@@ -227,7 +227,7 @@ class Model:
       n = max(len(p) for p in patches)
       stacked = np.stack([np.pad(p, ((0, n - len(p)), (0, 0))) for p in patches])
       layout = qwen_vision.layout(grids, n, vision)
-    out = _answer(
+    out = answer(
       self.system.graphdef,
       self.system.params,
       (tokens, segments, positions, deltas, stacked, layout),
@@ -273,7 +273,7 @@ def _targets(graphdef: Any, params: Any, images: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def _answer(
+def answer(
   graphdef: Any,
   params: Any,
   inputs: tuple[Any, ...],
@@ -321,8 +321,10 @@ def _answer(
   return jax.lax.while_loop(more, advance, (jnp.int32(1), out, done, cache))[1]
 
 
-def load(directory: str | Path, *, dtype: layers.Dtype = "float32") -> Model:
+def load(directory: str | Path, *, dtype: layers.Dtype = "float32", decoder: bool = True) -> Model:
   """A model of a released-layout directory, stored and computing in `dtype`.
+
+  Without `decoder` the pixel decoder is left unread.
 
   Raises:
     FileNotFoundError, ValueError: what is absent or wrong, by file and name.
@@ -331,10 +333,10 @@ def load(directory: str | Path, *, dtype: layers.Dtype = "float32") -> Model:
   cfg, settings = released.read(directory, dtype)
   tokenizer = Tokenizer.load(directory)
   system = _load(blip3o, cfg, directory, dtype)
-  decoder = None
-  if (directory / decoder_files.FOLDER).is_dir():
-    decoder = load_decoder(directory, cfg.grid, dtype)
-  return Model(cfg, settings, system, decoder, tokenizer)
+  painter = None
+  if decoder and (directory / decoder_files.FOLDER).is_dir():
+    painter = load_decoder(directory, cfg.grid, dtype)
+  return Model(cfg, settings, system, painter, tokenizer)
 
 
 def load_decoder(directory: Path, feature_grid: int, dtype: layers.Dtype) -> Network:

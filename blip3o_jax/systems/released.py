@@ -214,6 +214,7 @@ def config_json(cfg: blip3o.Config, eos: int, pad: int) -> dict[str, Any]:
     "use_sliding_window": False,
     "tie_word_embeddings": text.tie_embeddings,
     "image_token_id": cfg.image_token,
+    "bos_token_id": pad,  # as released: no text begins with it
     "eos_token_id": eos,
     "pad_token_id": pad,
     "n_query": cfg.slots,
@@ -238,6 +239,14 @@ def config_json(cfg: blip3o.Config, eos: int, pad: int) -> dict[str, Any]:
       "fullatt_block_indexes": list(vision.full_layers),
     },
   }
+
+
+def backbone_json(cfg: blip3o.Config, eos: int, pad: int) -> dict[str, Any]:
+  """The content of config.json of language model and vision tower alone, a plain Qwen2.5-VL."""
+  ours = ("n_query", "gen_vision_tower", "gen_hidden_size", "gen_pooling")
+  out = {k: v for k, v in config_json(cfg, eos, pad).items() if k not in ours}
+  named = {"architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl"}
+  return out | named
 
 
 def tiny_json(cfg: blip3o.Config, settings: Settings, special: Mapping[str, int]) -> dict[str, Any]:

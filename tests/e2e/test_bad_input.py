@@ -134,12 +134,16 @@ def test_generate_with_wrong_options(arguments, message, capsys):
 # Models and pictures ---------------------------------------------------------------------------
 
 
-def test_a_model_that_is_a_name_or_absent(fails):
-  """Nothing is fetched: the guard of tests/conftest.py would see it."""
-  named = fails("generate", "a cat", "--model", "BLIP3o/BLIP3o-Model-8B")
-  assert "expected a local directory" in named
-  assert "hf download BLIP3o/BLIP3o-Model-8B --local-dir DIR" in named
-  assert "hf download" not in fails("generate", "a cat", "--model", "/absent/model")
+def test_a_model_that_is_a_name_or_absent(fails, refused):
+  """A name is looked for on the hub, which no test reaches; a path never is."""
+  named = fails("generate", "a cat", "--model", "nobody-here/absent-model")
+  assert "nobody-here/absent-model: no such local directory, so it was taken for a hub" in named
+  assert "hf download nobody-here/absent-model --local-dir DIR" in named
+  assert refused
+  refused.clear()
+  absent = fails("generate", "a cat", "--model", "/absent/model")
+  assert "/absent/model: no such directory. Expected a local directory, or a hub id" in absent
+  assert not refused
 
 
 def test_a_directory_without_a_model(fails, tmp_path):

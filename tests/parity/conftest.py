@@ -9,10 +9,11 @@ import jax
 import numpy as np
 import pytest
 
+from blip3o_jax.recordings.compare import relative_error
+from blip3o_jax.recordings.names import SLACK
 from blip3o_jax.weights.files import Tensors
 
 TINY = Path(__file__).parents[1] / "data" / "tiny-blip3o"
-SLACK = 1.5  # times the bar of golden/README: another machine adds its own rounding
 
 
 class Recorded(Mapping[str, np.ndarray]):
@@ -33,18 +34,6 @@ class Recorded(Mapping[str, np.ndarray]):
 
   def __len__(self) -> int:
     return len(self._main) + len(self._decoder)
-
-
-def relative_error(a: np.ndarray, b: np.ndarray) -> float:
-  """|a - b| / |b| in float64, over all elements.
-
-  Raises:
-    ValueError: different shapes; a broadcast would hide a wrong one.
-  """
-  a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-  if a.shape != b.shape:
-    raise ValueError(f"shapes {a.shape} and {b.shape}")
-  return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

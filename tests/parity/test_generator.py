@@ -1,4 +1,4 @@
-"""The generator side against the recorded PyTorch numbers: EVA tower, DiT, flow loss, sampler."""
+"""EVA tower and DiT: altered weights, bfloat16, and diffusers as a second witness."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -15,7 +15,6 @@ import pytest
 
 from blip3o_jax import trees
 from blip3o_jax.diffusion import flow
-from blip3o_jax.diffusion import guidance
 from blip3o_jax.models import eva_vit
 from blip3o_jax.models import next_dit
 from blip3o_jax.weights import eva_vit as eva_rows
@@ -109,74 +108,9 @@ def encode(eva: eva_vit.EvaVit, images: jax.Array) -> jax.Array:
   return eva(images)
 
 
-def test_eva_features(eva: eva_vit.EvaVit, recorded: Recorded, check: Check) -> None:
-  features = encode(eva, last(recorded["eva.pixel_values"]))
-  check("eva.patch_features", features, 3e-6)
-  check("eva.pooled", first(eva_vit.pool(features, sizes()["gen_pool_stride"])), 3e-6)
-
-
-def test_dit_velocity(dit: next_dit.NextDiT, recorded: Recorded, check: Check) -> None:
-  out = velocity(dit, *_call(recorded))
-  check("dit.velocity", first(out), DIT_BAR)
-
-
 def _call(recorded: Recorded) -> tuple[jax.Array, jax.Array, jax.Array]:
   x, t, z = (recorded[f"dit.{name}"] for name in ("x", "timestep", "z"))
   return last(x), jnp.asarray(t), jnp.asarray(z)
-
-
-def test_sampler_schedule(recorded: Recorded, check: Check) -> None:
-  sigmas, timesteps = flow.schedule(30, truncate=False)
-  check("sampler.timesteps", timesteps, 0)
-  check("sampler.sigmas", sigmas, 2e-6)
-
-
-def test_train_targets_and_times(eva: eva_vit.EvaVit, recorded: Recorded, check: Check) -> None:
-  features = eva(last(recorded["train.gen_image"]))
-  check("train.target_features", first(eva_vit.pool(features, sizes()["gen_pool_stride"])), 3e-6)
-  t = flow.quantile(jnp.asarray(recorded["train.u"]), flow.Law())
-  check("train.sigmas", t, 2e-6)
-  check("train.timesteps", 1000 * t, 0)
-
-
-def test_train_loss_and_gradients(dit: next_dit.NextDiT, recorded: Recorded, check: Check) -> None:
-  graphdef, state = nnx.split(dit)
-  params = nnx.to_pure_dict(state)
-  x0, noise = last(recorded["train.target_features"]), last(recorded["train.noise"])
-  t, z = jnp.asarray(recorded["train.sigmas"]), jnp.asarray(recorded["train.query_hidden"])
-
-  def loss(params: Any, z: jax.Array) -> jax.Array:
-    model = nnx.merge(graphdef, params)
-    condition = model.prepare(z)
-    return flow.loss(lambda x, t: model(x, t, condition), x0, noise, t).mean()
-
-  prediction = velocity(dit, flow.mix(x0, noise, t), 1000 * t, z)
-  check("train.prediction", first(prediction), DIT_BAR)
-  value, grads = jax.jit(jax.value_and_grad(loss))(params, z)
-  check("train.loss", value, 2e-6)
-  exported = dict(table.export(dit_rows.rows(), trees.flatten(grads)))
-  names = [n for n in recorded if n.startswith("train.grad.dit.")]
-  assert len(names) == 5
-  for name in names:
-    check(name, exported[name.removeprefix("train.grad.dit.model.")], 1.2e-5)
-
-
-@pytest.mark.parametrize("gen", ["gen0", "gen1"])
-def test_sampled_features(
-  dit: next_dit.NextDiT, recorded: Recorded, check: Check, gen: str
-) -> None:
-  @jax.jit
-  def sample(dit: next_dit.NextDiT, z: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
-    condition, null = dit.prepare(z), dit.prepare(jnp.zeros_like(z))
-    guided = guidance.cfg(dit, condition, null, 3.0, next_dit.BATCH_AXES)
-    plain = guidance.cfg(dit, condition, null, 1.0, next_dit.BATCH_AXES)
-    return flow.euler(guided, noise, 30), flow.euler(plain, noise, 8)
-
-  guided, plain = sample(
-    dit, jnp.asarray(recorded[f"{gen}.query_hidden"]), last(recorded[f"{gen}.noise"])
-  )
-  check(f"{gen}.features", first(guided), DIT_BAR)
-  check(f"{gen}.features_cfg1_8steps", first(plain), DIT_BAR)
 
 
 def test_every_altered_weight_is_caught(
@@ -203,13 +137,6 @@ def _weak(
     if _error(found, wanted) < 2 * 1.5 * bar:
       weak.append(path)
   return weak
-
-
-def test_an_altered_record_is_caught(dit: next_dit.NextDiT, recorded: Recorded) -> None:
-  out = first(velocity(dit, *_call(recorded)))
-  wrong = recorded["dit.velocity"].copy()
-  wrong[1, 7, 1, 0] += 1e-2
-  assert _error(out, wrong) > 2 * 1.5 * DIT_BAR
 
 
 def _error(found: np.ndarray, wanted: np.ndarray) -> float:

@@ -1,0 +1,203 @@
+"""tools/verify.py as a user runs it: passes on the miniature, fails for one altered value."""
+
+from collections.abc import Callable
+import importlib.util
+import json
+from pathlib import Path
+import shutil
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from safetensors.numpy import save_file
+
+from blip3o_jax.recordings import names
+
+ROOT = Path(__file__).parents[2]
+TINY = ROOT / "tests" / "data" / "tiny-blip3o"
+SYSTEM, DECODER = TINY / "io.safetensors", TINY / "diffusion-decoder" / "io.safetensors"
+TOWER, DIT = "model.gen_vision_tower.vision_tower.model.", "model.dit.model."
+UNET, VAE = (
+  f"diffusion-decoder/{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vae")
+)
+Report = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def verify() -> Callable[..., int]:
+  """The tool's main; compiled programs are kept between its calls."""
+  spec = importlib.util.spec_from_file_location("tool_verify", ROOT / "tools" / "verify.py")
+  assert spec is not None
+  assert spec.loader is not None
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return lambda *args: module.main([str(a) for a in args])
+
+
+@pytest.fixture
+def report(verify, tmp_path) -> Callable[..., tuple[int, Report]]:
+  """report(recording, model): the exit status and the JSON."""
+
+  def run(recorded: Path, model: Path = TINY, *options: str) -> tuple[int, Report]:
+    file = tmp_path / "report" / "figures.json"
+    status = verify("--model", model, "--recorded", recorded, "--json", file, *options)
+    return status, json.loads(file.read_text())
+
+  return run
+
+
+def part(file: Path, *calls: str) -> dict[str, np.ndarray]:
+  """Some calls of a recording: their inputs and outputs."""
+  recorded = load_file(file)
+  found = names.calls(recorded, str(file))
+  kept = {n for c in calls for n in (*found[c][0].inputs, *found[c][1])}
+  return {name: recorded[name] for name in kept}
+
+
+def alter(value: np.ndarray) -> np.ndarray:
+  """One element changed; a whole number by one."""
+  out = value.copy()
+  where = (0,) * out.ndim
+  out[where] += 1 if np.issubdtype(out.dtype, np.integer) else 0.1
+  return out
+
+
+def test_the_miniature_passes(verify, tmp_path, capsys):
+  file = tmp_path / "figures.json"
+  status = verify("--model", TINY, "--recorded", SYSTEM, DECODER, "--json", file)
+  shown = capsys.readouterr().out.splitlines()
+  assert status == 0, shown
+  assert shown[-1] == "37 outputs, all within tolerance"
+  found = json.loads(file.read_text())
+  assert found["ok"] is True
+  outputs = {
+    n for f in (SYSTEM, DECODER) for _, w in names.calls(load_file(f), "").values() for n in w
+  }
+  assert set(found["tensors"]) == outputs
+  for name, row in found["tensors"].items():
+    assert {"relative_error", "max_error", "shape", "ok"} <= set(row), name
+    assert row["ok"] is True
+    assert row["relative_error"] <= names.tolerance(name, "float32")
+    assert any(line.startswith(name) and line.endswith("ok") for line in shown)
+
+
+def test_bfloat16_passes(report, tmp_path):
+  save_file(part(SYSTEM, "eva", "dit", "und"), tmp_path / "some.safetensors")
+  status, found = report(tmp_path / "some.safetensors", TINY, "--dtype", "bfloat16")
+  errors = {name: row["relative_error"] for name, row in found["tensors"].items()}
+  assert status == 0, errors
+  assert errors["und.position_ids"] == 0
+  assert errors["dit.velocity"] > 1e-4
+
+
+@pytest.mark.parametrize(
+  ("call", "file", "tensor", "recorded"),
+  [
+    ("und", None, "model.layers.1.mlp.down_proj.weight", "und.last_hidden"),
+    ("und", None, "lm_head.weight", "und.logits"),
+    ("und", None, "visual.blocks.0.mlp.up_proj.weight", "und.image_embeds"),
+    ("gen0", None, "model.latent_queries", "gen0.query_hidden"),
+    ("dit", None, f"{DIT}layers.0.feed_forward.linear_2.weight", "dit.velocity"),
+    ("eva", None, f"{TOWER}blocks.1.attn.proj.weight", "eva.patch_features"),
+    ("unet", UNET, "down_blocks.1.attentions.0.proj_in.weight", "unet.eps"),
+    ("encode", VAE, "encoder.conv_in.weight", "vae.mean"),
+    ("decode", VAE, "decoder.mid_block.attentions.0.to_q.weight", "vae.decoded"),
+  ],
+  ids=["backbone", "head", "visual", "slots", "denoiser", "encoder", "unet", "vae", "vae-decoder"],
+)
+def test_one_altered_weight_or_value_fails(report, tmp_path, call, file, tensor, recorded):
+  """In each network; the recording as it is passes, and the failing outputs tell the network."""
+  kind = DECODER if file else SYSTEM
+  values = part(kind, call)
+  save_file(values, tmp_path / "part.safetensors")
+  assert report(tmp_path / "part.safetensors")[0] == 0
+  model = Path(shutil.copytree(TINY, tmp_path / "model"))
+  index = json.loads((TINY / "model.safetensors.index.json").read_text())["weight_map"]
+  shard = model / (file or index[tensor])
+  tensors = load_file(shard)
+  save_file(tensors | {tensor: alter(tensors[tensor])}, shard, metadata={"format": "pt"})
+  status, found = report(tmp_path / "part.safetensors", model)
+  assert status == 1
+  assert found["ok"] is False
+  assert found["tensors"][recorded]["ok"] is False
+  save_file(values | {recorded: alter(values[recorded])}, tmp_path / "part.safetensors")
+  status, found = report(tmp_path / "part.safetensors")
+  assert status == 1
+  assert [name for name, row in found["tensors"].items() if not row["ok"]] == [recorded]
+
+
+@pytest.mark.parametrize("name", ["eva.pixel_values", "und.input_ids", "dit.z", "unet.time_ids"])
+def test_one_altered_input_fails(report, tmp_path, name):
+  kind = SYSTEM if name in load_file(SYSTEM) else DECODER
+  values = part(kind, name.partition(".")[0])
+  save_file(values | {name: alter(values[name])}, tmp_path / "part.safetensors")
+  assert report(tmp_path / "part.safetensors")[0] == 1
+
+
+def test_not_a_number_and_another_shape_fail(report, tmp_path):
+  values = part(SYSTEM, "dit", "eva")
+  values["dit.velocity"][1, 2, 0, 0] = np.nan
+  values["eva.pooled"] = values["eva.pooled"][:, :-1].copy()
+  save_file(values, tmp_path / "part.safetensors")
+  status, found = report(tmp_path / "part.safetensors", TINY, "--tolerance", "1e9")
+  assert status == 1
+  assert found["tensors"]["dit.velocity"]["relative_error"] is None
+  assert found["tensors"]["eva.pooled"]["ok"] is False
+  assert found["tensors"]["eva.patch_features"]["ok"] is True
+
+
+def test_a_tolerance_decides(report, tmp_path):
+  save_file(part(SYSTEM, "dit"), tmp_path / "part.safetensors")
+  assert report(tmp_path / "part.safetensors", TINY, "--tolerance", "1e-9")[0] == 1
+  wide = ("--tolerance", "1e-9", "--tolerance", "dit.*=1e-4")
+  assert report(tmp_path / "part.safetensors", TINY, *wide)[0] == 0
+
+
+def changed(**changes: np.ndarray | None) -> dict[str, np.ndarray]:
+  """A recording of the DiT and of a training step with tensors replaced or left out."""
+  values = part(SYSTEM, "dit", "train")
+  for name, value in changes.items():
+    key = name.replace("__", ".")
+    values.pop(key, None)
+    if value is not None:
+      values[key] = value
+  return values
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"dit__x": None}, "dit.x is missing, the input of dit.velocity"),
+    ({"dit__velosity": np.zeros(3)}, "dit.velosity is not a name of a recording; near: dit.velo"),
+    ({"dit__z": np.full((2, 4, 64), np.nan)}, "the input dit.z holds NaN"),
+    ({"dit__z": np.zeros((2, 4, 63), np.float32)}, "dit does not fit the model"),
+    ({"train__grad__dit__model__gate": np.zeros(3)}, "the model has no parameter model.dit.model"),
+    ({"train__grad__norm__weight": np.zeros(64)}, "only slots, projector, denoiser are trained"),
+    ({"train__query_start": np.array([13, 9])}, "train.query_start[0] is 13: expected a prompt, 4"),
+    ({"train__attention_mask": np.ones((2, 18), np.int64)}, "train.query_start[1] is 9: expected"),
+  ],
+  ids=["missing", "unknown", "nan", "width", "gradient", "frozen", "start", "mask"],
+)
+def test_recordings_that_do_not_fit(verify, tmp_path, capsys, changes, message):
+  file = tmp_path / "part.safetensors"
+  save_file(changed(**changes), file)
+  assert verify("--model", TINY, "--recorded", file) == 1
+  shown = capsys.readouterr().err
+  assert shown.startswith(f"verify: {file}: ")
+  assert message in shown
+
+
+def test_files_that_are_wrong(verify, tmp_path, capsys):
+  cut = tmp_path / "cut.safetensors"
+  cut.write_bytes(SYSTEM.read_bytes()[:-1000])
+  for arguments, message in (
+    (("--model", TINY, "--recorded", tmp_path / "absent"), "absent: no such file"),
+    (("--model", TINY, "--recorded", cut), "cut.safetensors: truncated"),
+    (("--model", "/absent", "--recorded", SYSTEM), "/absent: no such directory"),
+    (("--model", tmp_path, "--recorded", SYSTEM), "no config.json"),
+    (("--model", tmp_path, "--recorded", DECODER), "no diffusion-decoder/unet"),
+    (("--model", TINY, "--recorded", SYSTEM, "--tolerance", "x"), "expected a number"),
+  ):
+    assert verify(*arguments) == 1
+    assert message in capsys.readouterr().err

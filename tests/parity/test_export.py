@@ -1,0 +1,63 @@
+"""The exported backbone in transformers' own class: every key, no warning, the same logits."""
+
+import logging
+from pathlib import Path
+import warnings
+
+import numpy as np
+import pytest
+from random_model import model as random_model
+
+from blip3o_jax.recordings import names
+from blip3o_jax.recordings import replay
+from blip3o_jax.recordings import verify
+from blip3o_jax.systems import export
+from blip3o_jax.systems import inference
+
+TINY = Path(__file__).parents[1] / "data" / "tiny-blip3o"
+pytestmark = pytest.mark.torch
+
+
+@pytest.mark.parametrize("kind", ["miniature", "drawn"])
+def test_transformers_loads_the_exported_backbone(tmp_path, check, sizes, caplog, kind):
+  torch = pytest.importorskip("torch")
+  transformers = pytest.importorskip("transformers")
+  model = (
+    inference.load(TINY, decoder=False)
+    if kind == "miniature"
+    else random_model(sizes, TINY, paints=False)
+  )
+  print(model.cfg)
+  export.write_backbone(model, tmp_path)
+  loud = logging.getLogger("transformers")
+  loud.addHandler(caplog.handler)
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter("error")
+      theirs, info = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        tmp_path, attn_implementation="eager", dtype=torch.float32, output_loading_info=True
+      )
+  finally:
+    loud.removeHandler(caplog.handler)
+  assert not [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+  assert not {key: found for key, found in info.items() if found}
+  assert type(theirs.config).model_type == "qwen2_5_vl"
+
+  recorded = verify.read(TINY / "io.safetensors")
+  call = names.SYSTEM["und"]
+  inputs = {name: recorded[name] for name in call.inputs}
+  ours = replay.replay(model, "und", inputs, {})
+  tokens, mask = (torch.from_numpy(inputs[f"und.{n}"]) for n in ("input_ids", "attention_mask"))
+  with torch.no_grad():
+    found = theirs.eval()(
+      input_ids=tokens,
+      attention_mask=mask,
+      pixel_values=torch.from_numpy(inputs["und.pixel_values"]),
+      image_grid_thw=torch.from_numpy(inputs["und.grid_thw"]),
+      mm_token_type_ids=(tokens == model.cfg.image_token).int(),
+    ).logits.numpy()
+  valid = inputs["und.attention_mask"][..., None] != 0
+  expected = np.where(valid, found, 0)
+  check(f"exported backbone, {kind}: logits", ours["und.logits"], 3e-6, expected)
+  if kind == "miniature":
+    check("exported backbone in transformers: und.logits", expected, 3e-6, recorded["und.logits"])

@@ -1,0 +1,124 @@
+"""The oracle of tools/record.py: it agrees with the recorded reference, and ours with it."""
+
+import json
+from pathlib import Path
+import shutil
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+from random_model import model as random_model
+from safetensors.numpy import load_file
+from safetensors.numpy import save_file
+
+from blip3o_jax.recordings import compare
+from blip3o_jax.recordings import names
+from blip3o_jax.recordings import verify
+from blip3o_jax.systems import export
+
+ROOT = Path(__file__).parents[2]
+TINY = ROOT / "tests" / "data" / "tiny-blip3o"
+GOLDEN = {"system": TINY / "io.safetensors", "decoder": TINY / "diffusion-decoder/io.safetensors"}
+pytestmark = pytest.mark.torch
+
+
+def record(*arguments: object) -> subprocess.CompletedProcess[str]:
+  words = [sys.executable, "tools/record.py", *(str(a) for a in arguments)]
+  return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=600)
+
+
+def test_recorded_inputs_give_the_recorded_outputs(tmp_path, check):
+  """Torch, transformers and diffusers of today against those that made the recording."""
+  pytest.importorskip("torch")
+  pytest.importorskip("diffusers")
+  output = tmp_path / "again.safetensors"
+  inputs = [word for file in GOLDEN.values() for word in ("--inputs", file)]
+  # The reference's greedy answers left out the ids from 495 on.
+  done = record("--model", TINY, "--output", output, "--allowed", 495, *inputs)
+  assert done.returncode == 0, done.stderr
+  for kind, file in GOLDEN.items():
+    golden = verify.read(file)
+    again = verify.read(output if kind == "system" else tmp_path / "again.decoder.safetensors")
+    assert set(again) == set(golden)
+    for call, outputs in names.calls(golden, str(file)).values():
+      for name in call.inputs:
+        np.testing.assert_array_equal(again[name], golden[name])
+      for name in outputs:
+        assert again[name].dtype == golden[name].dtype, name
+        check(f"torch of today: {name}", again[name], names.bar(name), golden[name])
+
+
+def as_released(directory: Path) -> None:
+  """Weights rounded to bfloat16, and the decoder's under the names of that variant."""
+  for file in list(directory.rglob("*.safetensors")):
+    rounded = {name: value.astype(ml_dtypes.bfloat16) for name, value in load_file(file).items()}
+    variant = file.with_suffix(".bf16.safetensors") if file.stem.startswith("diffusion") else file
+    file.unlink()
+    save_file(rounded, variant, metadata={"format": "pt"})
+
+
+def test_a_fresh_recording_of_another_model(tmp_path, sizes):
+  """Random sizes and weights, written by our tables, read by PyTorch, recorded, and replayed."""
+  pytest.importorskip("torch")
+  pytest.importorskip("diffusers")
+  model = random_model(sizes, TINY)
+  print(model.cfg)
+  export.save(model, TINY, tmp_path / "model")
+  as_released(tmp_path / "model")
+  done = record("--model", tmp_path / "model", "--output", tmp_path / "io.safetensors")
+  assert done.returncode == 0, done.stderr
+  for name in ("io.safetensors", "io.decoder.safetensors"):
+    recorded = verify.read(tmp_path / name)
+    rows = list(verify.verify(tmp_path / "model", recorded, where=name))
+    print("\n".join(compare.line(row, 70) for row in rows))
+    outputs = {n for _, wanted in names.calls(recorded, name).values() for n in wanted}
+    assert {row.name for row in rows} == outputs
+    # The tolerances are the miniature's; a drawn model may round worse.
+    wrong = [row for row in rows if row.relative_error > 2 * row.tolerance or row.note]
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (("--output", "io.npz"), "expected a name that ends in .safetensors"),
+    (("--output", "io.safetensors", "--model", "tests"), "tests: no config.json; not a model"),
+    (
+      ("--output", "io.safetensors", "--inputs", TINY / "model-00001-of-00002.safetensors"),
+      "is not a name of a recording",
+    ),
+  ],
+)
+def test_what_cannot_be_recorded(arguments, message):
+  pytest.importorskip("torch")
+  pytest.importorskip("diffusers")
+  done = record("--model", TINY, *arguments)
+  assert done.returncode == 1
+  assert message in done.stderr
+  assert "Traceback" not in done.stderr
+
+
+def test_options_of_this_package_cannot_be_recorded(tmp_path):
+  pytest.importorskip("torch")
+  pytest.importorskip("diffusers")
+  shutil.copytree(TINY, tmp_path / "model")
+  (shard,) = (tmp_path / "model").glob("*-00001-of-*")
+  index = tmp_path / "model" / "model.safetensors.index.json"
+  name = "model.down_projector.linear_1.weight"
+  save_file(load_file(shard) | {name: np.zeros((2, 2), np.float32)}, shard)
+  weights = json.loads(index.read_text())
+  weights["weight_map"][name] = shard.name
+  index.write_text(json.dumps(weights))
+  unet = tmp_path / "model" / "diffusion-decoder" / "unet" / "config.json"
+  unet.write_text(json.dumps(json.loads(unet.read_text()) | {"place_channels": 4}))
+  for part, message in (
+    ("system", f"{name} is an option"),
+    ("decoder", "place_channels is an opt"),
+  ):
+    done = record(
+      "--model", tmp_path / "model", "--output", tmp_path / "a.safetensors", "--part", part
+    )
+    assert done.returncode == 1
+    assert message in done.stderr
