@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
   "systems": BELOW_SYSTEMS,
   "evaluate": ("systems", *BELOW_SYSTEMS),
   "serve": ("systems", *BELOW_SYSTEMS),
+  "convert": ("systems", "train", *BELOW_SYSTEMS),
 }
 # The only siblings that a module of a part may import; a part that is not here is free inside.
 PIECES = tuple(f"systems/{name}" for name in ("slots", "features", "decoder_files", "cost"))
