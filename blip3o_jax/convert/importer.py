@@ -55,7 +55,7 @@ def run(
   found = origins.look(source, allow_pickle=allow_pickle, only=only)
   for note in found.notes:
     say(note)
-  plans = [part.plan(str(found.directory / part.folder)) for part in found.parts]
+  plans = found.plans()
   change = vocabulary.wanted(found, vocab_size)
   parts = list(found.parts)
   if change is not None:

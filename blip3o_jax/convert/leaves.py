@@ -31,9 +31,8 @@ class Released(Mapping[str, Shape]):
   def __init__(self, directory: Path):
     self.origin = origins.look(directory)
     self._where: dict[str, tuple[origins.Part, table.Source]] = {}
-    for part in self.origin.parts:
-      for path, source in part.plan(str(directory / part.folder)).items():
-        self._where[path] = part, source
+    for part, plan in zip(self.origin.parts, self.origin.plans(), strict=True):
+      self._where |= {path: (part, source) for path, source in plan.items()}
 
   def __getitem__(self, path: str) -> Shape:
     return self._where[path][0].params[path]

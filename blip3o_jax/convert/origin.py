@@ -72,9 +72,13 @@ class Part:
       WeightsError: sizes of the config files that the tensors contradict; else see `table.plan`.
     """
     faults = sizes.faults(self.fields, self.tensors)
+    try:
+      found = table.plan(self.rows, self.tensors, self.params, ignore=self.ignore, where=where)
+    except WeightsError as error:  # sizes come first: they explain what follows
+      raise WeightsError(where, [*faults, *error.faults]) from None
     if faults:
       raise WeightsError(where, faults)
-    return table.plan(self.rows, self.tensors, self.params, ignore=self.ignore, where=where)
+    return found
 
   def leftovers(self) -> list[str]:
     """Names of tensors that no row of the table takes."""
@@ -98,6 +102,22 @@ class Origin:
   plain: bool
   notes: tuple[str, ...]
   unread: tuple[Path, ...]
+
+  def plans(self) -> list[dict[str, table.Source]]:
+    """The plan of each part.
+
+    Raises:
+      WeightsError: the faults of all parts, as `Part.plan` has them.
+    """
+    out, faults = [], []
+    for part in self.parts:
+      try:
+        out.append(part.plan(part.folder or "main files"))
+      except WeightsError as error:
+        faults += [f"{part.folder}: {line}" if part.folder else line for line in error.faults]
+    if faults:
+      raise WeightsError(str(self.directory), faults)
+    return out
 
 
 def look(directory: str | Path, *, allow_pickle: bool = False, only: Sequence[str] = ()) -> Origin:
@@ -255,9 +275,8 @@ class _Search:
 
   def _has(self, folder: str, kind: Kind) -> bool:
     place = self.directory / folder
-    return any(
-      place.glob(f"{stem}*.{end}") for stem in STEMS[kind] for end in ("safetensors", "bin")
-    )
+    ends = ("safetensors", "bin")
+    return any(path for s in STEMS[kind] for end in ends for path in place.glob(f"{s}*.{end}"))
 
   def _open(self, folder: str, kind: Kind) -> Reader:
     """The tensors of a folder: safetensors where there are any, else pickles if they may be read.
