@@ -13,6 +13,8 @@ from pathlib import Path
 import sys
 from typing import Any
 
+from absl import logging
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing here computes; a machine's chips stay free
 
 from blip3o_jax.convert import exporter
@@ -22,6 +24,7 @@ from blip3o_jax.convert import importer
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one verb; returns the exit status. Errors of the user are readable lines."""
   args = _parser().parse_args(argv)
+  logging.set_verbosity(logging.ERROR)  # the checkpoint library warns of each array of a run
   try:
     args.run(args)
   except (ValueError, OSError) as error:

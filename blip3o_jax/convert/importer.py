@@ -20,6 +20,7 @@ from blip3o_jax.convert.place import copy_files
 from blip3o_jax.convert.place import threads
 from blip3o_jax.convert.progress import Progress
 from blip3o_jax.convert.progress import Say
+from blip3o_jax.systems.decoder_files import FOLDER
 from blip3o_jax.weights import files
 from blip3o_jax.weights import store
 from blip3o_jax.weights import table
@@ -68,7 +69,8 @@ def run(
   place.make_room(total := sum(p.count * p.dtype.itemsize for p in work))
   tied, dropped = _leftovers(parts, say)
   with place as folder:
-    for name in copy_files(found.directory, folder, skip=_weights(found)):
+    skip = _weights(found) | ({found.directory / FOLDER} if _leaves_decoder(found) else set())
+    for name in copy_files(found.directory, folder, skip=skip):
       say(f"{name}: not copied, weights of nothing that is converted")
     if change is not None:
       vocabulary.write(folder, change)
@@ -157,6 +159,12 @@ def _weights(found: origins.Origin) -> set[Path]:
     out |= set(part.tensors.files)
     out |= {part.tensors.index} if part.tensors.index else set()
   return out
+
+
+def _leaves_decoder(found: origins.Origin) -> bool:
+  """Whether the pixel decoder beside a model is not taken; a reader must not look for it then."""
+  kinds = {part.kind for part in found.parts}
+  return "model" in kinds and not kinds & {"unet", "autoencoder"}
 
 
 def _write(folder: Path, work: Sequence[pieces.Piece], progress: Progress) -> list[pieces.Result]:

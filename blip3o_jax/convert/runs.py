@@ -126,13 +126,20 @@ def of_run(run: Path, item: checkpoint.Item, step: int, tokenizer: Path) -> Foun
   if system not in ("blip3o", "pixels"):
     raise ValueError(f"{run}: trained the system {system!r}, which has no released layout")
   used = [*sources.recorded(run, record), sources.Source(str(run), "run", item, record["step"])]
+  decoder, cfg = None, None
+  if system == "pixels":
+    decoder = config.build(pixels.Config, record["model"], "the run's model")
+  else:
+    cfg = config.build(blip3o.Config, record["model"], "the run's model")
   layers: list[tuple[Leaves, set[str]]] = []
   whole: set[str] = set()
   bases: list[tuple[Path, list[Mapping[str, Any]]]] = []
   for source in used:
     leaves = _leaves(source)
     mine = source.modules({p.partition("/")[0] for p in leaves})
-    paths = {p for p in leaves if p.partition("/")[0] in mine}
+    # What a run takes of its model's modules says nothing about the pixel decoder beside it.
+    mine |= set(decoder_files.FOLDERS)
+    paths = {p for p in leaves if p.partition("/")[0] in mine and _belongs(p, cfg)}
     layers.append((leaves, paths))
     whole = whole | paths if source.kind == "run" else whole - paths
     if source.kind != "run":
@@ -140,10 +147,8 @@ def of_run(run: Path, item: checkpoint.Item, step: int, tokenizer: Path) -> Foun
   found, frozen = Layers(layers), frozenset(whole)
   base, parts, extra = _joined(bases)
   parts = _with_networks(parts, found)
-  if system == "pixels":
-    decoder = config.build(pixels.Config, record["model"], "the run's model")
+  if cfg is None:
     return Found(found, base, tuple(parts), decoder=decoder, whole=frozen, extra=extra)
-  cfg = config.build(blip3o.Config, record["model"], "the run's model")
   if not any(part["kind"] == "model" for part in parts):
     parts.insert(0, {"kind": "model", "folder": "", "index": None, "files": {}})
   home = None if base is not None and (base / "config.json").is_file() else tokenizer
@@ -164,15 +169,31 @@ def _joined(
     return None, [], ()
   models = [b for b in bases if any(part["kind"] == "model" for part in b[1])]
   base, parts = (models or list(bases))[-1]
-  out, extra = list(parts), []
+  out, extra = list(parts), list[tuple[Path, str]]()
   for directory, others in reversed(bases):
     for part in others:
       network = part["kind"]
       if network in decoder_files.FOLDERS and not any(p["kind"] == network for p in out):
         place = f"{decoder_files.FOLDER}/{decoder_files.FOLDERS[network]}"
         out.append({**part, "folder": place})
-        extra.append((directory / part["folder"], place))
+        extra.append((home := directory / part["folder"], place))
+        if part["folder"] and (home.parent / "scheduler").is_dir():
+          extra.append((home.parent / "scheduler", f"{decoder_files.FOLDER}/scheduler"))
   return base, out, tuple(extra)
+
+
+def _belongs(path: str, cfg: blip3o.Config | None) -> bool:
+  """Whether a run's model has a module; its sources may hold one that its design replaced."""
+  module, _, rest = path.partition("/")
+  if cfg is None or module not in ("denoiser", "regressor", "projector", "encoder"):
+    return True
+  has = {
+    "denoiser": cfg.objective == "flow",
+    "regressor": cfg.objective != "flow",
+    "projector": cfg.projector != "identity",
+    "encoder": cfg.target == "features" and (cfg.features.whiten or not rest.startswith("whiten")),
+  }
+  return bool(has[module])
 
 
 def _leaves(source: sources.Source) -> Leaves:
