@@ -19,6 +19,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing here computes; a machin
 
 from blip3o_jax.convert import exporter
 from blip3o_jax.convert import importer
+from blip3o_jax.weights import hub
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +43,7 @@ def _say(line: str) -> None:
 
 def _import(args: argparse.Namespace) -> None:
   importer.run(
-    args.source,
+    hub.local_directory(args.source, pickles=args.allow_pickle),
     args.output,
     dtype=args.dtype,
     allow_pickle=args.allow_pickle,
@@ -76,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     "A checkpoint in PyTorch's layout to an orbax directory.",
     "python tools/convert.py import --source BLIP3o-Model-4B --output converted-4b",
   )
-  bring.add_argument("--source", required=True, help="of BLIP3-o, Qwen2.5-VL, EVA, UNet or VAE")
+  bring.add_argument("--source", required=True, help="a directory, or a hub id (owner/name)")
   bring.add_argument(
     "--allow-pickle", action="store_true", help="read .bin files where there is nothing else"
   )

@@ -285,9 +285,13 @@ def load(
 
 
 def _array(arrays: Arrays, path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+  seen: dict[str, np.ndarray] = {}  # jax asks once a device, also for copies of one shard
+
   def shard(index: Index | None) -> np.ndarray:
-    whole = (slice(None),) * len(leaf.shape)
-    return arrays.read(path, whole if index is None else index).astype(leaf.dtype, copy=False)
+    index = (slice(None),) * len(leaf.shape) if index is None else index
+    if str(index) not in seen:
+      seen[str(index)] = arrays.read(path, index).astype(leaf.dtype, copy=False)
+    return seen[str(index)]
 
   if leaf.sharding is None:
     return jax.numpy.asarray(shard(None))

@@ -17,7 +17,6 @@ MESHES = (
   {"replica": 1, "fsdp": 8, "tensor": 1},
   {"replica": 2, "fsdp": 2, "tensor": 2},
 )
-# The miniature's tower has an MLP of 127 channels, which no mesh divides.
 MODULES = ("backbone", "slots", "denoiser")
 KERNEL = "backbone/layers/mlp/up_proj/kernel"
 
