@@ -30,8 +30,6 @@ from blip3o_jax.systems import decoder_files
 from blip3o_jax.systems import features as feature_space
 from blip3o_jax.systems import slots as visual_slots
 from blip3o_jax.weights import blip3o as names
-from blip3o_jax.weights import table
-from blip3o_jax.weights.files import Tensors
 
 # "denoiser" is all of generation: slots, projector, and DiT or regressor.
 Part = Literal["visual", "head", "denoiser", "encoder"]
@@ -378,7 +376,7 @@ flops = cost.step
 def load_params(
   cfg: Config, directory: str | Path, abstract: Mapping[str, jax.ShapeDtypeStruct]
 ) -> dict[str, jax.Array]:
-  """Reads parameters from a released-layout directory, strictly.
+  """Reads parameters from a released-layout or converted directory, strictly.
 
   Args:
     cfg: tells whose encoder is wanted. directory: with `model.safetensors` or its shards.
@@ -394,6 +392,4 @@ def load_params(
   if cfg.target == "latents":
     found = decoder_files.load_autoencoder(directory, cfg.latents, abstract, "encoder/")
     abstract = {p: v for p, v in abstract.items() if not p.startswith("encoder/")}
-  tensors, where = Tensors(directory), str(directory)
-  rows = names.rows(tensors)
-  return found | table.read_parts(rows, tensors, abstract, ignore=names.LEFTOVERS, where=where)
+  return found | names.load(directory, abstract)

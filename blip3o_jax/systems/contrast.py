@@ -20,8 +20,6 @@ from blip3o_jax import layers
 from blip3o_jax.models import clip_text
 from blip3o_jax.systems import features as feature_space
 from blip3o_jax.weights import blip3o as names
-from blip3o_jax.weights import table
-from blip3o_jax.weights.files import Tensors
 
 Batch = Mapping[str, jax.Array]
 
@@ -104,8 +102,6 @@ def build(cfg: Config, rngs: nnx.Rngs) -> Contrast:
 def load_params(
   cfg: Config, directory: str | Path, abstract: Mapping[str, jax.ShapeDtypeStruct]
 ) -> dict[str, jax.Array]:
-  """The image tower of a released-layout directory, for a run that starts from one."""
+  """The image tower of a released-layout or converted directory, for a run that starts from one."""
   del cfg
-  tensors = Tensors(directory)
-  rows = names.rows(tensors)
-  return table.read_parts(rows, tensors, abstract, ignore=names.LEFTOVERS, where=str(directory))
+  return names.load(directory, abstract)

@@ -19,6 +19,7 @@ from blip3o_jax.layers import Dtype
 from blip3o_jax.models import autoencoder
 from blip3o_jax.models import unet
 from blip3o_jax.weights import autoencoder as autoencoder_rows
+from blip3o_jax.weights import store
 from blip3o_jax.weights import table
 from blip3o_jax.weights import unet as unet_rows
 from blip3o_jax.weights.files import Tensors
@@ -113,6 +114,9 @@ def load_autoencoder(
   """
   folder = Path(directory) / FOLDER / FOLDERS["autoencoder"]
   wanted = {p.removeprefix(prefix): v for p, v in abstract.items() if p.startswith(prefix)}
+  if store.is_converted(directory):
+    stored = store.load(directory, {f"autoencoder/{p}": v for p, v in wanted.items()})
+    return {prefix + p.partition("/")[2]: v for p, v in stored.items()}
   if not wanted or not folder.is_dir():
     return {}
   rows = autoencoder_rows.rows(
@@ -125,12 +129,11 @@ def load_autoencoder(
   return {prefix + path: value for path, value in load(folder, rows, wanted).items()}
 
 
-def save(folder: Path, rows: Sequence[table.Row], params: Mapping[str, Any], config: Json) -> None:
-  """Writes one network, float32, and its config.json."""
+def save(folder: Path, rows: Sequence[table.Row], params: Mapping[str, Any]) -> None:
+  """Writes one network's weights, float32."""
   folder.mkdir(parents=True, exist_ok=True)
   tensors = {name: np.asarray(v, np.float32) for name, v in table.export(rows, params)}
   save_file(tensors, folder / f"{STEM}.safetensors")
-  (folder / "config.json").write_text(json.dumps(config, indent=2))
 
 
 def save_schedule(folder: Path, schedule: eps.Schedule) -> None:

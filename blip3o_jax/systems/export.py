@@ -3,6 +3,7 @@
 Everything is written beside the target and renamed, so a directory that exists is whole.
 """
 
+from collections.abc import Collection
 from collections.abc import Mapping
 import json
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from blip3o_jax import trees
+from blip3o_jax.data.tokenizer import Tokenizer
 from blip3o_jax.systems import blip3o
 from blip3o_jax.systems import decoder_files
 from blip3o_jax.systems import pixels
@@ -42,13 +44,11 @@ def save(model: Model, tokenizer: str | Path, directory: str | Path) -> None:
   partial.mkdir(parents=True)
   write_weights(trees.flatten(model.system.params), partial)
   _write_json(partial, model)
-  for name in TOKENIZER_FILES:
-    if (Path(tokenizer) / name).is_file():
-      shutil.copy(Path(tokenizer) / name, partial / name)
+  copy_tokenizer(Path(tokenizer), partial)
   if model.decoder is not None:
     decoder: pixels.PixelDecoder = model.decoder.module()
     home = partial / decoder_files.FOLDER
-    pixels.export(decoder.cfg, home, trees.flatten(model.decoder.params))
+    save_decoder(decoder.cfg, home, trees.flatten(model.decoder.params))
   if target.exists():
     shutil.rmtree(target)
   partial.rename(target)
@@ -66,10 +66,45 @@ def write_weights(params: Mapping[str, Any], directory: Path) -> None:
   save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
 
 
-def _write_json(directory: Path, model: Model) -> None:
-  cfg: blip3o.Config = model.cfg
-  ids = model.tokenizer
-  special = {
+def copy_tokenizer(source: Path, directory: Path) -> None:
+  """Copies the files of a tokenizer."""
+  for name in TOKENIZER_FILES:
+    if (source / name).is_file():
+      shutil.copy(source / name, directory / name)
+
+
+def save_decoder(cfg: pixels.Config, home: Path, params: Mapping[str, Any]) -> None:
+  """Writes the folders of a pixel decoder, float32: `unet`, `vae` and `scheduler` in `home`.
+
+  `params` is {path: array} of both networks or of one ("autoencoder/...").
+  """
+  present = {path.partition("/")[0] for path in params}
+  write_decoder_json(cfg, home, present)
+  for network, rows in pixels.tables(cfg).items():
+    prefix = f"{network}/"
+    mine = {p.removeprefix(prefix): v for p, v in params.items() if p.startswith(prefix)}
+    if mine:
+      decoder_files.save(home / decoder_files.FOLDERS[network], rows, mine)
+
+
+def write_decoder_json(cfg: pixels.Config, home: Path, networks: Collection[str]) -> None:
+  """Writes the config.json of `networks` ("unet", "autoencoder"), and the schedule."""
+  found = {
+    "unet": decoder_files.unet_json(cfg.unet, grid=cfg.grid),
+    "autoencoder": decoder_files.vae_json(cfg.autoencoder, size=cfg.size),
+  }
+  if cfg.places:
+    found["unet"][pixels.PLACES] = cfg.places
+  for network in networks:
+    folder = home / decoder_files.FOLDERS[network]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(found[network], indent=2))
+  decoder_files.save_schedule(home / "scheduler", cfg.schedule)
+
+
+def special_ids(ids: Tokenizer) -> dict[str, int]:
+  """The special ids as tiny.json names them."""
+  return {
     "vision_start": ids.vision_start,
     "vision_end": ids.vision_end,
     "image_pad": ids.image_pad,
@@ -79,6 +114,12 @@ def _write_json(directory: Path, model: Model) -> None:
     "gen_image": ids.image,
     "pad": ids.pad,
   }
+
+
+def _write_json(directory: Path, model: Model) -> None:
+  cfg: blip3o.Config = model.cfg
+  ids = model.tokenizer
+  special = special_ids(ids)
   files = {
     "config.json": released.config_json(cfg, eos=ids.im_end, pad=ids.pad),
     "tiny.json": released.tiny_json(cfg, model.settings, special),

@@ -25,6 +25,7 @@ from blip3o_jax.models import autoencoder
 from blip3o_jax.models import unet
 from blip3o_jax.systems import decoder_files
 from blip3o_jax.systems import features as feature_space
+from blip3o_jax.weights import store
 from blip3o_jax.weights import table
 
 Batch = Mapping[str, jax.Array]
@@ -334,8 +335,9 @@ def load_params(
   """Reads the released layout: `unet` and `vae`, under `diffusion-decoder` or directly.
 
   Args:
-    directory: of the model or of its decoder. abstract: {path: ShapeDtypeStruct}, all leaves of
-      each network that is wanted ("unet/...", "autoencoder/...").
+    directory: of the model (converted or not) or of its decoder.
+    abstract: {path: ShapeDtypeStruct}, all leaves of each network that is wanted ("unet/...",
+      "autoencoder/...").
 
   Returns:
     {path: array} of the networks that the directory holds.
@@ -343,6 +345,8 @@ def load_params(
   Raises:
     FileNotFoundError: neither network is there. WeightsError: see `table.plan`.
   """
+  if store.is_converted(directory):
+    return store.load(directory, abstract)
   home = decoder_files.home(directory)
   out: dict[str, jax.Array] = {}
   for network, rows in tables(cfg).items():
@@ -378,23 +382,3 @@ def read_config(directory: str | Path, *, feature_grid: int = 8, **options: Any)
     places=network.get(PLACES, 0),
     **options,
   )
-
-
-def export(cfg: Config, directory: str | Path, params: Mapping[str, Any]) -> None:
-  """Writes the released layout, float32: `unet`, `vae` and `scheduler` in `directory`.
-
-  `params` is {path: array} of both networks or of one ("autoencoder/...").
-  """
-  home = Path(directory)
-  files = {
-    "unet": decoder_files.unet_json(cfg.unet, grid=cfg.grid),
-    "autoencoder": decoder_files.vae_json(cfg.autoencoder, size=cfg.size),
-  }
-  if cfg.places:
-    files["unet"][PLACES] = cfg.places
-  for network, rows in tables(cfg).items():
-    prefix = f"{network}/"
-    mine = {p.removeprefix(prefix): v for p, v in params.items() if p.startswith(prefix)}
-    if mine:
-      decoder_files.save(home / decoder_files.FOLDERS[network], rows, mine, files[network])
-  decoder_files.save_schedule(home / "scheduler", cfg.schedule)

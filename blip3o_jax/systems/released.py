@@ -137,7 +137,7 @@ def _config(values: Json, tiny: Json, ours: Json, dtype: layers.Dtype) -> blip3o
   pool = int(
     tiny.get("gen_pool_stride", values.get("gen_pooling", "early_pool2d_4").split("_")[-1])
   )
-  space = features.Config(_tower(tiny, dtype), pool, ours.get("whiten", 0))
+  space = features.Config(tower(tiny, dtype), pool, ours.get("whiten", 0))
   latents = autoencoder.Config(**ours["latents"]) if "latents" in ours else autoencoder.Config()
   return blip3o.Config(
     backbone=backbone,
@@ -153,7 +153,8 @@ def _config(values: Json, tiny: Json, ours: Json, dtype: layers.Dtype) -> blip3o
   )
 
 
-def _tower(tiny: Json, dtype: layers.Dtype) -> eva_vit.Config:
+def tower(tiny: Json, dtype: layers.Dtype) -> eva_vit.Config:
+  """The EVA tower's sizes: those under "eva", as `tiny.json` has them, or the release's."""
   if "eva" not in tiny:
     return dataclasses.replace(eva_vit.VARIANTS["eva_clip_e14plus"], dtype=dtype, remat="none")
   eva = tiny["eva"]
@@ -251,7 +252,7 @@ def backbone_json(cfg: blip3o.Config, eos: int, pad: int) -> dict[str, Any]:
 
 def tiny_json(cfg: blip3o.Config, settings: Settings, special: Mapping[str, int]) -> dict[str, Any]:
   """The content of tiny.json: sizes that config.json does not carry, and our options."""
-  dit, tower = cfg.denoiser, cfg.features.tower
+  dit, eva = cfg.denoiser, cfg.features.tower
   return {
     "special_token_ids": dict(special),
     "dit": {
@@ -268,13 +269,13 @@ def tiny_json(cfg: blip3o.Config, settings: Settings, special: Mapping[str, int]
       "rope_axes": list(dit.rope_axes),
     },
     "eva": {
-      "image_size": tower.image_size,
-      "patch_size": tower.patch_size,
-      "width": tower.dim,
-      "layers": tower.depth,
-      "head_width": tower.dim // tower.heads,
+      "image_size": eva.image_size,
+      "patch_size": eva.patch_size,
+      "width": eva.dim,
+      "layers": eva.depth,
+      "head_width": eva.dim // eva.heads,
       # Half a unit more survives the truncation of width * ratio.
-      "mlp_ratio": (tower.mlp_dim + 0.5) / tower.dim,
+      "mlp_ratio": (eva.mlp_dim + 0.5) / eva.dim,
     },
     "gen_pool_stride": cfg.features.pool,
     "n_query": cfg.slots,

@@ -180,7 +180,12 @@ def restore_params(
 
 def held(run: epath.PathLike, *, item: Item = "params", step: int = -1) -> set[str]:
   """The paths that an item of a checkpoint holds; raises like `restore_params`."""
-  return set(_open(run, item, step)[1])
+  return set(stored(run, item=item, step=step))
+
+
+def stored(run: epath.PathLike, *, item: Item = "params", step: int = -1) -> dict[str, Any]:
+  """{path: .shape and .dtype} of what an item holds; raises like `restore_params`."""
+  return _open(run, item, step)[1]
 
 
 def restore_state(

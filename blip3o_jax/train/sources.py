@@ -27,6 +27,7 @@ from blip3o_jax.train.state import Params
 from blip3o_jax.train.state import Partition
 from blip3o_jax.train.state import System
 from blip3o_jax.train.state import TrainState
+from blip3o_jax.weights import store
 
 ONLY = "only="
 
@@ -38,7 +39,8 @@ class Source:
   Attributes:
     path: absolute. kind: "run" or "released". item, step: of a run's checkpoint; the item of
       released weights is "" or "only=MODULE+MODULE", the top-level modules that are taken.
-    sha: of a released directory's file names, sizes and JSON files; "" for a run.
+    sha: of a converted directory's parameters; of any other's file names, sizes and JSON files;
+      "" for a run.
   """
 
   path: str
@@ -132,8 +134,13 @@ def to_record(sources: Sequence[Source], workdir: epath.PathLike) -> list[dict[s
 
 
 def fingerprint(directory: epath.PathLike) -> str:
-  """A hash of the names and sizes of all files in a directory, and of its JSON files' text."""
+  """The hash of a converted directory's parameters, as its record has it.
+
+  Of any other directory, a hash of the names and sizes of all files and of its JSON files' text.
+  """
   root = epath.Path(directory)
+  if store.is_converted(str(root)):
+    return store.fingerprint(store.read_record(str(root)))
   digest = hashlib.sha256()
   for file in _files(root):
     digest.update(f"{file.relative_to(root)} {file.stat().length}\n".encode())

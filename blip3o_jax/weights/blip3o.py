@@ -1,19 +1,26 @@
 """The names of a whole BLIP3-o checkpoint (spec 1.4, 2.3, 3.7), put together from its networks.
 
-Rows only. `Row.name` prefixes are those of the release; paths are those of `systems.blip3o.Blip3o`.
+`Row.name` prefixes are those of the release; paths are those of `systems.blip3o.Blip3o`.
 """
 
 from collections.abc import Iterable
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
 
 from blip3o_jax.weights import decoder_lm
 from blip3o_jax.weights import eva_vit
 from blip3o_jax.weights import next_dit
 from blip3o_jax.weights import qwen_vision
+from blip3o_jax.weights import store
 from blip3o_jax.weights import table
+from blip3o_jax.weights.files import Tensors
 
 TOWER = "model.gen_vision_tower.vision_tower.model."
-# A FLUX autoencoder left over from an earlier design; nothing reads it (spec 3.8).
-LEFTOVERS = (r"model\.vae\..*",)
+# Tensors that may be in the files and are not read: a FLUX autoencoder left over from an earlier
+# design (spec 3.8), and buffers that older versions of transformers saved (spec 12).
+LEFTOVERS = (r"model\.vae\..*", r".*rotary_emb\.inv_freq")
 
 
 def rows(names: Iterable[str] = ()) -> list[table.Row]:
@@ -23,6 +30,7 @@ def rows(names: Iterable[str] = ()) -> list[table.Row]:
     names: of the tensors at hand, which tell the older from the newer transformers prefix;
       without them the release's.
   """
+  names = list(names)
   newer = any(n.startswith(decoder_lm.PREFIXES[1]) for n in names)
   text, visual = decoder_lm.PREFIXES[newer], qwen_vision.PREFIXES[newer]
   return [
@@ -31,7 +39,7 @@ def rows(names: Iterable[str] = ()) -> list[table.Row]:
     *table.prefixed(qwen_vision.rows(), visual, "visual/"),
     table.row("model.latent_queries", "slots/embedding"),
     *table.prefixed(next_dit.rows(), "model.dit.model.", "denoiser/"),
-    *table.prefixed(eva_vit.rows(), TOWER, "encoder/tower/"),
+    *table.prefixed(eva_vit.rows(names), TOWER, "encoder/tower/"),
     *ours(),
   ]
 
@@ -45,3 +53,24 @@ def ours() -> list[table.Row]:
     *table.linear("model.down_projector.linear_2", "projector/linear_2"),
     *table.linear("model.regressor", "regressor"),
   ]
+
+
+def load(
+  directory: str | Path, abstract: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.Array]:
+  """Reads parameters of the main files of a released-layout directory, or of a converted one.
+
+  Args:
+    abstract: {path: ShapeDtypeStruct} of what is wanted, whole modules.
+
+  Returns:
+    {path: array} of those modules that the directory holds.
+
+  Raises:
+    WeightsError: see `table.plan` and `store.load`.
+  """
+  if store.is_converted(directory):
+    return store.load(directory, abstract)
+  tensors = Tensors(directory)
+  found, where = rows(tensors), str(directory)
+  return table.read_parts(found, tensors, abstract, ignore=LEFTOVERS, where=where)

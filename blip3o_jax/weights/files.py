@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import json
+import math
 from pathlib import Path
 import struct
 from typing import Any
@@ -24,6 +25,7 @@ DTYPES = {
   "U8": np.dtype(np.uint8),
   "BOOL": np.dtype(np.bool_),
 }
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class Tensors(Mapping[str, Shape]):
@@ -33,6 +35,9 @@ class Tensors(Mapping[str, Shape]):
     path: a `.safetensors` file, or a directory that holds one, or one index with its shards.
     stem: of the file name in a directory: "model", or "diffusion_pytorch_model".
 
+  Attributes:
+    files: {file: its own metadata}, in the order of the index. index: the index file, if any.
+
   Raises:
     FileNotFoundError: no such file, or an index that names an absent shard.
     ValueError: a truncated or damaged file, an index that disagrees with its shards or leaves the
@@ -41,12 +46,14 @@ class Tensors(Mapping[str, Shape]):
 
   def __init__(self, path: str | Path, stem: str = "model"):
     self.path = Path(path)
-    self._files = _shards(self.path, stem)
+    self.index, shards = _shards(self.path, stem)
+    self.files: dict[Path, dict[str, str]] = {}
     self._where: dict[str, Path] = {}
     self._meta: dict[str, dict[str, Any]] = {}
     self._open: dict[Path, Any] = {}
-    for file, names in self._files.items():
-      header = read_header(file)
+    self._mapped: dict[Path, np.memmap] = {}
+    for file, names in shards.items():
+      header, self.files[file] = _read_header(file)
       if names is not None and set(names) != set(header):
         odd = sorted(set(names) ^ set(header))[:5]
         raise ValueError(f"{file}: the index and the file disagree about {odd}")
@@ -78,6 +85,42 @@ class Tensors(Mapping[str, Shape]):
       return self._open[file].get_tensor(name)
     return part[index]
 
+  def where(self, name: str) -> tuple[Path, int]:
+    """The file of a tensor, and where in it the bytes begin."""
+    file = self._where[name]
+    if file not in self._mapped:
+      self._mapped[file] = np.memmap(file, np.uint8, "r")
+    length = int(self._mapped[file][:8].view("<u8")[0])
+    return file, 8 + length + int(self._meta[name]["data_offsets"][0])
+
+  def view(self, name: str) -> np.ndarray:
+    """A whole tensor, read-only; its bytes are mapped and come from the file when touched."""
+    file, begin = self.where(name)
+    shape, dtype = self[name], self.dtype(name)
+    return np.ndarray(shape, dtype, self._mapped[file], begin)
+
+
+def create(
+  file: Path, tensors: Mapping[str, tuple[np.dtype, Shape]], metadata: Mapping[str, str]
+) -> dict[str, int]:
+  """Makes a safetensors file with its header and room for the bytes: {name: where they begin}.
+
+  Args:
+    tensors: {name: (dtype, shape)} in the order of their bytes; these are written afterwards, in
+      any order. metadata: of the file, may be empty.
+  """
+  header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+  end = 0
+  for name, (dtype, shape) in tensors.items():
+    begin, end = end, end + math.prod(shape) * dtype.itemsize
+    header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+  text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+  text += b" " * (-len(text) % 8)
+  with open(file, "wb") as handle:
+    handle.write(struct.pack("<Q", len(text)) + text)
+    handle.truncate(8 + len(text) + end)
+  return {name: 8 + len(text) + header[name]["data_offsets"][0] for name in tensors}
+
 
 def read_header(file: Path) -> dict[str, dict[str, Any]]:
   """The header of a safetensors file: {name: {"dtype", "shape", "data_offsets"}}.
@@ -85,6 +128,10 @@ def read_header(file: Path) -> dict[str, dict[str, Any]]:
   Raises:
     ValueError: a file whose length does not fit its header, or a dtype that is not supported.
   """
+  return _read_header(file)[0]
+
+
+def _read_header(file: Path) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
   size = file.stat().st_size
   with open(file, "rb") as handle:
     head = handle.read(8)
@@ -97,7 +144,7 @@ def read_header(file: Path) -> dict[str, dict[str, Any]]:
       raise ValueError(f"{file}: damaged safetensors header: {error}") from None
   if not isinstance(header, dict):
     raise ValueError(f"{file}: damaged safetensors header: {type(header).__name__}, not a table")
-  header.pop("__metadata__", None)
+  metadata = header.pop("__metadata__", None) or {}
   for name, meta in header.items():
     if not isinstance(meta, dict) or not {"dtype", "shape", "data_offsets"} <= set(meta):
       raise ValueError(f"{file}: damaged safetensors header: {name} is {meta!r}")
@@ -106,22 +153,25 @@ def read_header(file: Path) -> dict[str, dict[str, Any]]:
     raise ValueError(f"{file}: truncated, {size} bytes where its header needs {end + 8 + length}")
   for name, meta in header.items():
     if meta["dtype"] not in DTYPES:
-      raise ValueError(f"{file}: {name} is stored as {meta['dtype']}, which is not supported")
+      raise ValueError(
+        f"{file}: {name} is stored as {meta['dtype']}, which is not supported: float8 and int8 are "
+        f"quantised weights; fetch the checkpoint in {', '.join(list(DTYPES)[1:4])}"
+      )
   try:
     safe_open(file, "numpy")
   except SafetensorError as error:
     raise ValueError(f"{file}: damaged: {error}") from None
-  return header
+  return header, metadata
 
 
-def _shards(path: Path, stem: str) -> dict[Path, list[str] | None]:
-  """{file: names that the index puts there (None without an index)}."""
+def _shards(path: Path, stem: str) -> tuple[Path | None, dict[Path, list[str] | None]]:
+  """The index, and {file: names that the index puts there (None without an index)}."""
   if path.is_file():
-    return {path: None}
+    return None, {path: None}
   if not path.is_dir():
     raise FileNotFoundError(f"{path}: no such file or directory")
-  index = path / f"{stem}.safetensors.index.json"
-  if index.exists():
+  indices = [path / f"{stem}.safetensors.index{v}.json" for v in ("", ".bf16", ".fp16")]
+  for index in (i for i in indices if i.exists()):
     try:
       weight_map = dict(json.loads(index.read_text())["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
@@ -136,8 +186,8 @@ def _shards(path: Path, stem: str) -> dict[Path, list[str] | None]:
     absent = [f.name for f in out if not f.exists()]
     if absent:
       raise FileNotFoundError(f"{index} names files that are absent: {', '.join(absent)}")
-    return out
+    return index, out
   for name in (f"{stem}.safetensors", f"{stem}.bf16.safetensors", f"{stem}.fp16.safetensors"):
     if (path / name).exists():
-      return {path / name: None}
-  raise FileNotFoundError(f"{path}: holds neither {stem}.safetensors nor {index.name}")
+      return None, {path / name: None}
+  raise FileNotFoundError(f"{path}: holds neither {stem}.safetensors nor {indices[0].name}")

@@ -36,11 +36,13 @@ class Row:
     name: PyTorch name, with `{}` where the index of a stacked layer stands.
     paths: our parameter paths ("a/b/kernel"); more than one for a fused tensor.
     perm: dim d of ours is dim perm[d] of PyTorch's (the layer dim not counted); () keeps all.
+    zero: the files have no such tensor, the parameter is zero (a bias that a layout leaves out).
   """
 
   name: str
   paths: tuple[str, ...]
   perm: tuple[int, ...] = ()
+  zero: bool = False
 
 
 def row(name: str, *paths: str, perm: tuple[int, ...] = ()) -> Row:
@@ -69,7 +71,9 @@ def norm(name: str, path: str, *, bias: bool) -> list[Row]:
 
 def prefixed(rows: Iterable[Row], name: str, path: str) -> list[Row]:
   """The rows under a PyTorch name prefix ("model.dit.model.") and a path prefix ("denoiser/")."""
-  return [Row(name + r.name, tuple(path + p for p in r.paths), r.perm) for r in rows]
+  return [
+    dataclasses.replace(r, name=name + r.name, paths=tuple(path + p for p in r.paths)) for r in rows
+  ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +81,7 @@ class Source:
   """Where one parameter comes from.
 
   Attributes:
-    names: PyTorch tensors, one per layer (a single one when not stacked).
+    names: PyTorch tensors, one per layer (a single one when not stacked); none for zeros.
     stacked: whether the parameter has a leading `layers` dim.
     perm: the row's permutation in full.
     part, parts: which equal part along PyTorch's axis 0, of how many.
@@ -139,7 +143,7 @@ def plan(
       used |= set(names)
       continue
     depth = params[r.paths[0]][0] if "{}" in r.name else 1
-    wanted = [r.name.replace("{}", str(i)) for i in range(depth)]
+    wanted = [] if r.zero else [r.name.replace("{}", str(i)) for i in range(depth)]
     free = set(tensors) - used - set(wanted)
     for name in wanted:
       if name not in tensors:
@@ -160,7 +164,7 @@ def plan(
       perm = r.perm or tuple(range(len(shape)))
       out[path] = Source(tuple(wanted), "{}" in r.name, perm, part, len(r.paths), shape)
   allowed = [re.compile(p) for p in ignore]
-  known = [r.name for r in rows]
+  known = [r.name for r in rows if not r.zero]
   for name in tensors:
     if name not in used and not any(rx.fullmatch(name) for rx in allowed):
       near = difflib.get_close_matches(re.sub(r"\.\d+\.", ".{}.", name), known, 1)
@@ -206,6 +210,8 @@ def _shard(
 def read_shard(source: Source, read: Read, index: Index, shape: Shape) -> np.ndarray:
   """One slice `index` of a parameter of `shape`, in our layout."""
   bounds = [s.indices(n)[:2] for s, n in zip(index, shape, strict=True)]
+  if not source.names:
+    return np.zeros([stop - start for start, stop in bounds], np.float32)
   layers = range(*bounds.pop(0)) if source.stacked else range(1)
   torch_index = [slice(None)] * len(source.perm)
   for ours, theirs in enumerate(source.perm):
@@ -216,8 +222,24 @@ def read_shard(source: Source, read: Read, index: Index, shape: Shape) -> np.nda
   return np.stack(parts) if source.stacked else parts[0]
 
 
-def export(rows: Sequence[Row], params: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-  """The table read backwards: yields (PyTorch name, array) for every tensor, one at a time.
+@dataclasses.dataclass(frozen=True)
+class Target:
+  """What one tensor of the files is made of: the opposite of a `Source`.
+
+  Attributes:
+    paths: our parameters, one after the other along PyTorch's axis 0.
+    layer: the index into their leading dim; None when they are not stacked.
+    perm: the row's permutation in full. shape: of the tensor.
+  """
+
+  paths: tuple[str, ...]
+  layer: int | None
+  perm: tuple[int, ...]
+  shape: Shape
+
+
+def targets(rows: Sequence[Row], params: Mapping[str, Shape]) -> dict[str, Target]:
+  """The table read backwards, names and shapes only: {PyTorch name: Target}, in the table's order.
 
   Raises:
     WeightsError: a parameter that no row names, or a row without its parameter.
@@ -227,16 +249,33 @@ def export(rows: Sequence[Row], params: Mapping[str, Any]) -> Iterator[tuple[str
   faults += [f"absent parameter {p}" for p in sorted(named) if p not in params]
   if faults:
     raise WeightsError("export", faults)
+  out: dict[str, Target] = {}
   for r in rows:
-    depth = params[r.paths[0]].shape[0] if "{}" in r.name else 1
-    for i in range(depth):
-      parts = []
-      for path in r.paths:
-        value = np.asarray(params[path][i] if "{}" in r.name else params[path])
-        perm = r.perm or tuple(range(value.ndim))
-        parts.append(np.transpose(value, np.argsort(perm)))
-      whole = parts[0] if len(parts) == 1 else np.concatenate(parts, 0)
-      yield r.name.replace("{}", str(i)), np.ascontiguousarray(whole)
+    stacked = "{}" in r.name
+    shape = _torch_shape(r, params[r.paths[0]])
+    perm = r.perm or tuple(range(len(shape)))
+    if r.zero:
+      continue
+    for i in range(params[r.paths[0]][0] if stacked else 1):
+      name = r.name.replace("{}", str(i))
+      out[name] = Target(r.paths, i if stacked else None, perm, shape)
+  return out
+
+
+def export(rows: Sequence[Row], params: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+  """The table read backwards: yields (PyTorch name, array) for every tensor, one at a time.
+
+  Raises:
+    WeightsError: see `targets`.
+  """
+  shapes = {path: tuple(value.shape) for path, value in params.items()}
+  for name, target in targets(rows, shapes).items():
+    parts = []
+    for path in target.paths:
+      value = np.asarray(params[path] if target.layer is None else params[path][target.layer])
+      parts.append(np.transpose(value, np.argsort(target.perm)))
+    whole = parts[0] if len(parts) == 1 else np.concatenate(parts, 0)
+    yield name, np.ascontiguousarray(whole)
 
 
 def read_parts(
@@ -271,6 +310,8 @@ def read_parts(
 
 
 def _match(r: Row, tensors: Mapping[str, Shape]) -> list[str]:
+  if r.zero:
+    return []
   if "{}" not in r.name:
     return [r.name] if r.name in tensors else []
   rx = re.compile(re.escape(r.name).replace(r"\{\}", r"\d+"))

@@ -34,6 +34,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
   # The oracle: nothing of ours but the reader of files, the tokenizer and the names of recordings.
   "reference": ("weights/files", "data/tokenizer", "recordings/names"),
   "serve": ("systems", *BELOW_SYSTEMS),
+  "convert": ("systems", "train", *BELOW_SYSTEMS),
 }
 # The only siblings that a module of a part may import; a part that is not here is free inside.
 PIECES = tuple(f"systems/{name}" for name in ("slots", "features", "decoder_files", "cost"))

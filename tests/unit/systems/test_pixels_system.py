@@ -20,6 +20,7 @@ from blip3o_jax.diffusion import eps
 from blip3o_jax.models import autoencoder
 from blip3o_jax.models import unet
 from blip3o_jax.systems import decoder_files
+from blip3o_jax.systems import export
 from blip3o_jax.systems import features as feature_space
 from blip3o_jax.systems import pixels
 
@@ -189,7 +190,7 @@ def test_places_are_told_apart_and_saved(tmp_path: Path) -> None:
     max(float(jnp.abs(x - y).max()) for x, y in zip(*map(jax.tree.leaves, (a, moved)), strict=True))
     > 1e-3
   )
-  pixels.export(
+  export.save_decoder(
     cfg, tmp_path / decoder_files.FOLDER, trees.flatten(nnx.to_pure_dict(nnx.state(module)))
   )
   assert pixels.read_config(tmp_path, feature_grid=2) == cfg
@@ -199,7 +200,7 @@ def test_places_are_told_apart_and_saved(tmp_path: Path) -> None:
 
 def test_files_round_trip(decoder: pixels.PixelDecoder, tmp_path: Path) -> None:
   params = trees.flatten(nnx.to_pure_dict(nnx.state(decoder)))
-  pixels.export(TINY, tmp_path / decoder_files.FOLDER, params)
+  export.save_decoder(TINY, tmp_path / decoder_files.FOLDER, params)
   assert pixels.read_config(tmp_path, feature_grid=2) == TINY
   abstract = {p: jax.ShapeDtypeStruct(v.shape, v.dtype) for p, v in params.items()}
   again = pixels.load_params(TINY, tmp_path, abstract)

@@ -1,0 +1,1 @@
+"""Conversion: PyTorch checkpoints to orbax directories and back, and what is in either."""

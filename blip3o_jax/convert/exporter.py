@@ -1,0 +1,239 @@
+"""A converted directory, or a run, to the released layout: `convert.py export`.
+
+The headers of all files are known beforehand, so each tensor is written to its place block by
+block, by several threads; nothing is whole in memory but, of a run, one trained leaf at a time.
+"""
+
+from collections.abc import Iterator
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+import dataclasses
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+from typing import Literal
+
+import numpy as np
+
+from blip3o_jax.convert import importer
+from blip3o_jax.convert import layout
+from blip3o_jax.convert import licences
+from blip3o_jax.convert import origin as origins
+from blip3o_jax.convert import pieces
+from blip3o_jax.convert import resized
+from blip3o_jax.convert import runs
+from blip3o_jax.convert.leaves import Leaves
+from blip3o_jax.convert.place import Place
+from blip3o_jax.convert.place import copy_files
+from blip3o_jax.convert.place import threads
+from blip3o_jax.convert.progress import Progress
+from blip3o_jax.convert.progress import Say
+from blip3o_jax.train import checkpoint
+from blip3o_jax.weights import files
+from blip3o_jax.weights import store
+from blip3o_jax.weights import table
+
+LICENCES = "licences.txt"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+  """The bytes that one parameter gives to one tensor.
+
+  Attributes:
+    file: to write to. begin: of the tensor in it. code: dtype of the tensor.
+    path, number: the parameter, and which one of those of the tensor it is.
+  """
+
+  file: Path
+  begin: int
+  code: str
+  target: table.Target
+  path: str
+  number: int
+
+
+def run(
+  source: str | Path,
+  output: str | Path,
+  *,
+  weights: Literal["raw", "ema"] = "raw",
+  step: int = -1,
+  dtype: str = "",
+  max_shard_size: str = "",
+  tokenizer: str | Path = "",
+  say: Say = print,
+) -> None:
+  """Writes the released layout.
+
+  Args:
+    source: a converted directory, or that of a run. output: must not exist, or be empty.
+    weights, step: of a run: its parameters or their average, of which checkpoint (-1: the latest).
+    dtype: of all floating tensors; "" keeps what is stored.
+    max_shard_size: "5GB"; "" keeps the files of the source. tokenizer: a directory, for a run that
+      started from no model.
+
+  Raises:
+    FileNotFoundError, FileExistsError, ValueError, OSError: before anything is written, but for a
+      disk that others fill meanwhile.
+  """
+  code, limit = importer.dtype_code(dtype), layout.parse_size(max_shard_size)
+  source = Path(source)
+  place = Place(Path(output), source)
+  if store.is_converted(source):
+    if weights != "raw" or step >= 0:
+      raise ValueError(f"{source}: a conversion has no average and no steps; these are a run's")
+    found = runs.of_converted(source)
+  elif checkpoint.is_run(source):
+    found = runs.of_run(source, "ema" if weights == "ema" else "params", step, Path(tokenizer))
+  elif (source / "config.json").is_file():
+    raise ValueError(f"{source}: in the released layout already; there is nothing to export")
+  else:
+    raise FileNotFoundError(f"{source}: neither a converted directory nor that of a run")
+  with place as folder:
+    if found.base is not None:
+      copy_files(found.base, folder, skip={found.base / n for n in (store.RECORD, store.FOLDER)})
+    found.write_json(folder)
+    written = _plan(found, folder, code, limit)
+    place.has_room(sum(n for _, n in written))
+    progress = Progress("exported", sum(n for _, n in written), say)
+    _write([piece for piece, _ in written], found.leaves, progress, found.whole)
+    (folder / LICENCES).write_text(_licences(found, say))
+
+
+def _plan(found: runs.Found, folder: Path, code: str, limit: int) -> list[tuple[_Piece, int]]:
+  """Makes all files with their headers, and the index; (piece, bytes) of what is to be written."""
+  out: list[tuple[_Piece, int]] = []
+  for part in found.parts:
+    targets = _targets(found, part, folder)
+    listed = {n: c for file in part["files"].values() for n, c in file["tensors"].items()}
+    told = {
+      name: (_code(found, target, listed.get(name, ""), code), target.shape)
+      for name, target in targets.items()
+    }
+    sheet = layout.sheet(part, told, limit)
+    home = folder / part["folder"]
+    home.mkdir(parents=True, exist_ok=True)
+    if sheet.index is not None:
+      (home / sheet.index[0]).write_text(json.dumps(sheet.index[1], indent=2) + "\n")
+    for file in sheet.files:
+      header = {n: (files.DTYPES[told[n][0]], told[n][1]) for n in file.tensors}
+      begins = files.create(home / file.name, header, file.metadata)
+      for name in file.tensors:
+        out += _pieces(home / file.name, begins[name], told[name][0], targets[name])
+  return out
+
+
+def _pieces(file: Path, begin: int, code: str, target: table.Target) -> list[tuple[_Piece, int]]:
+  size = math.prod(target.shape) * files.DTYPES[code].itemsize // len(target.paths)
+  return [
+    (_Piece(file, begin, code, target, path, number), size)
+    for number, path in enumerate(target.paths)
+  ]
+
+
+def _targets(found: runs.Found, part: Mapping[str, Any], folder: Path) -> dict[str, table.Target]:
+  """What the tensors of a part are made of, in the naming that its source had.
+
+  Raises:
+    WeightsError: a parameter that the layout has no name for.
+  """
+  listed = [n for file in part["files"].values() for n in file["tensors"]]
+  mine = found.modules(part)
+  params = {p: found.leaves[p] for p in found.leaves if p.partition("/")[0] in mine}
+  rows = origins.rows_of(part["kind"], dict.fromkeys(listed), folder / part["folder"])
+  rows = [r for r in rows if any(p in params for p in r.paths)]
+  for path in (p for r in rows if r.zero for p in r.paths):
+    whole = tuple(slice(None) for _ in params[path])
+    if np.any(found.leaves.read(path, whole)):
+      raise table.WeightsError(
+        "export", [f"{path} is not zero, and the source's layout has no {path}"]
+      )
+  out = table.targets(rows, params)
+  embedding = next((t for n, t in out.items() if n.endswith(resized.EMBEDDING)), None)
+  if resized.HEAD in listed and resized.HEAD not in out and embedding is not None:
+    out[resized.HEAD] = embedding
+  return out
+
+
+def _code(found: runs.Found, target: table.Target, before: str, asked: str) -> str:
+  """The dtype code of a tensor: as asked, as its file had it, or as its parameters are stored."""
+  stored = pieces.widest({found.leaves.dtype(p) for p in target.paths}, target.paths[0])
+  if asked and pieces.is_float(stored):
+    return asked
+  trained = any(path in found.whole for path in target.paths)
+  return before if before and not trained else files.NAMES[stored]
+
+
+def _write(work: list[_Piece], leaves: Leaves, progress: Progress, whole: frozenset[str]) -> None:
+  """Writes all pieces; parameters that are read whole come one after the other."""
+  work = sorted(work, key=lambda p: (p.path in whole, p.path if p.path in whole else ""))
+
+  def copy(piece: _Piece) -> None:
+    handle = os.open(piece.file, os.O_WRONLY)
+    try:
+      for begin, values in _blocks(piece, leaves):
+        _pwrite(handle, values, begin)
+        progress.add(values.nbytes)
+    finally:
+      os.close(handle)
+
+  with ThreadPoolExecutor(1 if whole else threads()) as pool:
+    jobs = [pool.submit(copy, piece) for piece in work]
+    try:
+      for job in jobs:
+        job.result()
+    except BaseException:
+      pool.shutdown(cancel_futures=True)
+      raise
+  progress.end()
+
+
+def _blocks(piece: _Piece, leaves: Leaves) -> Iterator[tuple[int, np.ndarray]]:
+  """(place in the file, bytes in PyTorch's layout) of a piece, block by block."""
+  target, dtype = piece.target, files.DTYPES[piece.code]
+  stacked = target.layer is not None
+  shape, perm = leaves[piece.path], target.perm
+  split = perm.index(0) + stacked
+  rows = target.shape[0] // len(target.paths)
+  row_bytes = math.prod(target.shape[1:]) * dtype.itemsize
+  step = store.block_shape(shape, dtype.itemsize, stacked=stacked, split=split)[split]
+  back = tuple(int(i) for i in np.argsort(perm))
+  for start in range(0, rows, step):
+    stop = min(start + step, rows)
+    index = [slice(0, n) for n in shape]
+    index[split] = slice(start, stop)
+    if target.layer is not None:
+      index[0] = slice(target.layer, target.layer + 1)
+    values = leaves.read(piece.path, tuple(index))
+    values = pieces.transpose(values[0] if stacked else values, back)
+    with np.errstate(over="ignore", invalid="ignore"):
+      values = np.ascontiguousarray(values).astype(dtype, copy=False)
+    yield piece.begin + (piece.number * rows + start) * row_bytes, values.reshape(-1).view(np.uint8)
+
+
+def _pwrite(handle: int, values: np.ndarray, begin: int) -> None:
+  """Writes all bytes; a call may write fewer than it was given."""
+  left = memoryview(values)  # type: ignore[arg-type]
+  while left:
+    count = os.pwrite(handle, left, begin)
+    left, begin = left[count:], begin + count
+
+
+def _licences(found: runs.Found, say: Say) -> str:
+  """The text of the licences, a line a component; says those that forbid commercial use."""
+  counts: dict[str, int] = {}
+  for path in found.leaves:
+    name = store.component(path)
+    counts[name] = counts.get(name, 0) + math.prod(found.leaves[path])
+  told = {
+    name: {"licence": dataclasses.asdict(licences.of(name, found.cfg, {"parameters": count}))}
+    for name, count in counts.items()
+  }
+  for line in licences.lines(told):
+    say(line)
+  words = {True: "", False: ", NON-COMMERCIAL", None: ""}
+  out = [f"{n}: {f['licence']['name']}{words[f['licence']['commercial']]}" for n, f in told.items()]
+  return "\n".join([*out, ""])

@@ -1,0 +1,315 @@
+"""Converted weights on disk: orbax items, written and read block by block. Knows no network.
+
+A converted directory holds a record, `blip3o.json`, and `weights/<component>/`: one orbax
+checkpoint (the `PyTreeCheckpointHandler` kind) of a nested dict for each component, a zarr array
+for each parameter. Everything else in it is files of the source as they were.
+
+Orbax itself writes whole trees: it wants every array of an item in memory, and its OCDBT files a
+new manifest for whatever is added later. Its older layout, one zarr folder a parameter, it still
+reads, and there an uncompressed block is a file of plain bytes. So blocks are written here one at a
+time, in any order and by several threads, and a reader maps a block and touches the bytes it wants.
+"""
+
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
+import hashlib
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_dtypes import bfloat16
+import numpy as np
+
+from blip3o_jax import trees
+from blip3o_jax.weights.table import Index
+from blip3o_jax.weights.table import Shape
+from blip3o_jax.weights.table import WeightsError
+
+FORMAT_VERSION = 1
+RECORD = "blip3o.json"
+FOLDER = "weights"
+# Large enough that files are few, small enough that some of them in memory are nothing.
+BLOCK_BYTES = 32 * 2**20
+# Top-level module of a model -> the component that it is stored in.
+COMPONENTS = {
+  "backbone": "backbone",
+  "visual": "visual",
+  **dict.fromkeys(("slots", "projector", "denoiser", "regressor"), "generation"),
+  "encoder": "encoder",
+  "unet": "unet",
+  "autoencoder": "autoencoder",
+}
+
+
+def component(path: str) -> str:
+  """The component that a parameter is stored in.
+
+  Raises:
+    ValueError: a module that is not stored, by name.
+  """
+  module = path.partition("/")[0]
+  if module not in COMPONENTS:
+    raise ValueError(f"{path}: {module!r} is none of the modules {', '.join(COMPONENTS)}")
+  return COMPONENTS[module]
+
+
+def is_converted(directory: str | Path) -> bool:
+  """Whether a directory is a finished conversion."""
+  return (Path(directory) / RECORD).is_file()
+
+
+def read_record(directory: str | Path) -> dict[str, Any]:
+  """The record of a converted directory.
+
+  Raises:
+    FileNotFoundError: no record. ValueError: a damaged one, or one of a newer format.
+  """
+  path = Path(directory) / RECORD
+  try:
+    record = json.loads(path.read_text())
+    version = int(record["format_version"])
+    parts = {name: str(facts["fingerprint"]) for name, facts in record["components"].items()}
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise ValueError(f"{path}: not the record of a conversion: {error!r}") from None
+  if version > FORMAT_VERSION:
+    raise ValueError(
+      f"{path}: format_version {version} is newer than {FORMAT_VERSION}, the newest that this "
+      "package reads; use a newer blip3o_jax"
+    )
+  absent = [name for name in parts if not (path.parent / FOLDER / name / "_METADATA").is_file()]
+  if absent:
+    raise ValueError(f"{path}: names components that are absent: {', '.join(absent)}")
+  return record
+
+
+def fingerprint(record: Mapping[str, Any]) -> str:
+  """One hash of all components' bytes, from a record."""
+  parts = sorted((name, facts["fingerprint"]) for name, facts in record["components"].items())
+  return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def block_shape(shape: Shape, itemsize: int, *, stacked: bool, split: int) -> Shape:
+  """How an array is cut: one layer a block, and the dim `split` where that is still too large."""
+  out = [1, *shape[1:]] if stacked else list(shape)
+  size = math.prod(out) * itemsize
+  if size > BLOCK_BYTES:
+    out[split] = -(-out[split] // -(-size // BLOCK_BYTES))
+  return tuple(out)
+
+
+class Writer:
+  """Writes one component; whole only after `close`.
+
+  Args:
+    folder: is made; must not exist.
+  """
+
+  def __init__(self, folder: Path):
+    self.folder = folder
+    self._arrays: dict[str, tuple[Shape, Shape, np.dtype]] = {}
+    folder.mkdir(parents=True)
+
+  def add(self, path: str, shape: Shape, dtype: np.dtype, block: Shape) -> None:
+    """Declares a parameter; each of its blocks must then be written once."""
+    self._arrays[path] = (shape, block, dtype)
+    home = self.folder / _name(path)
+    home.mkdir()
+    facts = {
+      "chunks": list(block),
+      "compressor": None,
+      "dimension_separator": ".",
+      "dtype": "bfloat16" if dtype == bfloat16 else dtype.str,
+      "fill_value": None,
+      "filters": None,
+      "order": "C",
+      "shape": list(shape),
+      "zarr_format": 2,
+    }
+    (home / ".zarray").write_text(json.dumps(facts))
+
+  def write(self, path: str, start: Shape, values: np.ndarray) -> None:
+    """Writes the block that begins at `start`; one at the end of a dim may be shorter."""
+    _, block, dtype = self._arrays[path]
+    if values.shape != block:  # zarr stores whole blocks
+      whole = np.zeros(block, dtype)
+      whole[tuple(slice(n) for n in values.shape)] = values
+      values = whole
+    file = (
+      self.folder / _name(path) / _key(tuple(s // b for s, b in zip(start, block, strict=True)))
+    )
+    with open(file, "wb", buffering=0) as handle:
+      _write_all(handle, np.ascontiguousarray(values, dtype).reshape(-1).view(np.uint8))
+
+  def close(self) -> None:
+    """Writes the metadata by which orbax knows the arrays.
+
+    Raises:
+      ValueError: a parameter of which a block was not written.
+    """
+    for path, (shape, block, _) in self._arrays.items():
+      count = math.prod(-(-n // b) for n, b in zip(shape, block, strict=True))
+      found = sum(1 for _ in (self.folder / _name(path)).iterdir()) - 1
+      if found != count:
+        raise ValueError(f"{self.folder}: {path} has {found} of {count} blocks")
+    leaves = {}
+    for path in self._arrays:
+      keys = tuple(path.split("/"))
+      leaves[str(keys)] = {
+        "key_metadata": [{"key": key, "key_type": 2} for key in keys],
+        # As numpy, so that a reader that names no devices gets arrays all the same.
+        "value_metadata": {"value_type": "np.ndarray", "skip_deserialize": False},
+      }
+    metadata = {
+      "tree_metadata": leaves,
+      "use_ocdbt": False,
+      "use_zarr3": False,
+      "store_array_data_equal_to_fill_value": True,
+      "custom_metadata": None,
+    }
+    (self.folder / "_METADATA").write_text(json.dumps(metadata))
+
+
+class Arrays(Mapping[str, Shape]):
+  """{path: shape} of the parameters of a converted directory; reads slices on demand.
+
+  Args:
+    directory: a finished conversion. components: those to look into; all by default.
+
+  Raises:
+    FileNotFoundError, ValueError: see `read_record`; metadata that is damaged, by file.
+  """
+
+  def __init__(self, directory: str | Path, components: Iterable[str] | None = None):
+    self.directory = Path(directory)
+    self.record = read_record(directory)
+    asked = set(self.record["components"] if components is None else components)
+    self._homes: dict[str, Path] = {}
+    self._facts: dict[str, tuple[Shape, Shape, np.dtype]] = {}
+    for name in self.record["components"]:
+      if name in asked:
+        self._open(self.directory / FOLDER / name)
+
+  def _open(self, folder: Path) -> None:
+    file = folder / "_METADATA"
+    try:
+      for leaf in json.loads(file.read_text())["tree_metadata"].values():
+        path = "/".join(str(k["key"]) for k in leaf["key_metadata"])
+        file = folder / _name(path) / ".zarray"
+        facts = json.loads(file.read_text())
+        dtype = np.dtype(bfloat16 if facts["dtype"] == "bfloat16" else facts["dtype"])
+        self._facts[path] = tuple(facts["shape"]), tuple(facts["chunks"]), dtype
+        self._homes[path] = file.parent
+    except (OSError, ValueError, KeyError, TypeError) as error:
+      raise ValueError(f"{file}: absent or damaged: {error!r}") from None
+
+  def __getitem__(self, path: str) -> Shape:
+    return self._facts[path][0]
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._facts)
+
+  def __len__(self) -> int:
+    return len(self._facts)
+
+  def dtype(self, path: str) -> np.dtype:
+    """The stored dtype of a parameter."""
+    return self._facts[path][2]
+
+  def block(self, path: str) -> Shape:
+    """How a parameter is cut into files."""
+    return self._facts[path][1]
+
+  def read(self, path: str, index: Index) -> np.ndarray:
+    """One slice of a parameter; only its bytes are touched.
+
+    Raises:
+      ValueError: a block that is absent or of the wrong size, by file.
+    """
+    shape, block, dtype = self._facts[path]
+    spans = [s.indices(n)[:2] for s, n in zip(index, shape, strict=True)]
+    out = np.empty([max(stop - start, 0) for start, stop in spans], dtype)
+    if not out.size:
+      return out
+    cells = [
+      range(start // b, -(-stop // b)) for (start, stop), b in zip(spans, block, strict=True)
+    ]
+    for cell in itertools.product(*cells):
+      ours, theirs = [], []
+      for n, b, (start, stop) in zip(cell, block, spans, strict=True):
+        low, high = max(n * b, start), min((n + 1) * b, stop)
+        ours.append(slice(low - start, high - start))
+        theirs.append(slice(low - n * b, high - n * b))
+      out[tuple(ours)] = self._map(path, cell)[tuple(theirs)]
+    return out
+
+  def _map(self, path: str, cell: Shape) -> np.ndarray:
+    _, block, dtype = self._facts[path]
+    file = self._homes[path] / _key(cell)
+    wanted = math.prod(block) * dtype.itemsize
+    size = file.stat().st_size if file.is_file() else -1
+    if size != wanted:
+      what = "absent" if size < 0 else f"truncated or damaged, {size} bytes where {wanted} belong"
+      raise ValueError(f"{file}: {what}; a block of the parameter {path}")
+    return np.memmap(file, dtype, "r", shape=block) if block else np.fromfile(file, dtype)[0]
+
+
+def load(
+  directory: str | Path, abstract: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.Array]:
+  """Those wanted parameters whose module the directory holds, like `table.read_parts`.
+
+  Args:
+    directory: a finished conversion.
+    abstract: {path: ShapeDtypeStruct}, with a sharding where the result should be sharded; each
+      process then reads only the bytes of its own shards. All leaves of a module, or none.
+
+  Returns:
+    {path: array} in the dtype of `abstract`; a module is filled whole or not at all.
+
+  Raises:
+    WeightsError: parameters that are absent or of another shape. Others: see `Arrays`.
+  """
+  modules = {p.partition("/")[0] for p in abstract}
+  arrays = Arrays(directory, {COMPONENTS[m] for m in modules if m in COMPONENTS})
+  present = {p.partition("/")[0] for p in arrays}
+  wanted = {p: a for p, a in abstract.items() if p.partition("/")[0] in present}
+  found = {p: jax.ShapeDtypeStruct(arrays[p], arrays.dtype(p)) for p in wanted if p in arrays}
+  faults = trees.diff(wanted, found, limit=len(wanted))
+  if faults:
+    raise WeightsError(str(directory), faults)
+  return {path: _array(arrays, path, leaf) for path, leaf in wanted.items()}
+
+
+def _array(arrays: Arrays, path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+  seen: dict[str, np.ndarray] = {}  # jax asks once a device, also for copies of one shard
+
+  def shard(index: Index | None) -> np.ndarray:
+    index = (slice(None),) * len(leaf.shape) if index is None else index
+    if str(index) not in seen:
+      seen[str(index)] = arrays.read(path, index).astype(leaf.dtype, copy=False)
+    return seen[str(index)]
+
+  if leaf.sharding is None:
+    return jax.numpy.asarray(shard(None))
+  return jax.make_array_from_callback(leaf.shape, leaf.sharding, shard)
+
+
+def _name(path: str) -> str:
+  """The folder of a parameter, as orbax names it."""
+  return path.replace("/", ".")
+
+
+def _key(cell: Shape) -> str:
+  """The file of a block, as zarr names it."""
+  return ".".join(map(str, cell)) or "0"
+
+
+def _write_all(handle: Any, data: np.ndarray) -> None:
+  """Writes all bytes; a call may write fewer than it was given."""
+  left = memoryview(data)  # type: ignore[arg-type]
+  while left:
+    left = left[handle.write(left) :]

@@ -1,0 +1,177 @@
+"""A checkpoint in and out again: the same tensors and files; and orbax reads what is stored."""
+
+import json
+from pathlib import Path
+
+import checkpoints
+from ml_dtypes import bfloat16
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from blip3o_jax import trees
+from blip3o_jax.convert import exporter
+from blip3o_jax.convert import importer
+from blip3o_jax.convert import pieces
+from blip3o_jax.systems import decoder_files
+from blip3o_jax.systems import inference
+from blip3o_jax.weights import store
+
+TINY = checkpoints.TINY
+DECODER = (decoder_files.FOLDER, ("unet", "vae"))
+
+
+def quiet(_: str) -> None:
+  """Takes lines about what is done."""
+
+
+def export(source: Path, output: Path, **options) -> Path:
+  exporter.run(source, output, say=quiet, **options)
+  return output
+
+
+def test_the_recorded_checkpoint_comes_back(converted, tmp_path):
+  out = export(converted, tmp_path / "out")
+  checkpoints.same_tensors(TINY, out)
+  for name in DECODER[1]:
+    folder = Path(DECODER[0]) / name
+    checkpoints.same_tensors(TINY / folder, out / folder, decoder_files.STEM)
+  for file in TINY.rglob("*.json"):
+    found = out / file.relative_to(TINY)
+    assert json.loads(found.read_text()) == json.loads(file.read_text()), file.name
+  # Shards are even equal byte for byte.
+  for file in TINY.glob("model-*.safetensors"):
+    assert (out / file.name).read_bytes() == file.read_bytes()
+  assert not (out / store.FOLDER).exists()
+  assert not (out / store.RECORD).exists()
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_mixed_dtypes_come_back(tmp_path, shards):
+  """Matrices in bfloat16 and float16, norms in float32, layers of one matrix in two dtypes."""
+  source = checkpoints.copy(tmp_path / "source", decoder=False)
+  values = checkpoints.tensors()
+  for i, (name, value) in enumerate(values.items()):
+    if value.ndim > 1:
+      values[name] = value.astype(bfloat16 if i % 3 else np.float16)
+  checkpoints.write(source, values, shards=shards)
+  importer.run(source, tmp_path / "converted", say=quiet)
+  checkpoints.same_tensors(source, export(tmp_path / "converted", tmp_path / "out"))
+
+
+def test_a_conversion_loads_as_the_release_does(converted):
+  before, after = inference.load(TINY), inference.load(converted)
+  assert after.cfg == before.cfg
+  for one, other in ((before.system, after.system), (before.decoder, after.decoder)):
+    found = trees.flatten(other.params)
+    for path, value in trees.flatten(one.params).items():
+      np.testing.assert_array_equal(found[path], value, err_msg=path)
+
+
+def test_orbax_reads_a_component_without_this_package(converted):
+  for name, facts in store.read_record(converted)["components"].items():
+    tree = ocp.PyTreeCheckpointer().restore(converted / store.FOLDER / name)
+    flat = trees.flatten(tree)
+    arrays = store.Arrays(converted, [name])
+    assert set(flat) == set(arrays)
+    assert sum(v.size for v in flat.values()) == facts["parameters"]
+    for path, value in flat.items():
+      whole = tuple(slice(None) for _ in value.shape)
+      np.testing.assert_array_equal(arrays.read(path, whole), value)
+
+
+def test_blocks_are_put_together(tmp_path, monkeypatch):
+  """With blocks of a kilobyte most parameters are cut, some at the end of a dim."""
+  monkeypatch.setattr(store, "BLOCK_BYTES", 1000)
+  source = checkpoints.copy(tmp_path / "source")
+  importer.run(source, tmp_path / "converted", say=quiet)
+  arrays = store.Arrays(tmp_path / "converted")
+  cut = [p for p in arrays if arrays.block(p)[1:] != arrays[p][1:]]
+  assert len(cut) > 50
+  assert any(n % b for p in cut for n, b in zip(arrays[p], arrays.block(p), strict=True))
+  for name in ("backbone", "unet"):
+    tree = ocp.PyTreeCheckpointer().restore(tmp_path / "converted" / store.FOLDER / name)
+    for path, value in trees.flatten(tree).items():
+      index = tuple(slice(n // 3, n) for n in value.shape)
+      np.testing.assert_array_equal(arrays.read(path, index), value[index])
+  checkpoints.same_tensors(source, export(tmp_path / "converted", tmp_path / "out"))
+
+
+def test_the_fingerprint_is_of_names_and_bytes(converted, tmp_path, monkeypatch):
+  """Not of how files, shards or blocks are cut; a changed number changes it."""
+  monkeypatch.setattr(store, "BLOCK_BYTES", 1000)
+  source = checkpoints.copy(tmp_path / "source")
+  values = checkpoints.tensors()
+  checkpoints.write(source, values, shards=3)
+  record = importer.run(source, tmp_path / "again", say=quiet)
+  before = store.read_record(converted)
+  assert store.fingerprint(record) == store.fingerprint(before)
+  values["model.latent_queries"][0, 0, 0] += 1
+  checkpoints.write(source, values)
+  other = importer.run(source, tmp_path / "other", say=quiet)["components"]
+  changed = {
+    n for n, f in other.items() if f["fingerprint"] != before["components"][n]["fingerprint"]
+  }
+  assert changed == {"generation"}
+
+
+def test_another_dtype(converted, tmp_path):
+  record = importer.run(TINY, tmp_path / "half", dtype="bfloat16", say=quiet)
+  assert all(set(f["dtypes"]) == {"bfloat16"} for f in record["components"].values())
+  out = checkpoints.tensors(export(tmp_path / "half", tmp_path / "out"))
+  for name, value in checkpoints.tensors().items():
+    assert out[name].tobytes() == value.astype(bfloat16).tobytes(), name
+  out = checkpoints.tensors(export(converted, tmp_path / "cast", dtype="bfloat16"))
+  for name, value in checkpoints.tensors().items():
+    assert out[name].tobytes() == value.astype(bfloat16).tobytes(), name
+  with pytest.raises(ValueError, match="--dtype 'int4': expected one of float32"):
+    importer.run(TINY, tmp_path / "no", dtype="int4", say=quiet)
+
+
+def test_other_shards(converted, tmp_path):
+  out = export(converted, tmp_path / "out", max_shard_size="300kB")
+  files = sorted(p.name for p in out.glob("model-*.safetensors"))
+  assert files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+  assert len(files) > 5
+  assert max(p.stat().st_size for p in out.glob("model-*")) < 320_000
+  index = json.loads((out / "model.safetensors.index.json").read_text())
+  again = checkpoints.tensors(out)
+  assert index["metadata"]["total_size"] == sum(v.nbytes for v in again.values())
+  for name, value in checkpoints.tensors().items():
+    np.testing.assert_array_equal(again[name], value)
+  one = export(converted, tmp_path / "one", max_shard_size="1GB")
+  assert [p.name for p in one.glob("model*")] == ["model.safetensors"]
+  with pytest.raises(ValueError, match="expected a size such as 5GB"):
+    exporter.run(converted, tmp_path / "no", max_shard_size="large", say=quiet)
+
+
+def test_values_that_are_no_numbers_are_counted(tmp_path):
+  source = checkpoints.copy(tmp_path / "source", decoder=False)
+  values = checkpoints.tensors()
+  values["model.layers.1.mlp.up_proj.weight"][3, 4:7] = np.nan
+  values["visual.blocks.2.norm1.weight"][0] = np.inf
+  checkpoints.write(source, values)
+  lines: list[str] = []
+  record = importer.run(source, tmp_path / "out", say=lines.append)
+  assert record["not_finite"] == {
+    "model.layers.1.mlp.up_proj.weight": 3,
+    "visual.blocks.2.norm1.weight": 1,
+  }
+  assert any("up_proj.weight holds 3 values that are NaN or infinite" in line for line in lines)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, bfloat16, np.float64, np.int32])
+def test_odd_values_of_every_dtype(dtype):
+  values = np.arange(-300, 300).astype(dtype)
+  assert pieces.count_odd(values) == 0
+  if dtype is not np.int32:
+    values[[3, 5, 8]] = [np.nan, np.inf, -np.inf]
+    assert pieces.count_odd(values) == 3
+
+
+@pytest.mark.parametrize("perm", [(1, 0), (2, 3, 1, 0), (1, 2, 3, 4, 0), (0, 1), (0,)])
+def test_transposes(perm):
+  values = np.random.default_rng(0).normal(size=[70, 33, 3, 2, 4][: len(perm)])
+  found = pieces.transpose(values, perm)
+  assert found.flags.c_contiguous
+  np.testing.assert_array_equal(found, np.transpose(values, perm))
