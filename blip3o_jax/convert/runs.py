@@ -170,15 +170,16 @@ def _joined(
   models = [b for b in bases if any(part["kind"] == "model" for part in b[1])]
   base, parts = (models or list(bases))[-1]
   out, extra = list(parts), list[tuple[Path, str]]()
-  for directory, others in reversed(bases):
-    for part in others:
-      network = part["kind"]
-      if network in decoder_files.FOLDERS and not any(p["kind"] == network for p in out):
-        place = f"{decoder_files.FOLDER}/{decoder_files.FOLDERS[network]}"
-        out.append({**part, "folder": place})
-        extra.append((home := directory / part["folder"], place))
-        if part["folder"] and (home.parent / "scheduler").is_dir():
-          extra.append((home.parent / "scheduler", f"{decoder_files.FOLDER}/scheduler"))
+  others = [(place, part) for place, held in reversed(bases) for part in held]
+  for directory, part in others:
+    network, home = part["kind"], directory / part["folder"]
+    if network not in decoder_files.FOLDERS or any(p["kind"] == network for p in out):
+      continue
+    place = f"{decoder_files.FOLDER}/{decoder_files.FOLDERS[network]}"
+    out.append({**part, "folder": place})
+    extra.append((home, place))
+    if part["folder"] and (home.parent / "scheduler").is_dir():
+      extra.append((home.parent / "scheduler", f"{decoder_files.FOLDER}/scheduler"))
   return base, out, tuple(extra)
 
 
