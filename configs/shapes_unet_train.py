@@ -33,7 +33,7 @@ def get_config(arg: str = "") -> ConfigDict:
     cache=True,
   )
   train = Train(
-    steps=450,
+    steps=400,
     batch=48,
     trainable=("unet/.*",),
     ema_decay=0.995,

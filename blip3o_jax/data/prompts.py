@@ -4,6 +4,7 @@ Special ids are placed by this file alone: text is encoded between them, and a s
 occurs in a text stays ordinary text. Source: spec 1.6, 1.9, 1.10.
 """
 
+import collections
 from collections.abc import Sequence
 from typing import Literal
 from typing import Protocol
@@ -155,8 +156,8 @@ def chat_row(
     between += tokenizer.encode(f"user\n{more}") + _after_user(tokenizer)
     said = tokenizer.encode(reply)
     if len(ids) + len(between) + len(said) > limit:
-      text = "the conversation is too long for a row of %d tokens: its last %d of %d turns are cut"
-      logging.warning(text, limit, len(turns) - n, len(turns) + 1)
+      cut = f"its last {len(turns) - n} of {len(turns) + 1} turns are cut"
+      _warn(f"the conversation is too long for a row of {limit} tokens", cut)
       break
     ids += between + said
     labels += [IGNORED] * (len(between) - 1) + said + [tokenizer.im_end]
@@ -211,6 +212,18 @@ def _vision(tokenizer: Tokenizer, n: int) -> list[int]:
 def _cut(ids: list[int], room: int, what: str, limit: int) -> list[int]:
   if len(ids) <= room:
     return ids
-  text = "the %s is too long for a prompt of %d tokens: its last %d of %d tokens are cut"
-  logging.warning(text, what, limit, len(ids) - room, len(ids))
+  cut = f"its last {len(ids) - room} of {len(ids)} tokens are cut"
+  _warn(f"the {what} is too long for a prompt of {limit} tokens", cut)
   return ids[:room]
+
+
+# How often each loss happened in this process.
+_seen: collections.Counter[str] = collections.Counter()
+
+
+def _warn(what: str, cut: str) -> None:
+  """Says the 1st, 10th, 100th ... loss of a kind: a data set of long texts fills no log."""
+  _seen[what] += 1
+  number = str(_seen[what])
+  if number.strip("0") == "1":
+    logging.warning("%s: %s%s", what, cut, "" if number == "1" else f" ({number} so far)")

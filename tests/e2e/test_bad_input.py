@@ -1,5 +1,6 @@
 """What a user gets wrong, through the command line and `experiment`: one line that says what."""
 
+import collections
 from collections.abc import Callable
 import json
 import logging as std_logging
@@ -203,21 +204,26 @@ def test_an_image_that_cannot_be_decoded(fails, tmp_path):
 # Prompts ---------------------------------------------------------------------------------------
 
 
-def test_a_long_caption_is_cut_and_the_template_kept(caplog):
+def test_a_long_caption_is_cut_and_the_template_kept(caplog, monkeypatch):
   from absl import logging
 
   tokenizer = Tokenizer.load(TINY)
   logging.use_absl_handler()
+  monkeypatch.setattr(prompts, "_seen", collections.Counter())
   with caplog.at_level(std_logging.WARNING, logger="absl"):
     logger = std_logging.getLogger("absl")
     logger.addHandler(caplog.handler)
-    ids = prompts.generation_ids(tokenizer, "red " * 900)
+    for _ in range(12):
+      ids = prompts.generation_ids(tokenizer, "red " * 900)
     logger.removeHandler(caplog.handler)
   short = prompts.generation_ids(tokenizer, "red")
   assert len(ids) == prompts.BUCKETS[-1]
   assert ids[-1] == tokenizer.image_start
   assert ids[-5:] == short[-5:]
   assert "the caption is too long for a prompt of 448 tokens" in caplog.text
+  # The first and the tenth of the twelve; not a line for each.
+  said = {r.getMessage() for r in caplog.records}
+  assert sorted("(10 so far)" in line for line in said) == [False, True]
 
 
 def test_special_tokens_in_a_caption_are_text():

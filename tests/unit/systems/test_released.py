@@ -22,14 +22,15 @@ def _written(cfg: blip3o.Config, settings: released.Settings, directory: Path) -
 
 
 def _plain(cfg: blip3o.Config) -> blip3o.Config:
-  """Without what a file does not say: what is recomputed in training, and the autoencoder."""
+  """Without what a file does not say: what is recomputed in training, where new parts start."""
   parts = {
     name: dataclasses.replace(getattr(cfg, name), remat="none")
     for name in ("backbone", "visual", "denoiser")
   }
   tower = dataclasses.replace(cfg.features.tower, remat="none")
   features = dataclasses.replace(cfg.features, tower=tower)
-  return dataclasses.replace(cfg, **parts, features=features)
+  parts["denoiser"] = dataclasses.replace(parts["denoiser"], gate_init=0.0)
+  return dataclasses.replace(cfg, **parts, features=features, slots_std=1.0)
 
 
 def test_tiny_round_trip(tmp_path):
