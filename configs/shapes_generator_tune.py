@@ -48,6 +48,7 @@ def get_config(arg: str = "") -> ConfigDict:
   train = Train(
     steps=300,
     batch=128,
+    accumulate=2,
     trainable=("slots/.*", "denoiser/.*"),
     ema_decay=0.995,
     init_from=(f"{options.work}/generator#ema",),

@@ -56,7 +56,7 @@ def blip3o_shapes(image_token: int = 0) -> blip3o.Config:
       mlp_dim=384,
       # Slow channels find a word wherever it stands; rows and columns get faster ones as well.
       rope_theta=1e4,
-      mrope_section=(1, 1, 14),
+      mrope_section=(2, 4, 10),
       init_std=_SHAPES_INIT,
       tie_embeddings=True,
       remat="dots",
