@@ -6,6 +6,7 @@ A working folder holds tokenizer.json, one run directory a stage, `features/` an
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -42,7 +43,7 @@ from blip3o_jax.train import distributed
 from blip3o_jax.train import sources
 from blip3o_jax.train import state as train_state
 
-CHUNK = 500
+CHUNK = 32  # pictures encoded at once: what they take stays in a core's cache
 # Nothing is trained where networks are only read; these are leaves that every system may train.
 FREE = ("(?!backbone/|encoder/).*",)
 SETTINGS = released.Settings(
@@ -272,15 +273,19 @@ def _network(module: nnx.Module, params: dict[str, Any]) -> inference.Network:
 def _encoded(
   encoder: inference.Network, images: np.ndarray, *, whitened: bool = False
 ) -> np.ndarray:
-  """Features float32[n, h, w, C] of uint8[n, H, W, 3], a few hundred at a time."""
-
-  @jax.jit
-  def run(params: Any, batch: jax.Array) -> jax.Array:
-    module = nnx.merge(encoder.graphdef, params)
-    return module(batch) if whitened else module.pooled(batch)
-
-  parts = [
-    np.asarray(run(encoder.params, transforms.normalise(images[i : i + CHUNK])))
-    for i in range(0, len(images), CHUNK)
-  ]
+  """Features float32[n, h, w, C] of uint8[n, H, W, 3], `CHUNK` at a time."""
+  parts = []
+  for start in range(0, len(images), CHUNK):
+    part = images[start : start + CHUNK]
+    whole = np.resize(part, (CHUNK, *part.shape[1:]))  # a short one repeats: one program compiles
+    found = _run_encoder(encoder.graphdef, encoder.params, transforms.normalise(whole), whitened)
+    parts.append(np.asarray(found)[: len(part)])
   return np.concatenate(parts)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _run_encoder(
+  graphdef: nnx.GraphDef[Any], params: Any, batch: jax.Array, whitened: bool
+) -> jax.Array:
+  module: Any = nnx.merge(graphdef, params)
+  return module(batch) if whitened else module.pooled(batch)
