@@ -21,7 +21,7 @@ from blip3o_jax.train.metrics import Log
 from blip3o_jax.train.optimizer import Optimizer
 from blip3o_jax.train.stage import Train
 
-STEPS, BATCH = 720, 64
+STEPS, BATCH = 840, 64
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -57,7 +57,7 @@ def get_config(arg: str = "") -> ConfigDict:
     trainable=("backbone/.*", "visual/.*"),
     optimizer=Optimizer(name="muon", lr=2e-3, lr_end=1e-5, muon_lr=6e-3, warmup_steps=50),
     # Kept for the curve of scores over minutes.
-    checkpoint=Checkpoint(every_steps=180, keep=1, keep_every=180),
+    checkpoint=Checkpoint(every_steps=210, keep=1, keep_every=210),
     log=Log(every=10),
   )
   out = experiment.to_config("blip3o", model, train, data)

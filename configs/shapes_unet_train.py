@@ -33,8 +33,8 @@ def get_config(arg: str = "") -> ConfigDict:
     cache=True,
   )
   train = Train(
-    steps=400,
-    batch=48,
+    steps=960,
+    batch=24,
     trainable=("unet/.*",),
     ema_decay=0.995,
     init_from=(f"{options.work}/autoencoder",),
