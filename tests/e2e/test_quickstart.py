@@ -3,8 +3,10 @@
 import json
 import os
 from pathlib import Path
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -62,3 +64,23 @@ def test_rehearsal(tmp_path):
   curve = json.loads((work / "curve.json").read_text())
   assert [len(curve[kind]) for kind in ("understanding", "generation")] == [1, 2]
   assert curve["generation"][0][0] <= curve["generation"][1][0]
+
+
+@pytest.mark.slow
+def test_its_stages_end_with_it(tmp_path):
+  """A quickstart that is told to end leaves no stage running, and can be called again."""
+  command = [sys.executable, "launch/quickstart.py", "--debug", "--workdir", str(tmp_path)]
+  environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+  with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as process:
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    logs = tmp_path / "logs"
+    for _ in range(600):  # both lanes have begun
+      if (logs / "tower.log").exists() and (logs / "backbone.log").exists():
+        break
+      time.sleep(0.1)
+    stages = children.read_text().split()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 1
+  assert len(stages) == 2
+  assert not [pid for pid in stages if Path(f"/proc/{pid}").exists()]
+  assert not (tmp_path / "done" / "tower.json").exists()
