@@ -43,15 +43,14 @@ def get_config(arg: str = "") -> ConfigDict:
     cache=True,
   )
   train = Train(
-    steps=420,
-    batch=128,
-    accumulate=2,
+    steps=840,
+    batch=64,
     trainable=("slots/.*", "denoiser/.*"),
     ema_decay=0.995,
     init_from=(f"{options.work}/backbone",),
     optimizer=Optimizer(name="muon", lr=1.5e-3, lr_end=3e-4, muon_lr=5e-3, warmup_steps=100),
     # Kept for the curve of scores over minutes.
-    checkpoint=Checkpoint(every_steps=140, keep=1, keep_every=140),
+    checkpoint=Checkpoint(every_steps=280, keep=1, keep_every=280),
     log=Log(every=10),
   )
   out = experiment.to_config("blip3o", model, train, data)

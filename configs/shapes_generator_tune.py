@@ -46,14 +46,13 @@ def get_config(arg: str = "") -> ConfigDict:
     cache=True,
   )
   train = Train(
-    steps=300,
-    batch=128,
-    accumulate=2,
+    steps=600,
+    batch=64,
     trainable=("slots/.*", "denoiser/.*"),
     ema_decay=0.995,
     init_from=(f"{options.work}/generator#ema",),
     optimizer=Optimizer(name="muon", lr=1e-3, lr_end=1e-5, muon_lr=3e-3, warmup_steps=20),
-    checkpoint=Checkpoint(every_steps=150, keep=1, keep_every=150),
+    checkpoint=Checkpoint(every_steps=300, keep=1, keep_every=300),
     log=Log(every=10),
   )
   out = experiment.to_config("blip3o", model, train, data)

@@ -33,7 +33,7 @@ def get_config(arg: str = "") -> ConfigDict:
     cache=True,
   )
   train = Train(
-    steps=960,
+    steps=880,
     batch=24,
     trainable=("unet/.*",),
     ema_decay=0.995,
