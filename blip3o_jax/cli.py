@@ -35,14 +35,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"blip3o: {args[0]!r} is not one of {', '.join(verbs)}", file=sys.stderr)
     return 2
   try:
-    return verbs[args[0]](args[1:])
-  except (ValueError, OSError) as error:
-    if os.environ.get("BLIP3O_TRACEBACK"):
-      raise
-    print(f"blip3o {args[0]}: {error}", file=sys.stderr)
-    return 1
+    return guarded(f"blip3o {args[0]}", lambda: verbs[args[0]](args[1:]))
   except KeyboardInterrupt:
     return 130
+
+
+def guarded(name: str, call: Callable[[], int], *more: type[Exception]) -> int:
+  """What `call` returns; an error of the user is one line after `name`, and the status 1.
+
+  Args:
+    more: errors of the user beside ValueError and OSError.
+  """
+  users: tuple[type[Exception], ...] = (ValueError, OSError, *more)
+  try:
+    return call()
+  except users as error:
+    if os.environ.get("BLIP3O_TRACEBACK"):
+      raise
+    print(f"{name}: {error}", file=sys.stderr)
+    return 1
 
 
 def train(args: list[str]) -> int:

@@ -17,6 +17,7 @@ from absl import logging
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing here computes; a machine's chips stay free
 
+from blip3o_jax import cli
 from blip3o_jax.convert import exporter
 from blip3o_jax.convert import importer
 from blip3o_jax.weights import hub
@@ -26,13 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs one verb; returns the exit status. Errors of the user are readable lines."""
   args = _parser().parse_args(argv)
   logging.set_verbosity(logging.ERROR)  # the checkpoint library warns of each array of a run
-  try:
-    args.run(args)
-  except (ValueError, OSError) as error:
-    if os.environ.get("BLIP3O_TRACEBACK"):
-      raise
-    print(f"error: {error}", file=sys.stderr)
-    return 1
+  return cli.guarded("error", lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> int:
+  args.run(args)
   print(args.output)
   return 0
 

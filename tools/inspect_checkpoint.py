@@ -16,6 +16,7 @@ from absl import logging
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing here computes; a machine's chips stay free
 
+from blip3o_jax import cli
 from blip3o_jax.convert import report
 
 
@@ -30,13 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--json", action="store_true", help="print it as JSON")
   args = parser.parse_args(argv)
   logging.set_verbosity(logging.ERROR)  # the checkpoint library warns of what it does not need
-  try:
-    found = report.describe(args.directory)
-  except (ValueError, OSError) as error:
-    if os.environ.get("BLIP3O_TRACEBACK"):
-      raise
-    print(f"error: {error}", file=sys.stderr)
-    return 1
+  return cli.guarded("error", lambda: _show(args))
+
+
+def _show(args: argparse.Namespace) -> int:
+  found = report.describe(args.directory)
   print(json.dumps(found, indent=1) if args.json else "\n".join(report.lines(found)))
   return 0
 

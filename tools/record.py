@@ -10,10 +10,11 @@ network, which is the language model: 4 bytes a parameter. One network is loaded
 
 import argparse
 from collections.abc import Sequence
-import os
 from pathlib import Path
 import sys
 from typing import Any
+
+from blip3o_jax import cli
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,21 +35,15 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   options = parser.parse_args(argv)
   try:
-    _record(options)
+    return cli.guarded("record", lambda: _record(options), RuntimeError)
   except ImportError as error:
     print(
       f'record: {error}; recording needs the test extra: pip install ".[test]"', file=sys.stderr
     )
     return 1
-  except (ValueError, OSError, RuntimeError) as error:
-    if os.environ.get("BLIP3O_TRACEBACK"):
-      raise
-    print(f"record: {error}", file=sys.stderr)
-    return 1
-  return 0
 
 
-def _record(options: argparse.Namespace) -> None:
+def _record(options: argparse.Namespace) -> int:
   from blip3o_jax.recordings import names
   from blip3o_jax.reference import record
   from blip3o_jax.weights import files
@@ -73,6 +68,7 @@ def _record(options: argparse.Namespace) -> None:
     beside = options.output.with_suffix(".decoder.safetensors")
     record.save(made, beside)
     print(f"{beside}: {len(made)} tensors")
+  return 0
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ files are wrong.
 import argparse
 from collections.abc import Sequence
 import json
-import os
 from pathlib import Path
 import sys
 from typing import Any
+
+from blip3o_jax import cli
 
 TOLERANCE = (
   "largest relative error: a number for all outputs but those that must be equal, or NAME=number "
@@ -34,13 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
   parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
   options = parser.parse_args(argv)
-  try:
-    report = _verify(options)
-  except (ValueError, OSError) as error:
-    if os.environ.get("BLIP3O_TRACEBACK"):
-      raise
-    print(f"verify: {error}", file=sys.stderr)
-    return 1
+  return cli.guarded("verify", lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+  report = _verify(options)
   if options.json:
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(report, indent=2) + "\n")

@@ -6,11 +6,9 @@ block, by several threads; nothing is whole in memory but, of a run, one trained
 
 from collections.abc import Iterator
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 import dataclasses
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 from typing import Literal
@@ -27,7 +25,7 @@ from blip3o_jax.convert import runs
 from blip3o_jax.convert.leaves import Leaves
 from blip3o_jax.convert.place import Place
 from blip3o_jax.convert.place import copy_files
-from blip3o_jax.convert.place import threads
+from blip3o_jax.convert.place import in_parallel
 from blip3o_jax.convert.progress import Progress
 from blip3o_jax.convert.progress import Say
 from blip3o_jax.train import checkpoint
@@ -172,22 +170,13 @@ def _write(work: list[_Piece], leaves: Leaves, progress: Progress, whole: frozen
   work = sorted(work, key=lambda p: (p.path in whole, p.path if p.path in whole else ""))
 
   def copy(piece: _Piece) -> None:
-    handle = os.open(piece.file, os.O_WRONLY)
-    try:
+    with open(piece.file, "r+b", buffering=0) as handle:
       for begin, values in _blocks(piece, leaves):
-        _pwrite(handle, values, begin)
+        handle.seek(begin)
+        store.write_all(handle, values)
         progress.add(values.nbytes)
-    finally:
-      os.close(handle)
 
-  with ThreadPoolExecutor(1 if whole else threads()) as pool:
-    jobs = [pool.submit(copy, piece) for piece in work]
-    try:
-      for job in jobs:
-        job.result()
-    except BaseException:
-      pool.shutdown(cancel_futures=True)
-      raise
+  in_parallel(copy, work, alone=bool(whole))
   progress.end()
 
 
@@ -214,14 +203,6 @@ def _blocks(piece: _Piece, leaves: Leaves) -> Iterator[tuple[int, np.ndarray]]:
     yield piece.begin + (piece.number * rows + start) * row_bytes, values.reshape(-1).view(np.uint8)
 
 
-def _pwrite(handle: int, values: np.ndarray, begin: int) -> None:
-  """Writes all bytes; a call may write fewer than it was given."""
-  left = memoryview(values)  # type: ignore[arg-type]
-  while left:
-    count = os.pwrite(handle, left, begin)
-    left, begin = left[count:], begin + count
-
-
 def _licences(found: runs.Found, say: Say) -> str:
   """The text of the licences, a line a component; says those that forbid commercial use."""
   counts: dict[str, int] = {}
@@ -234,6 +215,4 @@ def _licences(found: runs.Found, say: Say) -> str:
   }
   for line in licences.lines(told):
     say(line)
-  words = {True: "", False: ", NON-COMMERCIAL", None: ""}
-  out = [f"{n}: {f['licence']['name']}{words[f['licence']['commercial']]}" for n, f in told.items()]
-  return "\n".join([*out, ""])
+  return "".join(f"{n}: {licences.label(f['licence'])}\n" for n, f in told.items())

@@ -1,7 +1,6 @@
 """A released directory to a converted one: `convert.py import`. See `pieces` for the streaming."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 import dataclasses
 import json
 from pathlib import Path
@@ -17,7 +16,7 @@ from blip3o_jax.convert import resized
 from blip3o_jax.convert import vocabulary
 from blip3o_jax.convert.place import Place
 from blip3o_jax.convert.place import copy_files
-from blip3o_jax.convert.place import threads
+from blip3o_jax.convert.place import in_parallel
 from blip3o_jax.convert.progress import Progress
 from blip3o_jax.convert.progress import Say
 from blip3o_jax.systems.decoder_files import FOLDER
@@ -120,14 +119,12 @@ def _resized(
 def _leftovers(parts: Sequence[origins.Part], say: Say) -> tuple[list[str], dict[str, int]]:
   """What of the files is not taken: (tied heads, {first two words of names: tensors}); says it."""
   tied: list[str] = []
-  out: dict[str, int] = {}
+  rest: list[str] = []
   for part in parts:
     for name in part.leftovers():
-      if name == resized.HEAD and _equals_embedding(part):
-        tied.append(name)
-        continue
-      key = ".".join(name.split(".")[:2])
-      out[key] = out.get(key, 0) + 1
+      is_tied = name == resized.HEAD and _equals_embedding(part)
+      (tied if is_tied else rest).append(name)
+  out = origins.families(rest)
   known = {
     "model.vae": "the autoencoder of an earlier design, which nothing reads",
     resized.HEAD: "not the embedding's values, though config.json ties it to them",
@@ -184,13 +181,7 @@ def _write(folder: Path, work: Sequence[pieces.Piece], progress: Progress) -> li
     progress.add(piece.count * piece.dtype.itemsize)
     return result
 
-  with ThreadPoolExecutor(threads()) as pool:
-    jobs = [pool.submit(copy, piece) for piece in work]
-    try:
-      results = [job.result() for job in jobs]
-    except BaseException:
-      pool.shutdown(cancel_futures=True)
-      raise
+  results = in_parallel(copy, work)
   for writer in writers.values():
     writer.close()
   progress.end()

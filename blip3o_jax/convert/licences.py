@@ -65,6 +65,11 @@ def declared(directory: Path) -> dict[str, str]:
   return out | ({"card": found.group(1).strip()} if found else {})
 
 
+def label(licence: Mapping[str, Any]) -> str:
+  """The name of a licence, a `Licence` as a dict, and whether it forbids commercial use."""
+  return licence["name"] + (", NON-COMMERCIAL" if licence["commercial"] is False else "")
+
+
 def lines(components: Mapping[str, Mapping[str, Any]]) -> list[str]:
   """A line for each component whose licence forbids commercial use, or is not known."""
   out = []

@@ -4,7 +4,9 @@ A part is one set of weight files: the main files of a model, an EVA tower, a UN
 Reads headers and JSON files only.
 """
 
+from collections import Counter
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -82,7 +84,7 @@ class Part:
 
   def leftovers(self) -> list[str]:
     """Names of tensors that no row of the table takes."""
-    rx = "|".join(re.escape(r.name).replace(r"\{\}", r"\d+") for r in self.rows)
+    rx = "|".join(table.pattern(r.name) for r in self.rows)
     return [name for name in self.tensors if not re.fullmatch(rx, name)]
 
 
@@ -206,7 +208,9 @@ class _Search:
     tops = {p.partition("/")[0] for p in params}
     # Rows of modules that are not wanted; a row of a wanted module must find its parameter.
     apart = [r for r in rows if r not in used and r.paths[0].partition("/")[0] not in tops]
-    rest = [_pattern(r) for r in apart] if self.wanted < set(store.COMPONENTS.values()) else []
+    rest = (
+      [table.pattern(r.name) for r in apart] if self.wanted < set(store.COMPONENTS.values()) else []
+    )
     tied = [re.escape(HEAD)] if cfg.backbone.tie_embeddings else []
     ignore = (*names.LEFTOVERS, *rest, *tied)
     if used:
@@ -331,11 +335,12 @@ def rows_of(kind: Kind, tensors: Mapping[str, Any], home: Path) -> list[table.Ro
   return table.prefixed(autoencoder_rows.adapt(rows, tensors), "", "autoencoder/")
 
 
+def families(names: Iterable[str]) -> dict[str, int]:
+  """How many tensors there are under the first two words of their names ("model.vae")."""
+  return dict(Counter(".".join(name.split(".")[:2]) for name in names))
+
+
 def _shapes(make: Callable[[], nnx.Module]) -> dict[str, Shape]:
   """{path: shape} of a module's parameters; nothing is allocated."""
   state = nnx.state(nnx.eval_shape(make))
   return {p: tuple(v.shape) for p, v in trees.flatten(nnx.to_pure_dict(state)).items()}
-
-
-def _pattern(row: table.Row) -> str:
-  return re.escape(row.name).replace(r"\{\}", r"\d+")

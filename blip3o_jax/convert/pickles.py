@@ -6,7 +6,6 @@ containers, and nothing here is called without the user's word.
 
 from collections.abc import Iterator
 from collections.abc import Mapping
-import json
 from pathlib import Path
 import pickletools
 from typing import Any
@@ -74,17 +73,7 @@ def find(folder: Path, stem: str) -> tuple[list[Path], Path | None]:
   index = folder / f"{stem}.bin.index.json"
   if not index.is_file():
     return [p for p in (folder / f"{stem}.bin",) if p.is_file()], None
-  try:
-    named = list(dict.fromkeys(json.loads(index.read_text())["weight_map"].values()))
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise ValueError(f"{index}: not an index: {error!r}") from None
-  for name in named:
-    if not isinstance(name, str) or Path(name).name != name or name == "..":
-      raise ValueError(f"{index}: points outside the directory, to {name!r}")
-  absent = [name for name in named if not (folder / name).is_file()]
-  if absent:
-    raise FileNotFoundError(f"{index} names files that are absent: {', '.join(absent)}")
-  return [folder / name for name in named], index
+  return list(files.read_index(index)), index
 
 
 def strings(path: Path) -> set[str]:

@@ -1,14 +1,20 @@
 """Where output goes: written under another name and renamed, so that what exists is whole."""
 
+from collections.abc import Callable
 from collections.abc import Collection
+from collections.abc import Iterable
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 import os
 from pathlib import Path
 import shutil
 from types import TracebackType
+from typing import TypeVar
 
 from blip3o_jax.convert.progress import size
 
+T = TypeVar("T")
+R = TypeVar("R")
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".msgpack", ".h5")
 SPARE = 64 * 2**20  # of disk, beside the arrays: JSON, tokenizer, what a file system adds
 
@@ -105,6 +111,17 @@ def walk(directory: Path, skip: Collection[Path] = ()) -> Iterator[Path]:
       yield path
 
 
-def threads() -> int:
-  """How many work at once: enough to keep a disk busy, few enough to bound the memory."""
-  return max(1, min(4, len(os.sched_getaffinity(0))))
+def in_parallel(copy: Callable[[T], R], work: Iterable[T], *, alone: bool = False) -> list[R]:
+  """What `copy` returns for each piece of work, in order; the first error ends what has not begun.
+
+  Args:
+    alone: one at a time, else as many as keep a disk busy and bound the memory.
+  """
+  threads = 1 if alone else max(1, min(4, len(os.sched_getaffinity(0))))
+  with ThreadPoolExecutor(threads) as pool:
+    jobs = [pool.submit(copy, piece) for piece in work]
+    try:
+      return [job.result() for job in jobs]
+    except BaseException:
+      pool.shutdown(cancel_futures=True)
+      raise

@@ -43,10 +43,12 @@ def describe(directory: str | Path) -> dict[str, Any]:
   components = _count(leaves)
   for name, facts in components.items():
     facts["licence"] = dataclasses.asdict(licences.of(name, leaves.origin.cfg, facts))
+  left = origins.families(name for part in leaves.origin.parts for name in part.leftovers())
+  dropped = [f"not read: {name}, {count} tensor(s)" for name, count in left.items()]
   return {
     "kind": "released layout",
     "components": components,
-    "notes": [*leaves.origin.notes, *_dropped(leaves.origin)],
+    "notes": [*leaves.origin.notes, *dropped],
     "differences": differences(leaves.origin.cfg),
   }
 
@@ -92,15 +94,6 @@ def _run(path: Path) -> dict[str, Any]:
   }
 
 
-def _dropped(found: origins.Origin) -> list[str]:
-  counts: dict[str, int] = {}
-  for part in found.parts:
-    for name in part.leftovers():
-      key = ".".join(name.split(".")[:2])
-      counts[key] = counts.get(key, 0) + 1
-  return [f"not read: {name}, {count} tensor(s)" for name, count in counts.items()]
-
-
 def _count(leaves: Leaves) -> dict[str, dict[str, Any]]:
   """{component: numbers}; modules that are no component's stand by their own name."""
   out: dict[str, dict[str, Any]] = {}
@@ -123,7 +116,7 @@ def differences(cfg: blip3o.Config | None) -> list[str]:
     return []
   sizes = {name: variants.blip3o_released(name) for name in ("4b", "8b")}
   near = min(sizes, key=lambda name: abs(sizes[name].backbone.dim - cfg.backbone.dim))
-  mine, theirs = (trees.flatten(_fields(c)) for c in (cfg, sizes[near]))
+  mine, theirs = (trees.flatten(released.sizes_json(c)) for c in (cfg, sizes[near]))
   return [
     f"{field.replace('/', '.')}: {mine.get(field)}, {near} has {theirs.get(field)}"
     for field in mine | theirs
@@ -131,20 +124,12 @@ def differences(cfg: blip3o.Config | None) -> list[str]:
   ]
 
 
-def _fields(cfg: blip3o.Config) -> dict[str, Any]:
-  found = released.config_json(cfg, eos=0, pad=0)
-  return found | released.tiny_json(cfg, released.Settings(), {})
-
-
 def lines(found: Mapping[str, Any]) -> list[str]:
   """The description as text."""
   out = [found["kind"] + (f", step {found['step']}" if "step" in found else "")]
   rows: list[tuple[str, ...]] = [HEAD]
   for name, facts in found["components"].items():
-    licence = facts.get("licence", {})
-    told = licence.get("name", "") + (
-      ", NON-COMMERCIAL" if licence.get("commercial") is False else ""
-    )
+    told = licences.label(facts["licence"]) if "licence" in facts else ""
     rows.append((name, *_numbers(facts), told, facts.get("fingerprint", "")[:16]))
   total: dict[str, Any] = {"leaves": 0, "parameters": 0, "bytes": 0, "dtypes": {}}
   for facts in found["components"].values():

@@ -85,15 +85,17 @@ class Found:
     wanted = released.config_json(self.cfg, eos=ids.im_end, pad=ids.pad)
     path = folder / "config.json"
     found = released.read_json(path) if path.is_file() else {}
-    same = bool(found) and _sizes(released.read(folder, "float32")[0]) == _sizes(self.cfg)
+    same = bool(found) and released.sizes_json(
+      released.read(folder, "float32")[0]
+    ) == released.sizes_json(self.cfg)
     if not same or found.get("model_type") != wanted["model_type"]:
       keys = OWN if same else wanted
       path.write_text(json.dumps({**found, **{k: wanted[k] for k in keys}}, indent=2) + "\n")
-    if _sizes(released.read(folder, "float32")[0]) != _sizes(self.cfg):
+    if released.sizes_json(released.read(folder, "float32")[0]) != released.sizes_json(self.cfg):
       tiny = released.tiny_json(self.cfg, released.read_settings(folder), export.special_ids(ids))
       (folder / "tiny.json").write_text(json.dumps(tiny, indent=2) + "\n")
-    lost = _sizes(released.read(folder, "float32")[0])
-    if lost != (mine := _sizes(self.cfg)):
+    lost = released.sizes_json(released.read(folder, "float32")[0])
+    if lost != (mine := released.sizes_json(self.cfg)):
       odd = [k for k in mine if lost[k] != mine[k]]
       raise ValueError(f"config.json and tiny.json cannot tell the run's {', '.join(odd)}")
 
@@ -221,9 +223,3 @@ def _with_networks(parts: Sequence[Mapping[str, Any]], leaves: Leaves) -> list[M
       place = f"{decoder_files.FOLDER}/{folder}"
       out.append({"kind": network, "folder": place, "index": None, "files": {}})
   return out
-
-
-def _sizes(cfg: blip3o.Config) -> dict[str, Any]:
-  """What config.json and tiny.json tell about a model, as both would be written."""
-  out = released.config_json(cfg, eos=0, pad=0)
-  return out | released.tiny_json(cfg, released.Settings(), {})

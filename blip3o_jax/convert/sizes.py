@@ -11,6 +11,7 @@ from blip3o_jax.systems import blip3o
 from blip3o_jax.weights import blip3o as names
 from blip3o_jax.weights import decoder_lm
 from blip3o_jax.weights import qwen_vision
+from blip3o_jax.weights import table
 from blip3o_jax.weights.table import Shape
 
 
@@ -34,7 +35,7 @@ def faults(fields: tuple[Field, ...], tensors: Mapping[str, Shape]) -> list[str]
   out = []
   for f in fields:
     if "{}" in f.tensor:
-      rx = re.compile(re.escape(f.tensor).replace(r"\{\}", r"(\d+)"))
+      rx = re.compile(table.pattern(f.tensor))
       found = {int(m.group(1)) for name in tensors if (m := rx.fullmatch(name))}
       # Fewer than named is a missing layer, which the plan names; a count of 0 is an absent part.
       if found and len(found) != f.value and found == set(range(len(found))):

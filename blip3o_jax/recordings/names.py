@@ -21,6 +21,9 @@ Kind = Literal["system", "decoder"]
 SLACK = 1.5
 OTHER_BAR = 1e-5
 SHOWN = 30  # faults of one error
+# Samplers that are recorded of each prompt: (name, steps, guidance); and the pixel decoder's loop.
+SAMPLES = (("features", 30, 3.0), ("features_cfg1_8steps", 8, 1.0))
+LOOP_STEPS, LOOP_SCALE = 12, 3.0
 
 
 @dataclasses.dataclass(frozen=True)

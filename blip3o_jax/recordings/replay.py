@@ -22,6 +22,7 @@ from blip3o_jax.data import prompts
 from blip3o_jax.diffusion import flow
 from blip3o_jax.models import eva_vit
 from blip3o_jax.models import qwen_vision
+from blip3o_jax.recordings.names import SAMPLES
 from blip3o_jax.systems import inference
 from blip3o_jax.systems import slots as visual_slots
 from blip3o_jax.weights import blip3o as names
@@ -29,8 +30,6 @@ from blip3o_jax.weights import table
 
 Inputs = Mapping[str, np.ndarray]
 Outputs = dict[str, Any]
-# Samplers that are recorded of each prompt: (name, steps, guidance).
-SAMPLES = (("features", 30, 3.0), ("features_cfg1_8steps", 8, 1.0))
 TRAINED = ("slots", "projector", "denoiser")
 
 
@@ -208,20 +207,6 @@ def _slots(graphdef: Any, params: Any, tokens: jax.Array, segments: jax.Array) -
   return visual_slots.read(module.backbone, _part(module, "slots"), tokens, segments)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5, 6))
-def _sample(
-  graphdef: Any,
-  params: Any,
-  tokens: jax.Array,
-  segments: jax.Array,
-  noise: jax.Array,
-  steps: int,
-  scale: float,
-) -> jax.Array:
-  module = nnx.merge(graphdef, params)
-  return module.generate(tokens, segments, noise, steps=steps, scale=scale)
-
-
 def _generate(model: inference.Model, given: Inputs, wanted: Inputs) -> Outputs:
   graphdef, params = model.system.graphdef, model.system.params
   ids = given["prompt_ids"].tolist()
@@ -233,7 +218,8 @@ def _generate(model: inference.Model, given: Inputs, wanted: Inputs) -> Outputs:
   out = {"query_hidden": np.asarray(_slots(graphdef, params, tokens, segments), np.float32)}
   for name, steps, scale in SAMPLES:
     if name in wanted:
-      out[name] = first(_sample(graphdef, params, tokens, segments, noise, steps, scale))
+      found = inference.sample(graphdef, params, tokens, segments, noise, steps, scale, "euler")
+      out[name] = first(found)
   return out
 
 
@@ -278,17 +264,17 @@ def _key(name: str) -> str:
 
 
 def _leaves(grads: Sequence[str], flat: Mapping[str, Any]) -> _Leaves:
-  rows = []
+  rows, known = [], set[str]()
   for r in names.rows():
-    rx = re.compile(re.escape(r.name).replace(r"\{\}", r"(\d+)"))
+    rx = re.compile(table.pattern(r.name))
     found = [match for name in grads if (match := rx.fullmatch(_key(name)))]
     depth = flat[r.paths[0]].shape[0] if "{}" in r.name and r.paths[0] in flat else 0
     if [m for m in found if not m.groups() or int(m[1]) < depth] and r.paths[0] in flat:
       rows.append(r)
+      known |= {m[0] for m in found}
   paths = tuple(p for r in rows for p in r.paths)
   for name in grads:
-    known = any(re.fullmatch(re.escape(r.name).replace(r"\{\}", r"\d+"), _key(name)) for r in rows)
-    if not known:
+    if _key(name) not in known:
       raise ValueError(f"train.{name}: the model has no parameter {_key(name)}")
   frozen = [p for p in paths if p.split("/")[0] not in TRAINED]
   if frozen:

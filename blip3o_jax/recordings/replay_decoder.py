@@ -13,13 +13,14 @@ import numpy as np
 
 from blip3o_jax.diffusion import eps
 from blip3o_jax.diffusion import guidance
+from blip3o_jax.recordings.names import LOOP_SCALE
+from blip3o_jax.recordings.names import LOOP_STEPS
 from blip3o_jax.recordings.replay import first
 from blip3o_jax.recordings.replay import last
 from blip3o_jax.systems import inference
 from blip3o_jax.systems import pixels
 
 Inputs = Mapping[str, np.ndarray]
-LOOP_STEPS, SCALE = 12, 3.0
 
 
 def grid_of(features: np.ndarray) -> int:
@@ -99,7 +100,7 @@ def _unet(graphdef: Any, params: Any, x: jax.Array, t: jax.Array, condition: Any
 @functools.partial(jax.jit, static_argnums=0)
 def _guided(graphdef: Any, params: Any, conditions: Any, x: jax.Array, t: jax.Array) -> jax.Array:
   network = nnx.merge(graphdef, params).network
-  return guidance.cfg(network, conditions[0], conditions[1], SCALE, pixels.AXES)(x, t)
+  return guidance.cfg(network, conditions[0], conditions[1], LOOP_SCALE, pixels.AXES)(x, t)
 
 
 @functools.partial(jax.jit, static_argnums=0)

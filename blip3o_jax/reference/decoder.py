@@ -8,8 +8,10 @@ import diffusers
 import numpy as np
 import torch
 
+from blip3o_jax.recordings.names import LOOP_SCALE
+from blip3o_jax.recordings.names import LOOP_STEPS
+
 STEM = "diffusion_pytorch_model"
-LOOP_STEPS, SCALE = 12, 3.0
 Arrays = dict[str, np.ndarray]
 
 
@@ -103,7 +105,7 @@ def _unet(home: Path, given: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, 
   x = given["loop.noise"] * scheduler.init_noise_sigma
   for t in scheduler.timesteps:
     with_, without = predict(scheduler.scale_model_input(torch.cat([x, x]), t), t).chunk(2)
-    guided = without + SCALE * (with_ - without)
+    guided = without + LOOP_SCALE * (with_ - without)
     x = scheduler.step(guided, t, x, return_dict=False)[0]
   return x, {
     "unet.eps": found.numpy(),

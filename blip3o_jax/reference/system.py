@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from blip3o_jax.data.tokenizer import Tokenizer
+from blip3o_jax.recordings.names import SAMPLES
 from blip3o_jax.reference import eva_vit
 from blip3o_jax.reference import next_dit
 from blip3o_jax.reference import qwen
@@ -120,13 +121,13 @@ def record(checkpoint: Checkpoint, given: Mapping[str, np.ndarray], allowed: int
     out["dit.velocity"] = dit(x["dit.x"], x["dit.timestep"], x["dit.z"])
     for name in prompts:
       noise, z = x[f"{name}.noise"], out[f"{name}.query_hidden"]
-      out[f"{name}.features"] = sample(dit, noise, z, 30, 3.0)
-      out[f"{name}.features_cfg1_8steps"] = sample(dit, noise, z, 8, 1.0)
+      for kind, steps, scale in SAMPLES:
+        out[f"{name}.{kind}"] = sample(dit, noise, z, steps, scale)
   trained, slope = _train(dit, x, out)
   del dit
   out |= trained
   out["train.grad.latent_queries"] = _query_gradient(checkpoint, x, slope)
-  sigmas, timesteps = schedule(30)
+  sigmas, timesteps = schedule(SAMPLES[0][1])
   out |= {"sampler.sigmas": sigmas, "sampler.timesteps": timesteps}
   return {name: value.detach().contiguous().numpy() for name, value in out.items()}
 

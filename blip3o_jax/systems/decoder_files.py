@@ -114,7 +114,7 @@ def load_autoencoder(
   """
   folder = Path(directory) / FOLDER / FOLDERS["autoencoder"]
   wanted = {p.removeprefix(prefix): v for p, v in abstract.items() if p.startswith(prefix)}
-  if store.is_converted(directory):
+  if wanted and store.is_converted(directory):
     stored = store.load(directory, {f"autoencoder/{p}": v for p, v in wanted.items()})
     return {prefix + p.partition("/")[2]: v for p, v in stored.items()}
   if not wanted or not folder.is_dir():

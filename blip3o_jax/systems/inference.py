@@ -98,7 +98,7 @@ class Model:
     tokens, segments = self._pad(rows, BUCKETS)
     shape = (self.cfg.grid, self.cfg.grid, self.cfg.channels)
     noise = flow.noise(jnp.asarray(seeds, jnp.uint32), shape)
-    return _generate(
+    return sample(
       self.system.graphdef,
       self.system.params,
       tokens,
@@ -253,7 +253,7 @@ class Model:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5, 6, 7))
-def _generate(
+def sample(
   graphdef: Any,
   params: Any,
   tokens: jax.Array,
@@ -263,6 +263,7 @@ def _generate(
   scale: float,
   sampler: Any,
 ) -> jax.Array:
+  """Features float[B, h, w, C] of padded prompts int32[B, P], from noise of the same shape."""
   module = nnx.merge(graphdef, params)
   return module.generate(tokens, segments, noise, steps=steps, scale=scale, sampler=sampler)
 

@@ -287,3 +287,8 @@ def tiny_json(cfg: blip3o.Config, settings: Settings, special: Mapping[str, int]
       **dataclasses.asdict(settings),
     },
   }
+
+
+def sizes_json(cfg: blip3o.Config) -> dict[str, Any]:
+  """What config.json and tiny.json tell about a model, ids and settings left out."""
+  return config_json(cfg, eos=0, pad=0) | tiny_json(cfg, Settings(), {})

@@ -122,16 +122,12 @@ def create(
   return {name: 8 + len(text) + header[name]["data_offsets"][0] for name in tensors}
 
 
-def read_header(file: Path) -> dict[str, dict[str, Any]]:
-  """The header of a safetensors file: {name: {"dtype", "shape", "data_offsets"}}.
+def _read_header(file: Path) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+  """The header of a file, {name: {"dtype", "shape", "data_offsets"}}, and its own metadata.
 
   Raises:
     ValueError: a file whose length does not fit its header, or a dtype that is not supported.
   """
-  return _read_header(file)[0]
-
-
-def _read_header(file: Path) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
   size = file.stat().st_size
   with open(file, "rb") as handle:
     head = handle.read(8)
@@ -164,7 +160,29 @@ def _read_header(file: Path) -> tuple[dict[str, dict[str, Any]], dict[str, str]]
   return header, metadata
 
 
-def _shards(path: Path, stem: str) -> tuple[Path | None, dict[Path, list[str] | None]]:
+def read_index(index: Path) -> dict[Path, list[str]]:
+  """{file: names of its tensors} of an index of shards, in its order; all files are there.
+
+  Raises:
+    ValueError: a damaged index, or one that leaves the directory. FileNotFoundError: absent files.
+  """
+  try:
+    weight_map = dict(json.loads(index.read_text())["weight_map"])
+  except (ValueError, KeyError, TypeError) as error:
+    kind = "safetensors" if ".safetensors." in index.name else "pickle"
+    raise ValueError(f"{index}: not a {kind} index: {error!r}") from None
+  out: dict[Path, list[str]] = {}
+  for name, file in weight_map.items():
+    if not isinstance(file, str) or Path(file).name != file or file == "..":
+      raise ValueError(f"{index}: {name} points outside the directory, to {file!r}")
+    out.setdefault(index.parent / file, []).append(name)
+  absent = [f.name for f in out if not f.exists()]
+  if absent:
+    raise FileNotFoundError(f"{index} names files that are absent: {', '.join(absent)}")
+  return out
+
+
+def _shards(path: Path, stem: str) -> tuple[Path | None, Mapping[Path, list[str] | None]]:
   """The index, and {file: names that the index puts there (None without an index)}."""
   if path.is_file():
     return None, {path: None}
@@ -172,21 +190,7 @@ def _shards(path: Path, stem: str) -> tuple[Path | None, dict[Path, list[str] | 
     raise FileNotFoundError(f"{path}: no such file or directory")
   indices = [path / f"{stem}.safetensors.index{v}.json" for v in ("", ".bf16", ".fp16")]
   for index in (i for i in indices if i.exists()):
-    try:
-      weight_map = dict(json.loads(index.read_text())["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
-      raise ValueError(f"{index}: not a safetensors index: {error!r}") from None
-    out: dict[Path, list[str] | None] = {}
-    for name, file in weight_map.items():
-      if not isinstance(file, str) or Path(file).name != file or file == "..":
-        raise ValueError(f"{index}: {name} points outside the directory, to {file!r}")
-      names = out.setdefault(path / file, [])
-      assert names is not None
-      names.append(name)
-    absent = [f.name for f in out if not f.exists()]
-    if absent:
-      raise FileNotFoundError(f"{index} names files that are absent: {', '.join(absent)}")
-    return index, out
+    return index, read_index(index)
   for name in (f"{stem}.safetensors", f"{stem}.bf16.safetensors", f"{stem}.fp16.safetensors"):
     if (path / name).exists():
       return None, {path / name: None}

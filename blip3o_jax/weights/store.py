@@ -142,7 +142,7 @@ class Writer:
       self.folder / _name(path) / _key(tuple(s // b for s, b in zip(start, block, strict=True)))
     )
     with open(file, "wb", buffering=0) as handle:
-      _write_all(handle, np.ascontiguousarray(values, dtype).reshape(-1).view(np.uint8))
+      write_all(handle, np.ascontiguousarray(values, dtype).reshape(-1).view(np.uint8))
 
   def close(self) -> None:
     """Writes the metadata by which orbax knows the arrays.
@@ -308,7 +308,7 @@ def _key(cell: Shape) -> str:
   return ".".join(map(str, cell)) or "0"
 
 
-def _write_all(handle: Any, data: np.ndarray) -> None:
+def write_all(handle: Any, data: np.ndarray) -> None:
   """Writes all bytes; a call may write fewer than it was given."""
   left = memoryview(data)  # type: ignore[arg-type]
   while left:

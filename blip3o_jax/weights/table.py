@@ -45,6 +45,11 @@ class Row:
   zero: bool = False
 
 
+def pattern(name: str) -> str:
+  """The regex of a row's tensors; the index of a layer, where the name has one, is its group."""
+  return re.escape(name).replace(r"\{\}", r"(\d+)")
+
+
 def row(name: str, *paths: str, perm: tuple[int, ...] = ()) -> Row:
   """A `Row`; see there."""
   return Row(name, paths, perm)
@@ -314,7 +319,7 @@ def _match(r: Row, tensors: Mapping[str, Shape]) -> list[str]:
     return []
   if "{}" not in r.name:
     return [r.name] if r.name in tensors else []
-  rx = re.compile(re.escape(r.name).replace(r"\{\}", r"\d+"))
+  rx = re.compile(pattern(r.name))
   return [n for n in tensors if rx.fullmatch(n)]
 
 

@@ -1,12 +1,12 @@
 """tools/verify.py as a user runs it: passes on the miniature, fails for one altered value."""
 
 from collections.abc import Callable
-import importlib.util
 import json
 from pathlib import Path
 import shutil
 from typing import Any
 
+from commands import command
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -27,12 +27,7 @@ Report = dict[str, Any]
 @pytest.fixture(scope="module")
 def verify() -> Callable[..., int]:
   """The tool's main; compiled programs are kept between its calls."""
-  spec = importlib.util.spec_from_file_location("tool_verify", ROOT / "tools" / "verify.py")
-  assert spec is not None
-  assert spec.loader is not None
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return lambda *args: module.main([str(a) for a in args])
+  return command("verify")
 
 
 @pytest.fixture

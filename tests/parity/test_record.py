@@ -1,11 +1,11 @@
 """The oracle of tools/record.py: it agrees with the recorded reference, and ours with it."""
 
 from collections.abc import Callable
-import importlib.util
 import json
 from pathlib import Path
 import shutil
 
+from commands import command
 import ml_dtypes
 import numpy as np
 import pytest
@@ -29,14 +29,10 @@ def record(capsys) -> Callable[..., tuple[int, str]]:
   """record(*arguments): the exit status of tools/record.py, and what it says on stderr."""
   pytest.importorskip("torch")
   pytest.importorskip("diffusers")
-  spec = importlib.util.spec_from_file_location("tool_record", ROOT / "tools" / "record.py")
-  assert spec is not None
-  assert spec.loader is not None
-  tool = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(tool)
+  tool = command("record")
 
   def run(*arguments: object) -> tuple[int, str]:
-    status = tool.main([str(a) for a in arguments])
+    status = tool(*arguments)
     said = capsys.readouterr()
     print(said.out)  # what the test printed before, its seed among it, stays for a failure
     return status, said.err

@@ -129,10 +129,7 @@ def test_a_disk_that_fills_up(verb, source, converted, tmp_path, monkeypatch):
     if next(count) > 40:
       raise fail
 
-  if verb == "import":
-    monkeypatch.setattr(store, "_write_all", full)
-  else:
-    monkeypatch.setattr(exporter, "_pwrite", full)
+  monkeypatch.setattr(store, "write_all", full)
   run, given = (importer.run, source) if verb == "import" else (exporter.run, converted)
   with pytest.raises(OSError, match="out: No space left on device, while writing; nothing is left"):
     run(given, tmp_path / "out", say=quiet)
