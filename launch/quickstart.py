@@ -19,10 +19,10 @@ Stages, each a config of configs/ (`--stage NAME` runs one alone; finished ones 
 """
 
 import argparse
-import importlib.util
 import json
 import os
 from pathlib import Path
+import runpy
 import signal
 import subprocess
 import sys
@@ -256,7 +256,8 @@ def one_stage(name: str, work: Path, *, debug: bool = False) -> int:
 def stage_config(name: str, work: Path, debug: bool, **arguments: Any) -> Any:
   """The config of a training stage, or the few steps of it that --debug takes."""
   words = ",".join(f"{key}={value}" for key, value in {"work": work, **arguments}.items())
-  cfg = config_file(CONFIGS[name]).get_config(words)
+  path = ROOT / "configs" / f"{CONFIGS[name]}.py"
+  cfg = runpy.run_path(str(path))["get_config"](words)
   if debug:
     cfg.update_from_flattened_dict(DEBUG)
   return cfg
@@ -268,17 +269,6 @@ def read_done(work: Path, stage: str) -> dict[str, Any]:
   if not path.exists():
     raise SystemExit(f"stage {stage} has not finished in {work}")
   return json.loads(path.read_text())
-
-
-def config_file(name: str) -> Any:
-  """A module of configs/."""
-  path = ROOT / "configs" / f"{name}.py"
-  spec = importlib.util.spec_from_file_location(name, path)
-  assert spec is not None
-  assert spec.loader is not None
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
 
 
 def write(path: Path, text: str) -> None:

@@ -83,19 +83,21 @@ class Found:
       export.copy_tokenizer(self.tokenizer, folder)
     ids = Tokenizer.load(folder)
     wanted = released.config_json(self.cfg, eos=ids.im_end, pad=ids.pad)
+    mine = released.sizes_json(self.cfg)
+
+    def told() -> dict[str, Any]:
+      return released.sizes_json(released.read(folder, "float32")[0])
+
     path = folder / "config.json"
     found = released.read_json(path) if path.is_file() else {}
-    same = bool(found) and released.sizes_json(
-      released.read(folder, "float32")[0]
-    ) == released.sizes_json(self.cfg)
+    same = bool(found) and told() == mine
     if not same or found.get("model_type") != wanted["model_type"]:
       keys = OWN if same else wanted
       path.write_text(json.dumps({**found, **{k: wanted[k] for k in keys}}, indent=2) + "\n")
-    if released.sizes_json(released.read(folder, "float32")[0]) != released.sizes_json(self.cfg):
+    if told() != mine:
       tiny = released.tiny_json(self.cfg, released.read_settings(folder), export.special_ids(ids))
       (folder / "tiny.json").write_text(json.dumps(tiny, indent=2) + "\n")
-    lost = released.sizes_json(released.read(folder, "float32")[0])
-    if lost != (mine := released.sizes_json(self.cfg)):
+    if (lost := told()) != mine:
       odd = [k for k in mine if lost[k] != mine[k]]
       raise ValueError(f"config.json and tiny.json cannot tell the run's {', '.join(odd)}")
 

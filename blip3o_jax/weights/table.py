@@ -307,7 +307,7 @@ def read_parts(
   present = {p.split("/")[0] for r in rows for p in r.paths if r.name.replace("{}", "0") in tensors}
   wanted = {p: a for p, a in abstract.items() if p.split("/")[0] in present}
   used = [r for r in rows if any(p in wanted for p in r.paths)]
-  unread = [re.escape(r.name).replace(r"\{\}", r"\d+") for r in rows if r not in used]
+  unread = [pattern(r.name) for r in rows if r not in used]
   shapes = {p: tuple(a.shape) for p, a in wanted.items()}
   return load(
     plan(used, tensors, shapes, ignore=[*unread, *ignore], where=where), tensors.read, wanted
