@@ -21,12 +21,13 @@ from blip3o_jax.train.metrics import Log
 from blip3o_jax.train.optimizer import Optimizer
 from blip3o_jax.train.stage import Train
 
-STEPS, BATCH = 840, 64
+BATCH = 64
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  """`arg`: work=DIR, the folder of the miniature."""
-  options = config.parse_arg(arg, work="work")
+  """`arg`: work=DIR, the folder of the miniature; times=N, so many times the steps."""
+  options = config.parse_arg(arg, work="work", times=1.0)
+  steps = round(840 * options.times)
   tokenizer = Tokenizer.load(options.work)
   model = dataclasses.replace(
     variants.blip3o_shapes(tokenizer.image_pad),
@@ -38,12 +39,16 @@ def get_config(arg: str = "") -> ConfigDict:
     source="shapes",
     split="world",
     task="understand",
-    records=STEPS * BATCH,
+    records=steps * BATCH,
     # Several questions a picture: the vision tower's work serves all of them. Read in order, each
     # row once: first the tower has to tell shapes apart, then the language model has to find the
     # object that is asked for.
     mixture=Mixture(
-      descriptions=0.05, text_questions=0.35, turns=4, growing=(80 * BATCH, 280 * BATCH)
+      descriptions=0.05,
+      text_questions=0.2,
+      reading=0.3,
+      turns=4,
+      growing=(80 * BATCH, 280 * BATCH),
     ),
     shuffle=False,
     buckets=(104,),
@@ -51,13 +56,13 @@ def get_config(arg: str = "") -> ConfigDict:
     patch_size=8,
   )
   train = Train(
-    steps=STEPS,
+    steps=steps,
     batch=BATCH,
     accumulate=4,  # what 16 rows keep stays in a core's cache: 1.12 times the steps
     trainable=("backbone/.*", "visual/.*"),
     optimizer=Optimizer(name="muon", lr=2e-3, lr_end=1e-5, muon_lr=6e-3, warmup_steps=50),
     # Kept for the curve of scores over minutes.
-    checkpoint=Checkpoint(every_steps=210, keep=1, keep_every=210),
+    checkpoint=Checkpoint(every_steps=max(1, steps // 8), keep=1, keep_every=max(1, steps // 8)),
     log=Log(every=10),
   )
   out = experiment.to_config("blip3o", model, train, data)

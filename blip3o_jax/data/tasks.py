@@ -64,7 +64,8 @@ def understand_transform(
   shape = (side * side, 3 * cfg.temporal_patch_size * cfg.patch_size**2)
 
   def transform(record: Record, rng: np.random.Generator) -> Arrays:
-    del rng
+    if record.reads:
+      return read(record, rng)
     if not record.answer:
       raise BadRecord(f"{record.name}: a question without an answer cannot train understanding")
     has = record.image is not None
@@ -74,6 +75,17 @@ def understand_transform(
     ids, targets = prompts.chat_row(
       tokenizer, record.prompt, record.answer, places, record.turns, limit=bucket
     )
+    return row(record, ids, targets)
+
+  def read(record: Record, rng: np.random.Generator) -> Arrays:
+    # Their vectors are at random, as slots are at first.
+    fill = rng.integers(*prompts.UNUSED, size=len(record.reads)).tolist()
+    return row(
+      record, *prompts.reading_row(tokenizer, record.prompt, record.reads, fill, limit=bucket)
+    )
+
+  def row(record: Record, ids: list[int], targets: list[int]) -> Arrays:
+    has = record.image is not None
     out = _tokens(ids, bucket, tokenizer.pad)
     labels = np.full(bucket, prompts.IGNORED, np.int32)
     labels[-len(targets) :] = targets

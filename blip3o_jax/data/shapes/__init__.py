@@ -37,6 +37,7 @@ from blip3o_jax.data.shapes.scenes import Split
 from blip3o_jax.data.shapes.scenes import scene
 from blip3o_jax.data.shapes.scenes import scene_at
 from blip3o_jax.data.shapes.scenes import scene_of
+from blip3o_jax.data.shapes.told import told
 
 __all__ = [
   "CATEGORIES",
@@ -71,4 +72,5 @@ __all__ = [
   "scene_of",
   "test_prompts",
   "text_question",
+  "told",
 ]
