@@ -45,8 +45,9 @@ def get_config(arg: str = "") -> ConfigDict:
     # object that is asked for.
     mixture=Mixture(
       descriptions=0.05,
-      text_questions=0.2,
-      reading=0.3,
+      text_questions=0.15,
+      reading=0.12,
+      seeing=0.2,
       turns=4,
       growing=(80 * BATCH, 280 * BATCH),
     ),

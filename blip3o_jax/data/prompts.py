@@ -167,21 +167,22 @@ def chat_row(
 
 
 def reading_row(
-  tokenizer: Tokenizer, caption: str, words: Sequence[str], fill: Sequence[int], *, limit: int
+  tokenizer: Tokenizer, prompt: Sequence[int], words: Sequence[str], fill: Sequence[int]
 ) -> tuple[list[int], list[int]]:
   """A row that teaches to read a prompt at the places of the slots, each place its own word.
 
-  The generation prompt is followed by ids that say nothing; the k-th hidden vector after [IMG]
-  predicts the k-th word, whatever stands there. So a slot finds there what was asked for.
+  The prompt is followed by ids that say nothing; the k-th hidden vector after [IMG] predicts the
+  k-th word, whatever stands there. So a slot finds there what was asked for.
 
   Args:
-    words: of one token each. fill: as many ids. limit: most ids of prompt and fill.
+    prompt: of `generation_ids` or `reconstruction_ids`. words: of one token each.
+    fill: as many ids.
 
   Returns:
     tokens and labels, equally long.
 
   Raises:
-    ValueError: a word of several tokens, another number of ids, a limit without room.
+    ValueError: a word of several tokens, another number of ids.
   """
   if len(words) != len(fill):
     raise ValueError(f"{len(words)} words to be read at {len(fill)} places")
@@ -189,8 +190,7 @@ def reading_row(
   for word, ids in zip(words, labels, strict=True):
     if len(ids) != 1:
       raise ValueError(f"{word!r} is {len(ids)} tokens, but one hidden vector predicts one token")
-  prompt = generation_ids(tokenizer, caption, limit=limit - len(words))
-  return prompt + list(fill), [IGNORED] * len(prompt) + [ids[0] for ids in labels]
+  return [*prompt, *fill], [IGNORED] * len(prompt) + [ids[0] for ids in labels]
 
 
 def text_ids(tokenizer: Tokenizer, text: str, *, limit: int) -> list[int]:

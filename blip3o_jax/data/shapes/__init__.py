@@ -37,6 +37,7 @@ from blip3o_jax.data.shapes.scenes import Split
 from blip3o_jax.data.shapes.scenes import scene
 from blip3o_jax.data.shapes.scenes import scene_at
 from blip3o_jax.data.shapes.scenes import scene_of
+from blip3o_jax.data.shapes.told import shown
 from blip3o_jax.data.shapes.told import told
 
 __all__ = [
@@ -70,6 +71,7 @@ __all__ = [
   "scene",
   "scene_at",
   "scene_of",
+  "shown",
   "test_prompts",
   "text_question",
   "told",

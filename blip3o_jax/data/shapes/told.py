@@ -1,8 +1,9 @@
-"""What a caption says, object by object: the words that a reader of the slots should find there.
+"""What a caption says or a picture shows, object by object: words to be read at the slots.
 
-Knows the grammar of `captions`; looks at no scene, so it tells what was said and not what is seen.
+Knows the grammar of `captions`: `told` looks at no scene, and tells what was said.
 """
 
+from collections.abc import Sequence
 import dataclasses
 from typing import Final
 
@@ -11,6 +12,7 @@ from blip3o_jax.data.shapes.captions import plural
 from blip3o_jax.data.shapes.scenes import COLORS
 from blip3o_jax.data.shapes.scenes import MOST_OBJECTS
 from blip3o_jax.data.shapes.scenes import SHAPES
+from blip3o_jax.data.shapes.scenes import Scene
 
 NOTHING: Final = "no"
 _SINGULAR: Final = {plural(shape): shape for shape in SHAPES} | {shape: shape for shape in SHAPES}
@@ -50,5 +52,18 @@ def told(caption: str) -> tuple[str, ...]:
       found[-1].place = (word, NOTHING)
     elif word in NUMBERS and words[i - 1] not in ("row", "column"):
       count = NUMBERS.index(word)
-  found += [_Told(NOTHING, NOTHING) for _ in range(MOST_OBJECTS - len(found))]
-  return tuple(w for o in found for w in (o.color, o.shape, *o.place))
+  return _words(found)
+
+
+def shown(scene: Scene) -> tuple[str, ...]:
+  """The objects of a picture row by row, as `told` gives those of a caption that says all of it.
+
+  Their places are the numbers of row and column.
+  """
+  order = sorted(scene.objects, key=lambda o: (o.row, o.col))
+  return _words([_Told(o.color, o.shape, (NUMBERS[o.row + 1], NUMBERS[o.col + 1])) for o in order])
+
+
+def _words(found: Sequence[_Told]) -> tuple[str, ...]:
+  every = [*found, *[_Told(NOTHING, NOTHING)] * (MOST_OBJECTS - len(found))]
+  return tuple(w for o in every for w in (o.color, o.shape, *o.place))
