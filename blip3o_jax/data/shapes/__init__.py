@@ -21,6 +21,8 @@ from blip3o_jax.data.shapes.questions import question
 from blip3o_jax.data.shapes.questions import question_at
 from blip3o_jax.data.shapes.questions import questions
 from blip3o_jax.data.shapes.questions import text_question
+from blip3o_jax.data.shapes.reading import shown
+from blip3o_jax.data.shapes.reading import told
 from blip3o_jax.data.shapes.render import render
 from blip3o_jax.data.shapes.render import render_many
 from blip3o_jax.data.shapes.scenes import COLORS
@@ -37,8 +39,6 @@ from blip3o_jax.data.shapes.scenes import Split
 from blip3o_jax.data.shapes.scenes import scene
 from blip3o_jax.data.shapes.scenes import scene_at
 from blip3o_jax.data.shapes.scenes import scene_of
-from blip3o_jax.data.shapes.told import shown
-from blip3o_jax.data.shapes.told import told
 
 __all__ = [
   "CATEGORIES",
