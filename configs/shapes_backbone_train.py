@@ -2,7 +2,9 @@
 
     blip3o train --config=configs/shapes_backbone_train.py:work=DIR --workdir=DIR/backbone
 
-Understanding first; afterwards both are frozen. DIR holds the tokenizer.
+Understanding first; afterwards both are frozen. DIR holds the tokenizer. In two runs: `first`, into
+DIR/reader, learns to see every object of a picture and to read every object of a prompt; the other
+starts from it, and learns to choose the one that is asked for.
 """
 
 import dataclasses
@@ -25,8 +27,8 @@ BATCH = 64
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  """`arg`: work=DIR, the folder of the miniature; times=N, so many times the steps."""
-  options = config.parse_arg(arg, work="work", times=1.0)
+  """`arg`: work=DIR, the folder of the miniature; first; times=N, so many times the steps."""
+  options = config.parse_arg(arg, work="work", first=False, times=1.0)
   steps = round(840 * options.times)
   tokenizer = Tokenizer.load(options.work)
   model = dataclasses.replace(
@@ -41,8 +43,7 @@ def get_config(arg: str = "") -> ConfigDict:
     task="understand",
     records=steps * BATCH,
     # Several questions a picture: the vision tower's work serves all of them. Read in order, each
-    # row once: first the tower has to tell shapes apart, then the language model has to find the
-    # object that is asked for.
+    # row once: first the tower has to tell shapes apart.
     mixture=Mixture(
       descriptions=0.05,
       text_questions=0.15,
@@ -50,6 +51,17 @@ def get_config(arg: str = "") -> ConfigDict:
       seeing=0.2,
       turns=4,
       growing=(80 * BATCH, 280 * BATCH),
+    )
+    if options.first
+    # To choose is learned from texts, and of two objects first; pictures follow.
+    else Mixture(
+      descriptions=0.03,
+      text_questions=0.45,
+      reading=0.06,
+      seeing=0.06,
+      turns=4,
+      growing=(0, 200 * BATCH),
+      seed=1,
     ),
     shuffle=False,
     buckets=(104,),
@@ -61,6 +73,7 @@ def get_config(arg: str = "") -> ConfigDict:
     batch=BATCH,
     accumulate=4,  # what 16 rows keep stays in a core's cache: 1.12 times the steps
     trainable=("backbone/.*", "visual/.*"),
+    init_from=() if options.first else (f"{options.work}/reader",),
     optimizer=Optimizer(name="muon", lr=2e-3, lr_end=1e-5, muon_lr=6e-3, warmup_steps=50),
     # Kept for the curve of scores over minutes.
     checkpoint=Checkpoint(every_steps=max(1, steps // 8), keep=1, keep_every=max(1, steps // 8)),

@@ -84,7 +84,8 @@ def test_prompts_to_be_read_at_the_slots(tmp_path):
   for record in read:
     assert record.image is None
     assert record.reads == shapes.told(record.prompt)
-  words = [w for r in read for w in r.reads]
+  number = ("one", "two", "three", "four")
+  words = [*(w for r in read for w in r.reads), *number, *shapes.COLORS, *shapes.SHAPES]
   tokenizer = train_bpe(words * 20, 400, tmp_path)
   sizes = dict(batch=len(read), image_size=0, buckets=(320,), shuffle=False)
   p = tasks.build(InMemory(read), Data(task="understand", **sizes), tokenizer)
@@ -96,8 +97,20 @@ def test_prompts_to_be_read_at_the_slots(tmp_path):
     prompt = prompts.generation_ids(tokenizer, record.prompt)
     np.testing.assert_array_equal(tokens[-count - len(prompt) : -count], prompt)
     assert (tokens[-count:] < prompts.UNUSED[1]).all()
-  with pytest.raises(ValueError, match=r"'yellow' is \d tokens, but one hidden vector"):
-    prompts.reading_row(Tokenizer(), [1], ["yellow"], [100])
+  seen = EmbeddedSource("world", 20, Mixture(seeing=1.0, text_questions=0, turns=2), questions=True)
+  cfg = Data(task="understand", batch=20, image_size=64, patch_size=8, buckets=(320,))
+  batch = tasks.build(seen, cfg, tokenizer).batch_at(0)
+  assert (batch["labels"] >= 0).sum() == 20 * 16
+  assert ((batch["tokens"] == tokenizer.image_pad).sum(1) == 16).all()
+  for record in (seen[i] for i in range(20)):
+    scene = shapes.scene(0, int(record.name.split()[-1]), "world")
+    np.testing.assert_array_equal(record.image, shapes.render(scene))
+    assert record.reads == shapes.shown(scene)
+  first = min(scene.objects, key=lambda o: (o.row, o.col))
+  wanted = (first.color, first.shape, number[first.row], number[first.col])
+  assert record.reads[:4] == wanted
+  with pytest.raises(ValueError, match=r"'circle' is \d tokens, but one hidden vector"):
+    prompts.reading_row(Tokenizer(), [1], ["circle"], [100])
   with pytest.raises(ValueError, match="1 words to be read at 2 places"):
     prompts.reading_row(tokenizer, [1], ["yellow"], [100, 101])
 
