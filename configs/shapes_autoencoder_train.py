@@ -18,8 +18,8 @@ from blip3o_jax.train.stage import Train
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  """`arg`: nothing is read from it but work=DIR, as in the other stages."""
-  config.parse_arg(arg, work="work")
+  """`arg`: work=DIR, as in the other stages (nothing is read there); times=X, of the steps."""
+  options = config.parse_arg(arg, work="work", times=1.0)
   model = dataclasses.replace(
     variants.pixels_shapes(), train="autoencoder", loss=pixels.Loss(l1=0.0, mse=1.0, kl=1e-6)
   )
@@ -32,7 +32,7 @@ def get_config(arg: str = "") -> ConfigDict:
     cache=True,
   )
   train = Train(
-    steps=500,
+    steps=round(500 * options.times),
     batch=32,
     trainable=("autoencoder/.*",),
     optimizer=Optimizer(

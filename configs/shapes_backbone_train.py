@@ -25,8 +25,9 @@ STEPS, BATCH = 840, 64
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  """`arg`: work=DIR, the folder of the miniature."""
-  options = config.parse_arg(arg, work="work")
+  """`arg`: work=DIR, the folder of the miniature; times=X, of the steps."""
+  options = config.parse_arg(arg, work="work", times=1.0)
+  steps = round(STEPS * options.times)
   tokenizer = Tokenizer.load(options.work)
   model = dataclasses.replace(
     variants.blip3o_shapes(tokenizer.image_pad),
@@ -38,7 +39,7 @@ def get_config(arg: str = "") -> ConfigDict:
     source="shapes",
     split="world",
     task="understand",
-    records=STEPS * BATCH,
+    records=steps * BATCH,
     # Several questions a picture: the vision tower's work serves all of them. Read in order, each
     # row once: first the tower has to tell shapes apart, then the language model has to find the
     # object that is asked for.
@@ -51,7 +52,7 @@ def get_config(arg: str = "") -> ConfigDict:
     patch_size=8,
   )
   train = Train(
-    steps=STEPS,
+    steps=steps,
     batch=BATCH,
     accumulate=4,  # what 16 rows keep stays in a core's cache: 1.12 times the steps
     trainable=("backbone/.*", "visual/.*"),

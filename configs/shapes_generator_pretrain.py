@@ -23,8 +23,13 @@ from blip3o_jax.train.stage import Train
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  """`arg`: work=DIR, the folder of the miniature."""
-  options = config.parse_arg(arg, work="work")
+  """The config of a stage.
+
+  Args:
+    arg: work=DIR, the folder of the miniature; backbone=ENTRY, where the language model comes from
+      (an entry of `init_from`, by default the run DIR/backbone); times=X, of the steps.
+  """
+  options = config.parse_arg(arg, work="work", backbone="", times=1.0)
   tokenizer = Tokenizer.load(options.work)
   model = dataclasses.replace(
     variants.blip3o_shapes(tokenizer.image_pad),
@@ -43,11 +48,11 @@ def get_config(arg: str = "") -> ConfigDict:
     cache=True,
   )
   train = Train(
-    steps=840,
+    steps=round(840 * options.times),
     batch=64,
     trainable=("slots/.*", "denoiser/.*"),
     ema_decay=0.995,
-    init_from=(f"{options.work}/backbone",),
+    init_from=(options.backbone or f"{options.work}/backbone",),
     optimizer=Optimizer(name="muon", lr=1.5e-3, lr_end=3e-4, muon_lr=5e-3, warmup_steps=100),
     # Kept for the curve of scores over minutes.
     checkpoint=Checkpoint(every_steps=280, keep=1, keep_every=280),

@@ -26,8 +26,13 @@ DEFAULT = "two_object+counting+colors+position+color_attribution+single_object"
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  """`arg`: work=DIR, the folder of the miniature; categories=A+B, which to train on, in turn."""
-  options = config.parse_arg(arg, work="work", categories=DEFAULT)
+  """The config of a stage.
+
+  Args:
+    arg: work=DIR, the folder of the miniature; categories=A+B, which to train on, in turn;
+      times=X, of the steps.
+  """
+  options = config.parse_arg(arg, work="work", categories=DEFAULT, times=1.0)
   tokenizer = Tokenizer.load(options.work)
   model = dataclasses.replace(
     variants.blip3o_shapes(tokenizer.image_pad),
@@ -46,7 +51,7 @@ def get_config(arg: str = "") -> ConfigDict:
     cache=True,
   )
   train = Train(
-    steps=600,
+    steps=round(600 * options.times),
     batch=64,
     trainable=("slots/.*", "denoiser/.*"),
     ema_decay=0.995,

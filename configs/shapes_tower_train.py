@@ -19,8 +19,8 @@ from blip3o_jax.train.stage import Train
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  """`arg`: work=DIR, the folder of the miniature."""
-  options = config.parse_arg(arg, work="work")
+  """`arg`: work=DIR, the folder of the miniature; times=X, of the steps."""
+  options = config.parse_arg(arg, work="work", times=1.0)
   data = Data(
     source="shapes",
     split="world",
@@ -32,7 +32,7 @@ def get_config(arg: str = "") -> ConfigDict:
     cache=True,
   )
   train = Train(
-    steps=350,
+    steps=round(350 * options.times),
     batch=64,
     optimizer=Optimizer(name="muon", lr=2e-3, lr_end=1e-5, muon_lr=6e-3, warmup_steps=50),
     log=Log(every=50),

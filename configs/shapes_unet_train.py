@@ -19,8 +19,8 @@ from blip3o_jax.train.stage import Train
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  """`arg`: work=DIR, the folder of the miniature; scale=S, the latents' scaling factor."""
-  options = config.parse_arg(arg, work="work", scale=1.0)
+  """`arg`: work=DIR, as in the other stages; scale=S, of the latents; times=X, of the steps."""
+  options = config.parse_arg(arg, work="work", scale=1.0, times=1.0)
   model = dataclasses.replace(variants.pixels_shapes(options.scale), train="unet")
   data = Data(
     source="shapes",
@@ -33,7 +33,7 @@ def get_config(arg: str = "") -> ConfigDict:
     cache=True,
   )
   train = Train(
-    steps=880,
+    steps=round(880 * options.times),
     batch=24,
     trainable=("unet/.*",),
     ema_decay=0.995,
