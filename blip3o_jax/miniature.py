@@ -132,13 +132,15 @@ def take_shipped(work: Path) -> dict[str, Any]:
 def encode(work: Path, data: Sequence[ConfigDict], amounts: Amounts = ALL) -> dict[str, Any]:
   """Measures the whitening of the tower's features and caches those that stages' `data` ask for."""
   cfg = variants.blip3o_shapes().features
-  tower = _filled(contrast, variants.contrast_shapes(), [str(work / "tower")], "encoder/")
+  run = [str(work / "tower")]
+  tower = _filled(contrast, variants.contrast_shapes(), run, "encoder/")
+  narrow = np.asarray(_filled(contrast, variants.contrast_shapes(), run, "narrow/")["kernel"])
   plain = dataclasses.replace(cfg, whiten=0)
   encoder = _network(features.FeatureEncoder(plain, rngs=nnx.Rngs(0)), tower)
   world = shapes.render_many(_scenes("world", amounts.whiten))
-  mean, kernel, share = features.fit_whitening(_encoded(encoder, world), cfg.whiten)
+  mean, kernel, share = features.fit_whitening(_encoded(encoder, world), cfg.whiten, narrow)
   logging.info(
-    "whitening: %d of %d directions, %.4f of the variance", cfg.whiten, len(kernel), share
+    "whitening: %d of %d directions, %.4f of the variance", cfg.whiten, narrow.shape[1], share
   )
   params: dict[str, Any] = {f"encoder/{p}": v for p, v in tower.items()}
   params |= {"encoder/whiten/mean": mean, "encoder/whiten/kernel": kernel}

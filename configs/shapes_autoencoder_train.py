@@ -18,7 +18,7 @@ from blip3o_jax.train.stage import Train
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  """`arg`: work=DIR, as in the other stages (nothing is read there); times=X, of the steps."""
+  """`arg`: work=DIR, as in the other stages; times=N, so many times the steps."""
   options = config.parse_arg(arg, work="work", times=1.0)
   model = dataclasses.replace(
     variants.pixels_shapes(), train="autoencoder", loss=pixels.Loss(l1=0.0, mse=1.0, kl=1e-6)

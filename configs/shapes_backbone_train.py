@@ -21,13 +21,13 @@ from blip3o_jax.train.metrics import Log
 from blip3o_jax.train.optimizer import Optimizer
 from blip3o_jax.train.stage import Train
 
-STEPS, BATCH = 840, 64
+BATCH = 64
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  """`arg`: work=DIR, the folder of the miniature; times=X, of the steps."""
+  """`arg`: work=DIR, the folder of the miniature; times=N, so many times the steps."""
   options = config.parse_arg(arg, work="work", times=1.0)
-  steps = round(STEPS * options.times)
+  steps = round(840 * options.times)
   tokenizer = Tokenizer.load(options.work)
   model = dataclasses.replace(
     variants.blip3o_shapes(tokenizer.image_pad),
@@ -44,7 +44,12 @@ def get_config(arg: str = "") -> ConfigDict:
     # row once: first the tower has to tell shapes apart, then the language model has to find the
     # object that is asked for.
     mixture=Mixture(
-      descriptions=0.05, text_questions=0.35, turns=4, growing=(80 * BATCH, 280 * BATCH)
+      descriptions=0.05,
+      text_questions=0.15,
+      reading=0.12,
+      seeing=0.2,
+      turns=4,
+      growing=(80 * BATCH, 280 * BATCH),
     ),
     shuffle=False,
     buckets=(104,),
@@ -58,7 +63,7 @@ def get_config(arg: str = "") -> ConfigDict:
     trainable=("backbone/.*", "visual/.*"),
     optimizer=Optimizer(name="muon", lr=2e-3, lr_end=1e-5, muon_lr=6e-3, warmup_steps=50),
     # Kept for the curve of scores over minutes.
-    checkpoint=Checkpoint(every_steps=210, keep=1, keep_every=210),
+    checkpoint=Checkpoint(every_steps=max(1, steps // 8), keep=1, keep_every=max(1, steps // 8)),
     log=Log(every=10),
   )
   out = experiment.to_config("blip3o", model, train, data)

@@ -23,18 +23,19 @@ from blip3o_jax.train.stage import Train
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  """The config of a stage.
+  """The config.
 
   Args:
-    arg: work=DIR, the folder of the miniature; backbone=ENTRY, where the language model comes from
-      (an entry of `init_from`, by default the run DIR/backbone); times=X, of the steps.
+    arg: work=DIR, the folder of the miniature; backbone=DIR, the trained language model, by default
+      the run DIR/backbone; times=N, so many times the steps.
   """
   options = config.parse_arg(arg, work="work", backbone="", times=1.0)
+  steps = round(840 * options.times)
   tokenizer = Tokenizer.load(options.work)
   model = dataclasses.replace(
     variants.blip3o_shapes(tokenizer.image_pad),
     parts=("denoiser",),
-    loss=blip3o.Loss(draws=2),
+    loss=blip3o.Loss(draws=2, times=variants.SHAPES_TIMES),
   )
   data = Data(
     source="shapes",
@@ -48,14 +49,14 @@ def get_config(arg: str = "") -> ConfigDict:
     cache=True,
   )
   train = Train(
-    steps=round(840 * options.times),
+    steps=steps,
     batch=64,
     trainable=("slots/.*", "denoiser/.*"),
     ema_decay=0.995,
     init_from=(options.backbone or f"{options.work}/backbone",),
     optimizer=Optimizer(name="muon", lr=1.5e-3, lr_end=3e-4, muon_lr=5e-3, warmup_steps=100),
     # Kept for the curve of scores over minutes.
-    checkpoint=Checkpoint(every_steps=280, keep=1, keep_every=280),
+    checkpoint=Checkpoint(every_steps=max(1, steps // 3), keep=1, keep_every=max(1, steps // 3)),
     log=Log(every=10),
   )
   out = experiment.to_config("blip3o", model, train, data)

@@ -26,18 +26,19 @@ DEFAULT = "two_object+counting+colors+position+color_attribution+single_object"
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  """The config of a stage.
+  """The config.
 
   Args:
-    arg: work=DIR, the folder of the miniature; categories=A+B, which to train on, in turn;
-      times=X, of the steps.
+    arg: work=DIR, the folder of the miniature; categories=A+B, which to train on, in turn; times=N,
+      so many times the steps.
   """
-  options = config.parse_arg(arg, work="work", categories=DEFAULT, times=1.0)
+  options = config.parse_arg(arg, work="work", times=1.0, categories=DEFAULT)
+  steps = round(600 * options.times)
   tokenizer = Tokenizer.load(options.work)
   model = dataclasses.replace(
     variants.blip3o_shapes(tokenizer.image_pad),
     parts=("denoiser",),
-    loss=blip3o.Loss(draws=2),
+    loss=blip3o.Loss(draws=2, times=variants.SHAPES_TIMES),
   )
   data = Data(
     source="shapes",
@@ -51,13 +52,13 @@ def get_config(arg: str = "") -> ConfigDict:
     cache=True,
   )
   train = Train(
-    steps=round(600 * options.times),
+    steps=steps,
     batch=64,
     trainable=("slots/.*", "denoiser/.*"),
     ema_decay=0.995,
     init_from=(f"{options.work}/generator#ema",),
     optimizer=Optimizer(name="muon", lr=1e-3, lr_end=1e-5, muon_lr=3e-3, warmup_steps=20),
-    checkpoint=Checkpoint(every_steps=300, keep=1, keep_every=300),
+    checkpoint=Checkpoint(every_steps=max(1, steps // 2), keep=1, keep_every=max(1, steps // 2)),
     log=Log(every=10),
   )
   out = experiment.to_config("blip3o", model, train, data)

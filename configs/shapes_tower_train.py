@@ -19,7 +19,7 @@ from blip3o_jax.train.stage import Train
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  """`arg`: work=DIR, the folder of the miniature; times=X, of the steps."""
+  """`arg`: work=DIR, the folder of the miniature; times=N, so many times the steps."""
   options = config.parse_arg(arg, work="work", times=1.0)
   data = Data(
     source="shapes",

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from blip3o_jax import config
 from blip3o_jax import experiment
 from blip3o_jax.data.pipeline import Data
+from blip3o_jax.systems import pixels
 from blip3o_jax.systems import variants
 from blip3o_jax.train.metrics import Log
 from blip3o_jax.train.optimizer import Optimizer
@@ -19,9 +20,16 @@ from blip3o_jax.train.stage import Train
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  """`arg`: work=DIR, as in the other stages; scale=S, of the latents; times=X, of the steps."""
-  options = config.parse_arg(arg, work="work", scale=1.0, times=1.0)
-  model = dataclasses.replace(variants.pixels_shapes(options.scale), train="unet")
+  """The config.
+
+  Args:
+    arg: work=DIR, the folder of the miniature; scale=S, the latents' scaling factor; times=N, so
+      many times the steps.
+  """
+  options = config.parse_arg(arg, work="work", times=1.0, scale=1.0)
+  model = dataclasses.replace(
+    variants.pixels_shapes(options.scale), train="unet", loss=pixels.Loss(feature_noise=0.1)
+  )
   data = Data(
     source="shapes",
     split="world",

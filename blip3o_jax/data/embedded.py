@@ -30,6 +30,9 @@ class Mixture:
       picture, or ask about a caption without a picture; the rest asks about the picture.
     turns: most questions of an understanding record, all about one scene. With 1, a description is
       a record of its own; with more, it is the last turn.
+    reading, seeing: shares of understanding records that name, at the places of the slots, what a
+      prompt for a picture asks for (`shapes.told`), or what a picture shows that is to be drawn
+      again (`shapes.shown`); only with several turns.
     growing: a curriculum where `Data.shuffle` is off: the first growing[0] pictures that
       conversations are about have one object, the next growing[1] at most two, and so on; captions
       one more. With nothing to choose from, colour and shape are learned at once; of two objects
@@ -44,22 +47,26 @@ class Mixture:
   descriptions: float = 0.2
   text_questions: float = 0.2
   turns: int = 1
+  reading: float = 0.0
+  seeing: float = 0.0
   growing: tuple[int, ...] = ()
   kinds: tuple[str, ...] = ()
   variants: int = 1
   seed: int = 0
 
   def __post_init__(self) -> None:
-    for name in ("long_captions", "descriptions", "text_questions"):
+    for name in ("long_captions", "descriptions", "text_questions", "reading", "seeing"):
       if not 0 <= getattr(self, name) <= 1:
         raise ValueError(f"{name} {getattr(self, name)} is not a share")
     if self.variants < 1 or (self.variants > 1 and self.categories):
       raise ValueError(f"variants {self.variants}: expected 1 or more, and 1 with categories")
-    if self.turns < 1 or (self.growing and self.turns == 1):
+    if self.turns < 1 or ((self.growing or self.reading or self.seeing) and self.turns == 1):
       raise ValueError(
-        f"turns {self.turns}, growing {self.growing}: expected 1 turn or more, and growing only "
-        f"with several"
+        f"turns {self.turns}, growing {self.growing}, reading {self.reading}, seeing "
+        f"{self.seeing}: expected 1 turn or more, and the others only with several"
       )
+    if self.reading + self.seeing + self.text_questions > 1:
+      raise ValueError("reading, seeing and text_questions together exceed 1")
     if min(self.growing, default=0) < 0 or len(self.growing) >= shapes.MOST_OBJECTS:
       raise ValueError(
         f"growing {self.growing}: expected counts of scenes with at most 1, 2, ... "
@@ -169,12 +176,16 @@ class EmbeddedSource:
   ) -> tuple[shapes.Scene | None, Record]:
     """Several questions about one scene, or about a caption of it; three draws in [0, 1)."""
     mixture = self._mixture
+    if what < mixture.reading:
+      return None, self._reading(number, variant, name, long)
     until = itertools.accumulate(mixture.growing)
     most = next((n for n, end in enumerate(until, 1) if number < end), shapes.MOST_OBJECTS)
     alone = what >= 1 - mixture.text_questions
     scene = shapes.scene_at(
       mixture.seed, number, self._split, min(most + alone, shapes.MOST_OBJECTS)
     )
+    if what < mixture.reading + mixture.seeing:
+      return scene, Record(reads=shapes.shown(scene), kind="seeing", name=name)
     described = tells < mixture.descriptions
     kinds = mixture.kinds or shapes.KINDS
     count = max(1, mixture.turns - described * (1 + alone))  # a caption twice is long
@@ -187,6 +198,17 @@ class EmbeddedSource:
       prompt=_first(first), answer=first.answer, turns=tuple(turns), kind=first.kind, name=name
     )
     return (None if alone else scene), record
+
+  def _reading(self, number: int, variant: int, name: str, long: float) -> Record:
+    """A prompt and what it asks for: a caption, or in the manner of a test category."""
+    seed, split = self._mixture.seed, self._split
+    if long < 0.4:
+      category = shapes.CATEGORIES[number % len(shapes.CATEGORIES)]
+      text = shapes.category_caption(seed, number, category, split)[1]
+    else:
+      word = shapes.long_caption if long < 0.6 else shapes.caption
+      text = word(shapes.scene(seed, number, split), variant)
+    return Record(prompt=text, reads=shapes.told(text), kind="reading", name=name)
 
 
 def _first(asked: shapes.Question) -> str:

@@ -17,6 +17,8 @@ GENERATE = "Please generate image based on the following caption: "
 RECONSTRUCT = "\nPlease reconstruct the given image."
 BUCKETS = (64, 160, 448)
 IGNORED = -1
+# Ids of the bytes that ASCII text does not use, in every byte-level vocabulary (and in Qwen's).
+UNUSED = (94, 256)
 
 Form = Literal["inference", "training"]
 
@@ -162,6 +164,33 @@ def chat_row(
     ids += between + said
     labels += [IGNORED] * (len(between) - 1) + said + [tokenizer.im_end]
   return ids, labels
+
+
+def reading_row(
+  tokenizer: Tokenizer, prompt: Sequence[int], words: Sequence[str], fill: Sequence[int]
+) -> tuple[list[int], list[int]]:
+  """A row that teaches to read a prompt at the places of the slots, each place its own word.
+
+  The prompt is followed by ids that say nothing; the k-th hidden vector after [IMG] predicts the
+  k-th word, whatever stands there. So a slot finds there what was asked for.
+
+  Args:
+    prompt: of `generation_ids` or `reconstruction_ids`. words: of one token each.
+    fill: as many ids.
+
+  Returns:
+    tokens and labels, equally long.
+
+  Raises:
+    ValueError: a word of several tokens, another number of ids.
+  """
+  if len(words) != len(fill):
+    raise ValueError(f"{len(words)} words to be read at {len(fill)} places")
+  labels = [tokenizer.encode(word) for word in words]
+  for word, ids in zip(words, labels, strict=True):
+    if len(ids) != 1:
+      raise ValueError(f"{word!r} is {len(ids)} tokens, but one hidden vector predicts one token")
+  return [*prompt, *fill], [IGNORED] * len(prompt) + [ids[0] for ids in labels]
 
 
 def text_ids(tokenizer: Tokenizer, text: str, *, limit: int) -> list[int]:

@@ -21,6 +21,8 @@ class Record:
     prompt: the caption to draw, or the question to answer.
     answer: what a question is answered with; empty for a caption.
     turns: further questions and answers of the same conversation, in order.
+    reads: words that the hidden vectors at the slots should name, one each: what the prompt asks to
+      draw or, where there is a picture, what it shows. No answer goes with them.
     kind: of record, free text ("caption", a question type, a test category).
     name: how errors call the record.
   """
@@ -30,6 +32,7 @@ class Record:
   prompt: str = ""
   answer: str = ""
   turns: tuple[tuple[str, str], ...] = ()
+  reads: tuple[str, ...] = ()
   kind: str = ""
   name: str = ""
 

@@ -55,6 +55,8 @@ def understand_transform(
 ) -> Transform:
   """A question about a picture, or about nothing, and its answer as a row of `bucket` tokens.
 
+  A record with `reads` becomes a prompt for a picture with something to read at the slots.
+
   Args:
     layout: constants of one picture that the vision tower wants beside its patches, added to each
       row; zeros in a row without a picture.
@@ -64,16 +66,30 @@ def understand_transform(
   shape = (side * side, 3 * cfg.temporal_patch_size * cfg.patch_size**2)
 
   def transform(record: Record, rng: np.random.Generator) -> Arrays:
-    del rng
+    if record.image is not None and not side:
+      raise BadRecord(f"{record.name}: shows a picture, but data.image_size is 0")
+    if record.reads:
+      return read(record, rng)
     if not record.answer:
       raise BadRecord(f"{record.name}: a question without an answer cannot train understanding")
-    has = record.image is not None
-    if has and not side:
-      raise BadRecord(f"{record.name}: shows a picture, but data.image_size is 0")
-    places = [cfg.image_tokens] * has
+    places = [cfg.image_tokens] * (record.image is not None)
     ids, targets = prompts.chat_row(
       tokenizer, record.prompt, record.answer, places, record.turns, limit=bucket
     )
+    return row(record, ids, targets)
+
+  def read(record: Record, rng: np.random.Generator) -> Arrays:
+    # Their vectors are at random, as slots are at first.
+    fill = rng.integers(*prompts.UNUSED, size=len(record.reads)).tolist()
+    if record.image is None:
+      room = bucket - len(fill)
+      prompt = prompts.generation_ids(tokenizer, record.prompt, limit=room, form=cfg.form)
+    else:
+      prompt = prompts.reconstruction_ids(tokenizer, cfg.image_tokens, form=cfg.form)
+    return row(record, *prompts.reading_row(tokenizer, prompt, record.reads, fill))
+
+  def row(record: Record, ids: list[int], targets: list[int]) -> Arrays:
+    has = record.image is not None
     out = _tokens(ids, bucket, tokenizer.pad)
     labels = np.full(bucket, prompts.IGNORED, np.int32)
     labels[-len(targets) :] = targets
@@ -131,6 +147,9 @@ def token_lengths(source: Source, cfg: Data, tokenizer: prompts.Tokenizer) -> np
 
   def count(record: Record, places: Sequence[int] = ()) -> int:
     prompt, answer, turns = record.prompt, record.answer, record.turns
+    if record.reads:
+      asked = prompts.generation_ids(tokenizer, prompt, limit=UNLIMITED, form=cfg.form)
+      return len(asked) + len(record.reads)
     if cfg.task == "understand":
       return len(prompts.chat_row(tokenizer, prompt, answer, places, turns, limit=UNLIMITED)[0])
     if cfg.task == "contrast":

@@ -2,7 +2,8 @@
 
     image ─► encoder (EVA, pooled) ─► mean over cells ─► image_proj ┐
     caption tokens ─► text ─────────────────────────► text_proj ────┴► softmax over the batch
-    pooled features ─► pixels: a linear map of each cell, so that fine detail survives
+    pooled features ─► narrow + noise ─► pixels of each cell, so that fine detail survives in few
+        channels, of which each matters; they become the generator's target space
 
 Released systems take their tower trained (spec 2.2); this system exists so that a miniature has
 one made by the package's own parts. Only `encoder` is kept afterwards.
@@ -31,16 +32,22 @@ class Config:
   Attributes:
     features: the image side. text: the text side. dim: of the shared space.
     reconstruction: weight of the mean squared pixel error beside the contrastive loss.
+    channels: of the narrow features, each of unit variance over a batch. noise: std of what is
+      added to them, so that what is said with few of them costs least: colours and shapes apart.
+    hidden: width of the map from narrow features to pixels.
   """
 
   features: feature_space.Config
   text: clip_text.Config
   dim: int = 64
   reconstruction: float = 15.0
+  channels: int = 16
+  noise: float = 0.2
+  hidden: int = 256
 
 
 class Contrast(nnx.Module):
-  """The two towers, their projections, and the linear map back to pixels."""
+  """The two towers, their projections, the narrow features and the map back to pixels."""
 
   def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
     self.cfg = cfg
@@ -51,7 +58,9 @@ class Contrast(nnx.Module):
     self.image_proj = layers.linear(tower.dim, cfg.dim, axes, bias=False, rngs=rngs)
     self.text_proj = layers.linear(cfg.text.dim, cfg.dim, axes, bias=False, rngs=rngs)
     self.cell = tower.image_size // cfg.features.grid
-    self.pixels = layers.linear(tower.dim, 3 * self.cell**2, axes, rngs=rngs)
+    self.narrow = layers.linear(tower.dim, cfg.channels, axes, bias=False, rngs=rngs)
+    self.widen = layers.linear(cfg.channels, cfg.hidden, ("rest", "mlp"), rngs=rngs)
+    self.pixels = layers.linear(cfg.hidden, 3 * self.cell**2, ("mlp", "rest"), rngs=rngs)
     self.logit_scale = nnx.Param(jnp.log(jnp.full((1,), 1 / 0.07)), axes=("rest",))
 
   def prepare(self, batch: Batch) -> Batch:
@@ -69,12 +78,11 @@ class Contrast(nnx.Module):
 
     Args:
       batch: images float32[B, H, W, 3] as EVA takes them, tokens and segments int[B, T].
-      key: unused, the loss is deterministic. weights: from `weights`.
+      key: of the noise. weights: from `weights`.
 
     Returns:
       float32[] and additive metrics. Accumulated micro-batches contrast within themselves.
     """
-    del key
     images = batch["images"]
     pooled = self.encoder.pooled(images)
     shown = self.image_proj(jnp.mean(pooled, (1, 2)))
@@ -87,11 +95,18 @@ class Contrast(nnx.Module):
     contrast = -jnp.sum(by_image + by_text) / (2 * weights["image"])
     cells = images.reshape(len(images), -1, self.cell, images.shape[2] // self.cell, self.cell, 3)
     cells = cells.swapaxes(2, 3).reshape(*pooled.shape[:3], -1)
-    error = jnp.mean(jnp.square(self.pixels(pooled) - cells), (1, 2, 3))
+    error = jnp.mean(jnp.square(self._rebuild(pooled, key) - cells), (1, 2, 3))
     rebuilt = jnp.sum(error) / weights["image"]
     right = jnp.sum(jnp.argmax(logits, 1) == own) / weights["image"]
     total = contrast + self.cfg.reconstruction * rebuilt
     return total, {"contrast_loss": contrast, "pixel_error": rebuilt, "retrieval": right}
+
+  def _rebuild(self, pooled: jax.Array, key: jax.Array) -> jax.Array:
+    """Pixels float[B, h, w, 3 * cell^2] of pooled features, through narrow ones with noise."""
+    x = self.narrow(pooled)
+    x = (x - jnp.mean(x, (0, 1, 2))) * jax.lax.rsqrt(jnp.var(x, (0, 1, 2)) + 1e-6)
+    x += self.cfg.noise * jax.random.normal(key, x.shape)
+    return self.pixels(jax.nn.gelu(self.widen(x)))
 
 
 def build(cfg: Config, rngs: nnx.Rngs) -> Contrast:

@@ -78,7 +78,9 @@ class FeatureEncoder(nnx.Module):
     return x if self.whiten is None else self.whiten(x)
 
 
-def fit_whitening(pooled: np.ndarray, kept: int) -> tuple[np.ndarray, np.ndarray, float]:
+def fit_whitening(
+  pooled: np.ndarray, kept: int, through: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, float]:
   """Measures the affine map of `Whiten` on a sample of pooled features.
 
   Mean and directions are those of all cells together, the `kept` principal ones, each of unit
@@ -88,23 +90,30 @@ def fit_whitening(pooled: np.ndarray, kept: int) -> tuple[np.ndarray, np.ndarray
   Args:
     pooled: float[n, h, w, C].
     kept: how many directions to keep.
+    through: float[C, c], a map whose outputs are to be whitened; without it the features are.
 
   Returns:
-    mean float32[h, w, C], kernel float32[C, kept], and the share of variance kept.
+    mean float32[h, w, C], kernel float32[C, kept], and the share of variance kept (of what
+    `through` gives).
 
   Raises:
     ValueError: more directions than channels.
   """
   n, h, w, c = pooled.shape
-  if kept > c:
-    raise ValueError(f"whiten {kept}: the tower has only {c} channels")
+  most = c if through is None else through.shape[1]
+  if kept > most:
+    raise ValueError(f"whiten {kept}: there are only {most} channels")
   x = pooled.reshape(n * h * w, c).astype(np.float64)
   mean = x.mean(0)
   x -= mean
+  if through is not None:
+    x = x @ through.astype(np.float64)
   values, vectors = np.linalg.eigh(x.T @ x / len(x))
   values, vectors = values[::-1][:kept], vectors[:, ::-1][:, :kept]
   share = float(values.sum() / np.trace(x.T @ x / len(x)))
   kernel = vectors / np.sqrt(np.maximum(values, 1e-8))
+  if through is not None:
+    kernel = through @ kernel
   same = np.broadcast_to(mean, (h, w, c)).astype(np.float32)
   return same, kernel.astype(np.float32), share
 

@@ -40,12 +40,15 @@ class Loss:
 
   Attributes:
     drop: share of samples whose features become the null, zeros (classifier-free guidance).
+    feature_noise: std of what is added to the features that the UNet is given, so that it draws
+      well from features that are nearly right (released: none).
     l1, mse: weights of the autoencoder's pixel errors. edges: of the L1 error of differences
       between neighbouring pixels. kl: of the divergence of the latents from N(0, 1), mean over
       their elements.
   """
 
   drop: float = 0.1
+  feature_noise: float = 0.0
   l1: float = 1.0
   mse: float = 0.0
   edges: float = 0.0
@@ -242,8 +245,9 @@ class PixelDecoder(nnx.Module):
   def _unet_loss(
     self, batch: Batch, key: jax.Array, weight: jax.Array
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    k_time, k_noise, k_drop = jax.random.split(key, 3)
+    k_time, k_noise, k_drop, k_features = jax.random.split(key, 4)
     x0, features = batch["latents"], batch["features"]
+    features += self.cfg.loss.feature_noise * jax.random.normal(k_features, features.shape)
     keep = jax.random.bernoulli(k_drop, 1 - self.cfg.loss.drop, (len(x0), 1, 1, 1))
     condition = self.condition(jnp.where(keep, features, jnp.zeros_like(features)))
     t = eps.times(k_time, len(x0), self.cfg.schedule)

@@ -21,6 +21,8 @@ from blip3o_jax.data.shapes.questions import question
 from blip3o_jax.data.shapes.questions import question_at
 from blip3o_jax.data.shapes.questions import questions
 from blip3o_jax.data.shapes.questions import text_question
+from blip3o_jax.data.shapes.reading import shown
+from blip3o_jax.data.shapes.reading import told
 from blip3o_jax.data.shapes.render import render
 from blip3o_jax.data.shapes.render import render_many
 from blip3o_jax.data.shapes.scenes import COLORS
@@ -69,6 +71,8 @@ __all__ = [
   "scene",
   "scene_at",
   "scene_of",
+  "shown",
   "test_prompts",
   "text_question",
+  "told",
 ]

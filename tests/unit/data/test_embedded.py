@@ -5,11 +5,14 @@ import numpy as np
 import pytest
 
 from blip3o_jax.data import embedded
+from blip3o_jax.data import prompts
 from blip3o_jax.data import shapes
 from blip3o_jax.data import tasks
 from blip3o_jax.data.embedded import EmbeddedSource
 from blip3o_jax.data.embedded import Mixture
 from blip3o_jax.data.pipeline import Data
+from blip3o_jax.data.records import InMemory
+from blip3o_jax.data.tokenizer import train_bpe
 
 
 def test_captions_go_with_their_pictures():
@@ -72,6 +75,33 @@ def test_conversations_are_about_one_scene():
   np.testing.assert_array_equal(source.lengths(), lengths)
 
 
+def test_prompts_to_be_read_at_the_slots(tmp_path):
+  mixture = Mixture(reading=0.5, text_questions=0.2, turns=4)
+  source = EmbeddedSource("world", 60, mixture, questions=True)
+  found = [source[i] for i in range(60)]
+  read = [r for r in found if r.reads]
+  assert 15 < len(read) < 45
+  for record in read:
+    assert record.image is None
+    assert record.reads == shapes.told(record.prompt)
+  words = [w for r in read for w in r.reads]
+  tokenizer = train_bpe(words * 20, 400, tmp_path)
+  sizes = dict(batch=len(read), image_size=0, buckets=(320,), shuffle=False)
+  p = tasks.build(InMemory(read), Data(task="understand", **sizes), tokenizer)
+  batch = p.batch_at(0)
+  for tokens, labels, record in zip(batch["tokens"], batch["labels"], read, strict=True):
+    count = len(record.reads)
+    assert tuple(tokenizer.decode([i]) for i in labels[-count:]) == record.reads
+    assert (labels[:-count] == prompts.IGNORED).all()
+    prompt = prompts.generation_ids(tokenizer, record.prompt)
+    np.testing.assert_array_equal(tokens[-count - len(prompt) : -count], prompt)
+    assert (tokens[-count:] < prompts.UNUSED[1]).all()
+  with pytest.raises(ValueError, match=r"'yellow' is \d tokens, but one hidden vector"):
+    prompts.reading_row(Tokenizer(), [1], ["yellow"], [100])
+  with pytest.raises(ValueError, match="1 words to be read at 2 places"):
+    prompts.reading_row(tokenizer, [1], ["yellow"], [100, 101])
+
+
 def test_categories_in_turn():
   source = EmbeddedSource("generator", 12, Mixture(categories=("counting", "position")))
   assert [source[i].kind for i in range(4)] == ["counting", "position"] * 2
@@ -108,5 +138,9 @@ def test_wrong_choices():
     Mixture(turns=2, growing=(1, 1, 1, 1))
   with pytest.raises(ValueError, match="together exceed 1"):
     Mixture(descriptions=0.6, text_questions=0.6)
+  with pytest.raises(ValueError, match=r"reading 0\.5, .* only with several"):
+    Mixture(reading=0.5)
+  with pytest.raises(ValueError, match="reading, seeing and text_questions together"):
+    Mixture(turns=2, reading=0.7, text_questions=0.6)
   with pytest.raises(IndexError):
     EmbeddedSource("world", 4, Mixture())[4]

@@ -281,3 +281,22 @@ def test_scene_of_metadata(prompts):
     assert len(scene.objects) == sum(e["count"] for e in p["include"])
   with pytest.raises(ValueError, match="may not show red star"):
     shapes.scene_of([{"class": "star", "color": "red"}], 0, 0, "generator")
+
+
+def test_what_a_caption_tells():
+  assert shapes.told("two red circles and a star on a white background")[:12] == (
+    *("red", "circle", "no", "no") * 2,
+    *("no", "star", "no", "no"),
+  )
+  long = "a small red circle at row two column one and a blue star at the bottom left"
+  assert shapes.told(long)[:8] == ("red", "circle", "two", "one", "blue", "star", "bottom", "left")
+  position = "there is a single square left of one cross"
+  assert shapes.told(position)[:8] == ("no", "square", "left", "no", "no", "cross", "no", "no")
+  for i in range(200):
+    scene = shapes.scene(0, i, "world")
+    for text in (shapes.caption(scene), shapes.long_caption(scene)):
+      told = np.reshape(shapes.told(text), (4, 4))
+      named = told[told[:, 1] != "no"]
+      assert sorted(named[:, 1]) == sorted(o.shape for o in scene.objects)
+      if "no" not in named[:, 0]:
+        assert sorted(named[:, 0]) == sorted(o.color for o in scene.objects)

@@ -112,11 +112,24 @@ def test_contrast_reaches_both_towers(fill: Fill):
   batch = _prompts() | {"images": _images()}
   value, found = _gradients(contrast, module, batch)
   assert np.isfinite(value)
-  for part in ("encoder/", "text/", "image_proj/", "text_proj/", "pixels/", "logit_scale"):
+  for part in (
+    "encoder/",
+    "text/",
+    "image_proj/",
+    "text_proj/",
+    "narrow/",
+    "widen/",
+    "pixels/",
+    "logit_scale",
+  ):
     assert any(g > 0 for p, g in found.items() if p.startswith(part)), part
   weights = module.weights(batch)
   _, metrics = module.loss(batch, jax.random.key(0), weights)
   assert 0 <= float(metrics["retrieval"]) <= 1
+  # The noise is in the narrow features alone: another key changes the pixels' error, nothing else.
+  _, other = module.loss(batch, jax.random.key(1), weights)
+  assert other["pixel_error"] != metrics["pixel_error"]
+  assert other["contrast_loss"] == metrics["contrast_loss"]
 
 
 @pytest.mark.parametrize(
@@ -163,8 +176,15 @@ def test_whitening_is_white():
   assert 0.5 < share <= 1
   # What is particular to a cell stays in its features: they are all that tells where it lies.
   assert np.abs(white.reshape(*x.shape[:3], 3).mean(0)).max() > 0.1
-  with pytest.raises(ValueError, match="whiten 6: the tower has only 5 channels"):
+  with pytest.raises(ValueError, match="whiten 6: there are only 5 channels"):
     features.fit_whitening(x, 6)
+  narrow = rng.standard_normal((5, 4)).astype(np.float32)
+  mean, kernel, share = features.fit_whitening(x, 4, narrow)
+  white = ((x - mean) @ kernel).reshape(-1, 4)
+  np.testing.assert_allclose(white.T @ white / len(white), np.eye(4), atol=1e-3)
+  assert share == pytest.approx(1)
+  with pytest.raises(ValueError, match="whiten 5: there are only 4 channels"):
+    features.fit_whitening(x, 5, narrow)
   with pytest.raises(ValueError, match="pool 3 does not divide"):
     features.Config(TOWER, pool=3)
 
