@@ -26,6 +26,7 @@ import numpy as np
 from blip3o_jax import config
 from blip3o_jax import experiment
 from blip3o_jax import miniature_parts
+from blip3o_jax import sharding
 from blip3o_jax import shipped
 from blip3o_jax import trees
 from blip3o_jax.data import embedded
@@ -50,7 +51,7 @@ from blip3o_jax.train import sources
 from blip3o_jax.train import state as train_state
 from blip3o_jax.weights import table
 
-CHUNK = 32  # pictures encoded at once: what they take stays in a core's cache
+CHUNK = 32  # pictures that a device encodes at once: what they take stays in a core's cache
 # Nothing is trained where networks are only read; these are leaves that every system may train.
 FREE = ("(?!backbone/|encoder/).*",)
 SETTINGS = released.Settings(
@@ -159,8 +160,9 @@ def cache_features(work: Path, data: ConfigDict) -> None:
   found = _filled(blip3o, _full_config(work), [miniature_parts.read(work).encoder], "encoder/")
   encoder = _network(features.FeatureEncoder(cfg, rngs=nnx.Rngs(0)), found)
   parts = []
-  for start in range(0, count, CHUNK):
-    scenes = [source.scene(i) for i in range(start, min(start + CHUNK, count))]
+  block = CHUNK * jax.device_count()
+  for start in range(0, count, block):
+    scenes = [source.scene(i) for i in range(start, min(start + block, count))]
     parts.append(_encoded(encoder, shapes.render_many(scenes), whitened=True).astype(np.float16))
   home = Path(asked.path)
   home.mkdir(parents=True, exist_ok=True)
@@ -304,12 +306,14 @@ def _network(module: nnx.Module, params: dict[str, Any]) -> inference.Network:
 def _encoded(
   encoder: inference.Network, images: np.ndarray, *, whitened: bool = False
 ) -> np.ndarray:
-  """Features float32[n, h, w, C] of uint8[n, H, W, 3], `CHUNK` at a time."""
-  parts = []
-  for start in range(0, len(images), CHUNK):
-    part = images[start : start + CHUNK]
-    whole = np.resize(part, (CHUNK, *part.shape[1:]))  # a short one repeats: one program compiles
-    found = _run_encoder(encoder.graphdef, encoder.params, transforms.normalise(whole), whitened)
+  """Features float32[n, h, w, C] of uint8[n, H, W, 3], `CHUNK` at a time on every device."""
+  parts, size = [], CHUNK * jax.device_count()
+  shared = sharding.batch_sharding(_mesh())
+  for start in range(0, len(images), size):
+    part = images[start : start + size]
+    whole = np.resize(part, (size, *part.shape[1:]))  # a short one repeats: one program compiles
+    batch = jax.device_put(transforms.normalise(whole), shared)
+    found = _run_encoder(encoder.graphdef, encoder.params, batch, whitened)
     parts.append(np.asarray(found)[: len(part)])
   return np.concatenate(parts)
 

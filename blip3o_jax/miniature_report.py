@@ -8,8 +8,8 @@ generator, drawn here from the same prompts and seeds; its `pretrained`, whose w
 is that of the card. The launch script adds `seconds`. drawings.png shows the first drawings of
 each category.
 
-`score` and `compare` may run side by side, each on a core; `write` puts together what they left in
-scores/.
+`draw_pretrained`, `score` and `compare` leave what they found in scores/, and may run beside other
+stages, each on a core; `write` puts it together.
 """
 
 from collections.abc import Sequence
@@ -61,40 +61,42 @@ def score(work: Path, amounts: miniature.Amounts = miniature.ALL) -> dict[str, A
   return {}
 
 
-def compare(work: Path, amounts: miniature.Amounts = miniature.ALL) -> dict[str, Any]:
-  """Scores what the new model is held against: scores/others.json.
-
-  The generator before its tuning, in a folder of shipped parts the shipped generator, and the
-  scorer itself.
-  """
+def draw_pretrained(work: Path, amounts: miniature.Amounts = miniature.ALL) -> dict[str, Any]:
+  """Scores the generator before its tuning, and the scorer itself: scores/pretrained.json."""
   count = amounts.asked
   earlier = miniature.assemble(work, "generator")
   # Half of the prompts: enough for the comparison, and drawing is what takes the time here.
   pretrained, _ = evaluate.generation(earlier, evaluate.test_prompts(max(1, count // 2)))
   checked = shapes_check.measure(count)
-  numbers: dict[str, Any] = {
+  numbers = {
     "pretrained": {_name(name): value for name, value in pretrained.items()},
     "scorer": {name: checked[name] for name in ("accuracy", "rejection")},
   }
-  pictures = {}
-  parts = miniature_parts.read(work)
-  if parts.kind == "shipped":
-    asked = evaluate.test_prompts(count)
-    drawn, images = _generation(inference.load(parts.home), asked)
-    drawn["pretrained"] = shipped.card()["scores"]["generation"]["pretrained"]
-    numbers["shipped"] = {"generation": drawn}
-    pictures[SHIPPED] = _drawings(asked, images, count)
-  _leave(work, "others", numbers, pictures)
+  _leave(work, "pretrained", numbers, {})
+  return {}
+
+
+def compare(work: Path, amounts: miniature.Amounts = miniature.ALL) -> dict[str, Any]:
+  """Scores the shipped generator on the prompts and seeds of `score`: scores/shipped.json."""
+  asked = evaluate.test_prompts(amounts.asked)
+  drawn, images = _generation(inference.load(shipped.directory()), asked)
+  drawn["pretrained"] = shipped.card()["scores"]["generation"]["pretrained"]
+  pictures = {SHIPPED: _drawings(asked, images, amounts.asked)}
+  _leave(work, "shipped", {"shipped": {"generation": drawn}}, pictures)
   return {}
 
 
 def write(work: Path) -> dict[str, Any]:
-  """Writes report.html and report.json of what `score` and `compare` left."""
+  """Writes report.html and report.json of what the other stages left in scores/."""
   numbers, pictures = _left(work, "model")
-  others, more = _left(work, "others")
-  numbers["generation"]["pretrained"] = others.pop("pretrained")
-  numbers |= others
-  _write(work / "report.html", _page(work, numbers, pictures | more))
+  earlier, _ = _left(work, "pretrained")
+  numbers["generation"]["pretrained"] = earlier["pretrained"]
+  numbers["scorer"] = earlier["scorer"]
+  if miniature_parts.read(work).kind == "shipped":
+    beside, more = _left(work, "shipped")
+    numbers |= beside
+    pictures |= more
+  _write(work / "report.html", _page(work, numbers, pictures))
   _write(work / "report.json", json.dumps(numbers, indent=2))
   return {}
 

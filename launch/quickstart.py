@@ -23,11 +23,12 @@ or, from scratch,
 and then
 
     generator   slots and DiT on features            all cores, backbone frozen
-    probe       which categories are weakest
-    tuned       instruction tuning on these
+    probe       which categories are weakest         one half of the cores
+    pretrained  drawings before tuning               the other half
+    tuned       instruction tuning on the weakest    all cores
     export      the model in the released layout   ┐ one half of the cores
     score       its answers, drawings, pictures    ┘
-    compare     drawings before tuning, and the shipped generator's: the other half
+    compare     the shipped generator's drawings     the other half; not from scratch
     report      report.html, report.json
 
 `--stage curve`, which no phase runs, scores what the runs had reached on the way: curve.json.
@@ -60,17 +61,23 @@ LONG = {"tower": 3.0, "autoencoder": 3.0, "unet": 5.0, "backbone": 3.0}
 LONG |= {"generator": 5.0, "tuned": 5.0}
 # Stages in one line run after each other, lines of one phase side by side.
 Phase = tuple[tuple[str, ...], ...]
-LAST: tuple[Phase, ...] = (
-  (("generator", "probe", "tuned"),),
-  (("export", "score"), ("compare",)),
-  (("report",),),
+GENERATOR: tuple[Phase, ...] = (
+  (("generator",),),
+  (("probe",), ("pretrained",)),
+  (("tuned",),),
 )
 PHASES: dict[str, tuple[Phase, ...]] = {
-  "shipped": ((("shipped", "features"),), *LAST),
+  "shipped": (
+    (("shipped", "features"),),
+    *GENERATOR,
+    (("export", "score"), ("compare",)),
+    (("report",),),
+  ),
   "trained": (
     (("tokenizer",),),
     (("tower", "encode", "autoencoder", "unet"), ("backbone",)),
-    *LAST,
+    *GENERATOR,
+    (("export", "score", "report"),),
   ),
 }
 SECONDS = 15.0  # between lines of progress
@@ -300,6 +307,8 @@ def one_stage(name: str, work: Path, *, debug: bool = False) -> int:
       facts = miniature.export_model(work)
     case "score":
       facts = miniature_report.score(work, amounts)
+    case "pretrained":
+      facts = miniature_report.draw_pretrained(work, amounts)
     case "compare":
       facts = miniature_report.compare(work, amounts)
     case "report":

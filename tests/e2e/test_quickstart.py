@@ -26,7 +26,7 @@ def _run(*command: str) -> str:
 
 
 ALL_PARTS = ("tokenizer", "tower", "encode", "autoencoder", "unet", "backbone")
-LAST = ("generator", "probe", "tuned", "export", "score", "compare", "report")
+LAST = ("generator", "probe", "pretrained", "tuned", "export", "score", "report")
 
 
 @pytest.mark.slow
@@ -34,7 +34,7 @@ LAST = ("generator", "probe", "tuned", "export", "score", "compare", "report")
 @pytest.mark.parametrize(
   ("options", "stages", "curve"),
   [
-    ((), ("shipped", "features", *LAST), [0, 2]),
+    ((), ("shipped", "features", *LAST, "compare"), [0, 2]),
     (("--from-scratch",), (*ALL_PARTS, *LAST), [1, 2]),
   ],
   ids=["shipped", "trained"],
