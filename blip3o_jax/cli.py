@@ -16,7 +16,7 @@ from typing import Any
 EXAMPLES = {
   "train": "blip3o train --config=configs/blip3o_4b_pretrain.py --workdir=runs/4b "
   "--config.data.path=/data/tars --config.optimizer.lr=3e-5",
-  "generate": 'blip3o generate "a red circle left of a blue square" --model DIR --seed 1',
+  "generate": 'blip3o generate "a red circle left of a blue square" --seed 1',
   "chat": 'blip3o chat "how many stars are there?" --image picture.png --model DIR',
   "reconstruct": "blip3o reconstruct picture.png --model DIR --output rebuilt.png",
 }
@@ -183,7 +183,9 @@ def _at_least(least: float, kind: Callable[[str], Any] = int) -> Callable[[str],
 def _parser(verb: str, what: str) -> argparse.ArgumentParser:
   parser = _describe(verb, what)
   parser.add_argument(
-    "--model", required=True, help="a directory, released or converted, or a hub id: owner/name"
+    "--model",
+    help="a directory, released or converted, or a hub id: owner/name (default: the miniature that "
+    "ships with the package)",
   )
   parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
   parser.add_argument(
@@ -193,14 +195,21 @@ def _parser(verb: str, what: str) -> argparse.ArgumentParser:
 
 
 def _load(options: argparse.Namespace) -> Any:
+  from blip3o_jax import shipped
   from blip3o_jax.weights import hub
 
-  directory = hub.local_directory(options.model)
+  name = shipped.NAME if options.model is None else options.model
+  if options.model is None:
+    print(f"no --model: the miniature that ships with the package ({name})", file=sys.stderr)
+    shipped.verify()
+    directory = shipped.directory()
+  else:
+    directory = hub.local_directory(options.model)
   from blip3o_jax.systems import inference
 
   start = time.monotonic()
   model = inference.load(directory, dtype=options.dtype)
-  print(f"loaded {options.model} in {time.monotonic() - start:.1f} s", file=sys.stderr)
+  print(f"loaded {name} in {time.monotonic() - start:.1f} s", file=sys.stderr)
   return model
 
 

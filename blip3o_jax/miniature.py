@@ -1,15 +1,19 @@
 """The stages of the miniature that are no training run, and what its runs leave for each other.
 
 A working folder holds tokenizer.json, one run directory a stage, `features/` and, in the end,
-`model/` in the released layout. `launch/quickstart.py` calls these in order.
+`model/` in the released layout. Its frozen parts are trained there or the shipped ones, as
+`miniature_parts` says. `launch/quickstart.py` calls these in order.
 """
 
 from collections.abc import Sequence
 import dataclasses
 import functools
 import hashlib
+import importlib.metadata
 import json
+import os
 from pathlib import Path
+import platform
 from typing import Any
 
 from absl import logging
@@ -21,6 +25,9 @@ import numpy as np
 
 from blip3o_jax import config
 from blip3o_jax import experiment
+from blip3o_jax import miniature_parts
+from blip3o_jax import sharding
+from blip3o_jax import shipped
 from blip3o_jax import trees
 from blip3o_jax.data import embedded
 from blip3o_jax.data import prompts
@@ -42,8 +49,9 @@ from blip3o_jax.systems import variants
 from blip3o_jax.train import distributed
 from blip3o_jax.train import sources
 from blip3o_jax.train import state as train_state
+from blip3o_jax.weights import table
 
-CHUNK = 32  # pictures encoded at once: what they take stays in a core's cache
+CHUNK = 32  # pictures that a device encodes at once: what they take stays in a core's cache
 # Nothing is trained where networks are only read; these are leaves that every system may train.
 FREE = ("(?!backbone/|encoder/).*",)
 SETTINGS = released.Settings(
@@ -55,6 +63,7 @@ SETTINGS = released.Settings(
   steps=20,
   scale=2.0,
 )
+STORED: table.Stored = "float16"  # what the exported model's tensors are in its files
 PROBE_SEED = 10_000  # of drawings that choose what to tune on, apart from the report's
 
 
@@ -110,6 +119,17 @@ def train_tokenizer(work: Path, amounts: Amounts = ALL) -> dict[str, Any]:
   return {"vocabulary": tokenizer.size}
 
 
+def take_shipped(work: Path) -> dict[str, Any]:
+  """Checks every shipped file against its sum, and copies the tokenizer into the folder.
+
+  Raises:
+    FileNotFoundError, ValueError: an absent or a damaged file, by name.
+  """
+  files = shipped.verify()
+  export.copy_tokenizer(shipped.directory(), work)
+  return {"files": len(files)}
+
+
 def encode(work: Path, data: Sequence[ConfigDict], amounts: Amounts = ALL) -> dict[str, Any]:
   """Measures the whitening of the tower's features and caches those that stages' `data` ask for."""
   cfg = variants.blip3o_shapes().features
@@ -137,14 +157,12 @@ def cache_features(work: Path, data: ConfigDict) -> None:
   source = embedded.EmbeddedSource(asked.split, asked.records, asked.mixture)
   count = source.scenes
   cfg = variants.blip3o_shapes().features
-  wanted = train_state.partition(blip3o, _full_config(work), _mesh(), FREE).leaves
-  wanted = {p: v for p, v in wanted.items() if p.startswith("encoder/")}
-  found = blip3o.load_params(_full_config(work), work / "features" / "encoder", wanted)
-  found = {p.removeprefix("encoder/"): v for p, v in found.items()}
+  found = _filled(blip3o, _full_config(work), [miniature_parts.read(work).encoder], "encoder/")
   encoder = _network(features.FeatureEncoder(cfg, rngs=nnx.Rngs(0)), found)
   parts = []
-  for start in range(0, count, CHUNK):
-    scenes = [source.scene(i) for i in range(start, min(start + CHUNK, count))]
+  block = CHUNK * jax.device_count()
+  for start in range(0, count, block):
+    scenes = [source.scene(i) for i in range(start, min(start + block, count))]
     parts.append(_encoded(encoder, shapes.render_many(scenes), whitened=True).astype(np.float16))
   home = Path(asked.path)
   home.mkdir(parents=True, exist_ok=True)
@@ -178,25 +196,32 @@ def probe_prompts(count: int) -> list[dict[str, Any]]:
 
 
 def export_model(work: Path) -> dict[str, Any]:
-  """Writes work/model, in the released layout."""
-  model = assemble(work, "tuned")
-  export.save(model, work, work / "model")
+  """Writes work/model in the released layout and in half precision; with what computed it."""
+  export.save(assemble(work, "tuned"), work, work / "model", dtype=STORED)
   size = sum(f.stat().st_size for f in (work / "model").rglob("*") if f.is_file())
-  return {"bytes": size}
+  versions = {name: importlib.metadata.version(name) for name in ("jax", "flax")}
+  versions["python"] = platform.python_version()
+  return {"bytes": size, "versions": versions, "cores": os.cpu_count()}
 
 
 def assemble(work: Path, generator: str, step: int = -1) -> inference.Model:
-  """The model that the runs in `work` make together, with the generator of one of them.
+  """The model of the frozen parts of `work` and the generator of one of its runs.
 
   `step` is that of a checkpoint which the generator's run kept; -1 is its last.
+
+  Raises:
+    FileNotFoundError, ValueError: a part that is absent, or that does not fit the configs.
   """
-  cfg = _full_config(work)
+  parts, cfg = miniature_parts.read(work), _full_config(work)
   at = "" if step < 0 else f"@{step}"
-  entries = [str(work / "features" / "encoder"), f"{work / generator}#ema{at}"]
+  entries = [parts.encoder, parts.reader, f"{work / generator}#ema{at}"]
   system = _filled(blip3o, cfg, entries)
-  scale = json.loads((work / "done" / "autoencoder.json").read_text())["scale"]
-  decoder_cfg = variants.pixels_shapes(scale)
-  decoder = _filled(pixels, decoder_cfg, [str(work / "autoencoder"), f"{work / 'unet'}#ema"])
+  if parts.kind == "shipped":
+    decoder_cfg = pixels.read_config(parts.home, feature_grid=cfg.grid)
+  else:
+    scale = json.loads((work / "done" / "autoencoder.json").read_text())["scale"]
+    decoder_cfg = variants.pixels_shapes(scale)
+  decoder = _filled(pixels, decoder_cfg, parts.decoder)
   return inference.Model(
     cfg,
     SETTINGS,
@@ -216,15 +241,19 @@ def frozen_hash(model: inference.Model) -> str:
 
 
 def before_generation(work: Path, model: inference.Model) -> inference.Model:
-  """`model` with backbone and vision tower as their own stage left them."""
+  """The exported `model` with backbone and vision tower as they were before the generator.
+
+  They are rounded as the export rounds, so that training alone can make a difference.
+  """
   _, reads = _reading(work)
-  params = trees.flatten(model.system.params) | reads
+  rounded = {path: value.astype(STORED).astype(value.dtype) for path, value in reads.items()}
+  params = trees.flatten(model.system.params) | rounded
   system = inference.Network(model.system.graphdef, trees.unflatten(params))
   return inference.Model(model.cfg, model.settings, system, model.decoder, model.tokenizer)
 
 
 def reader(work: Path, step: int = -1) -> inference.Model:
-  """The model that answers questions and draws nothing, after `step` steps of the backbone."""
+  """The model that answers questions and draws nothing, after `step` steps of its own backbone."""
   cfg, params = _reading(work, step)
   return inference.Model(cfg, SETTINGS, _split(blip3o, cfg, params), None, Tokenizer.load(work))
 
@@ -234,7 +263,7 @@ def _reading(work: Path, step: int = -1) -> tuple[blip3o.Config, dict[str, jax.A
     _full_config(work), parts=("visual", "head"), loss=blip3o.Loss(image=0.0, text=1.0)
   )
   at = "" if step < 0 else f"#params@{step}"
-  return cfg, _filled(blip3o, cfg, [f"{work / 'backbone'}{at}"])
+  return cfg, _filled(blip3o, cfg, [f"{miniature_parts.read(work).reader}{at}"])
 
 
 def _scenes(split: str, count: int) -> list[shapes.Scene]:
@@ -249,7 +278,9 @@ def _full_config(work: Path) -> blip3o.Config:
   return variants.blip3o_shapes(Tokenizer.load(work).image_pad)
 
 
-def _filled(system: Any, cfg: Any, entries: list[str], prefix: str = "") -> dict[str, jax.Array]:
+def _filled(
+  system: Any, cfg: Any, entries: Sequence[str], prefix: str = ""
+) -> dict[str, jax.Array]:
   """All leaves of a system under a prefix (which is cut off), from runs and directories.
 
   Raises:
@@ -275,12 +306,14 @@ def _network(module: nnx.Module, params: dict[str, Any]) -> inference.Network:
 def _encoded(
   encoder: inference.Network, images: np.ndarray, *, whitened: bool = False
 ) -> np.ndarray:
-  """Features float32[n, h, w, C] of uint8[n, H, W, 3], `CHUNK` at a time."""
-  parts = []
-  for start in range(0, len(images), CHUNK):
-    part = images[start : start + CHUNK]
-    whole = np.resize(part, (CHUNK, *part.shape[1:]))  # a short one repeats: one program compiles
-    found = _run_encoder(encoder.graphdef, encoder.params, transforms.normalise(whole), whitened)
+  """Features float32[n, h, w, C] of uint8[n, H, W, 3], `CHUNK` at a time on every device."""
+  parts, size = [], CHUNK * jax.device_count()
+  shared = sharding.batch_sharding(_mesh())
+  for start in range(0, len(images), size):
+    part = images[start : start + size]
+    whole = np.resize(part, (size, *part.shape[1:]))  # a short one repeats: one program compiles
+    batch = jax.device_put(transforms.normalise(whole), shared)
+    found = _run_encoder(encoder.graphdef, encoder.params, batch, whitened)
     parts.append(np.asarray(found)[: len(part)])
   return np.concatenate(parts)
 

@@ -23,13 +23,16 @@ def write(work: Path, amounts: miniature.Amounts = miniature.ALL) -> dict[str, A
   """Writes work/curve.json: {"understanding" and "generation": [[minutes, rate], ...]}.
 
   Minutes count from the first line that any run logged; a rate is the mean of the question types,
-  or of the categories, of `amounts.probe` questions or prompts each.
+  or of the categories, of `amounts.probe` questions or prompts each. With shipped parts, which no
+  run here trained, the curve of understanding is empty.
   """
-  lines = {name: _times(work / name) for name in ("tower", *RUNS)}
+  # Of shipped parts there is no run.
+  runs = {name: kind for name, kind in RUNS.items() if (work / name).is_dir()}
+  lines = {name: _times(work / name) for name in ("tower", *runs) if (work / name).is_dir()}
   began = min(time for found in lines.values() for time in found.values())
   asked = miniature.probe_prompts(amounts.probe)
   out: dict[str, list[tuple[float, float]]] = {kind: [] for kind in RUNS.values()}
-  for name, kind in RUNS.items():
+  for name, kind in runs.items():
     for step in checkpoint.steps(work / name):
       minutes = (lines[name][step] - began) / 60
       if kind == "understanding":

@@ -1,9 +1,15 @@
-"""The last stage of the miniature: what it can do, in numbers, pictures and one page.
+"""The last stages of the miniature: what it can do, in numbers, pictures and one page.
 
 report.json has, each rate with count and 95 % interval: `understanding` (accuracy before and after
 the generator's training, and by question type), `generation` (by category, overall, before tuning,
-unseen combinations, diversity), `reconstruction`, `scorer`; the launch script adds `seconds`.
-drawings.png shows the first drawings of each category.
+unseen combinations, diversity), `reconstruction`, `scorer`, `model` (the sha256 of the files that
+were scored). In a folder of shipped parts `shipped.generation` has the same keys for the shipped
+generator, drawn here from the same prompts and seeds; its `pretrained`, whose weights do not ship,
+is that of the card. The launch script adds `seconds`. drawings.png shows the first drawings of
+each category.
+
+`draw_pretrained`, `score` and `compare` leave what they found in scores/, and may run beside other
+stages, each on a core; `write` puts it together.
 """
 
 from collections.abc import Sequence
@@ -15,6 +21,8 @@ import numpy as np
 from PIL import Image
 
 from blip3o_jax import miniature
+from blip3o_jax import miniature_parts
+from blip3o_jax import shipped
 from blip3o_jax.data import shapes
 from blip3o_jax.evaluate import miniature as evaluate
 from blip3o_jax.evaluate import report
@@ -26,36 +34,88 @@ COLUMNS = 6  # of drawings.png, a row a category
 Prompts = Sequence[dict[str, Any]]
 # The data set's names of categories and questions -> the report's.
 NAMES = {"two_object": "two_objects"}
+DRAWN = "Drawings of test prompts"  # headings of the page
+SHIPPED = "Drawings of the shipped miniature, same prompts and seeds"
+TALKED, REBUILT = "Dialogues", "Reconstruction"
 
 
-def write(work: Path, amounts: miniature.Amounts = miniature.ALL) -> dict[str, Any]:
-  """Scores work/model on test questions, prompts and pictures; writes the report and the images."""
+def score(work: Path, amounts: miniature.Amounts = miniature.ALL) -> dict[str, Any]:
+  """Scores work/model on test questions, prompts and pictures: scores/model.json, drawings.png."""
   model = inference.load(work / "model")
   count = amounts.asked
   numbers, dialogues = _understanding(work, model, count)
   asked = evaluate.test_prompts(count)
-  drawn, images = evaluate.generation(model, asked)
+  numbers["generation"], images = _generation(model, asked)
   _save_images(work / "images", asked, images)
   first = [i for i in range(len(asked)) if i % count < COLUMNS]
   report.sheet(*_marked(asked, images, first), min(COLUMNS, count)).save(work / "drawings.png")
-  numbers["generation"] = _generation(work, model, drawn, count)
   rebuilt, before, after = evaluate.reconstruction(model, count)
   numbers["reconstruction"] = {"psnr": rebuilt["psnr"], "scorer_accuracy": rebuilt["right"]}
-  checked = shapes_check.measure(count)
-  numbers["scorer"] = {name: checked[name] for name in ("accuracy", "rejection")}
+  numbers["model"] = shipped.sums(work / "model")
   pictures = {
-    "Drawings of test prompts": _drawings(asked, images, count),
-    "Dialogues": report.dialogue(dialogues, [shapes.render(d["scene"]) for d in dialogues]),
-    "Reconstruction": _row(before[:10], "before") + _row(after[:10], "after"),
+    DRAWN: _drawings(asked, images, count),
+    TALKED: report.dialogue(dialogues, [shapes.render(d["scene"]) for d in dialogues]),
+    REBUILT: _row(before[:10], "before") + _row(after[:10], "after"),
   }
-  for name, text in (
-    ("report.html", _page(work, numbers, pictures)),
-    ("report.json", json.dumps(numbers, indent=2)),
-  ):
-    partial = work / f".{name}.partial"
-    partial.write_text(text)
-    partial.replace(work / name)
+  _leave(work, "model", numbers, pictures)
   return {}
+
+
+def draw_pretrained(work: Path, amounts: miniature.Amounts = miniature.ALL) -> dict[str, Any]:
+  """Scores the generator before its tuning, and the scorer itself: scores/pretrained.json."""
+  count = amounts.asked
+  earlier = miniature.assemble(work, "generator")
+  # Half of the prompts: enough for the comparison, and drawing is what takes the time here.
+  pretrained, _ = evaluate.generation(earlier, evaluate.test_prompts(max(1, count // 2)))
+  checked = shapes_check.measure(count)
+  numbers = {
+    "pretrained": {_name(name): value for name, value in pretrained.items()},
+    "scorer": {name: checked[name] for name in ("accuracy", "rejection")},
+  }
+  _leave(work, "pretrained", numbers, {})
+  return {}
+
+
+def compare(work: Path, amounts: miniature.Amounts = miniature.ALL) -> dict[str, Any]:
+  """Scores the shipped generator on the prompts and seeds of `score`: scores/shipped.json."""
+  asked = evaluate.test_prompts(amounts.asked)
+  drawn, images = _generation(inference.load(shipped.directory()), asked)
+  drawn["pretrained"] = shipped.card()["scores"]["generation"]["pretrained"]
+  pictures = {SHIPPED: _drawings(asked, images, amounts.asked)}
+  _leave(work, "shipped", {"shipped": {"generation": drawn}}, pictures)
+  return {}
+
+
+def write(work: Path) -> dict[str, Any]:
+  """Writes report.html and report.json of what the other stages left in scores/."""
+  numbers, pictures = _left(work, "model")
+  earlier, _ = _left(work, "pretrained")
+  numbers["generation"]["pretrained"] = earlier["pretrained"]
+  numbers["scorer"] = earlier["scorer"]
+  if miniature_parts.read(work).kind == "shipped":
+    beside, more = _left(work, "shipped")
+    numbers |= beside
+    pictures |= more
+  _write(work / "report.html", _page(work, numbers, pictures))
+  _write(work / "report.json", json.dumps(numbers, indent=2))
+  return {}
+
+
+def _leave(work: Path, name: str, numbers: dict[str, Any], pictures: dict[str, str]) -> None:
+  """Keeps numbers and the HTML of pictures by heading, for the report."""
+  (work / "scores").mkdir(exist_ok=True)
+  _write(work / "scores" / f"{name}.json", json.dumps({"numbers": numbers, "pictures": pictures}))
+
+
+def _left(work: Path, name: str) -> tuple[dict[str, Any], dict[str, str]]:
+  found = json.loads((work / "scores" / f"{name}.json").read_text())
+  return found["numbers"], found["pictures"]
+
+
+def _write(path: Path, text: str) -> None:
+  partial = path.with_name(f".{path.name}.partial")
+  partial.write_text(text)
+  partial.replace(path)
 
 
 def _understanding(
@@ -77,19 +137,14 @@ def _understanding(
   return {"understanding": numbers}, dialogues
 
 
-def _generation(
-  work: Path, model: inference.Model, drawn: dict[str, Any], count: int
-) -> dict[str, Any]:
-  """Rates by category, before and after tuning, on unseen combinations; and the diversity."""
-  out = {_name(name): value for name, value in drawn.items()}
+def _generation(model: inference.Model, asked: Prompts) -> tuple[dict[str, Any], np.ndarray]:
+  """Rates by category and of unseen combinations, the diversity; and the pictures."""
+  drawn, images = evaluate.generation(model, asked)
+  out: dict[str, Any] = {_name(name): value for name, value in drawn.items()}
   out["unseen_combinations"] = out.pop("unseen")
-  earlier = miniature.assemble(work, "generator")
-  # Half of the prompts: enough for the comparison, and drawing is what takes the time here.
-  pretrained, _ = evaluate.generation(earlier, evaluate.test_prompts(max(1, count // 2)))
-  out["pretrained"] = {_name(name): value for name, value in pretrained.items()}
   varied = [shapes.test_prompts(c)[i] for c in shapes.CATEGORIES for i in range(2)]
   out["diversity"], out["diversity_of_data"] = evaluate.diversity(model, varied)
-  return out
+  return out, images
 
 
 def _name(tag: str) -> str:
@@ -124,28 +179,35 @@ def _marked(
 
 
 def _page(work: Path, numbers: dict[str, Any], pictures: dict[str, str]) -> str:
-  def rates(group: str) -> str:
-    rows = {k: v for k, v in numbers[group].items() if isinstance(v, dict) and "rate" in v}
-    return report.rates_table(rows)
-
   drawn, rebuilt = numbers["generation"], numbers["reconstruction"]
+  beside = numbers.get("shipped", {}).get("generation")
+  tables = {"": _rates(drawn)} if beside is None else {"new": _rates(drawn)}
+  notes = [_note("This generator: before", drawn)]
+  if beside is not None:
+    tables["shipped"] = _rates(beside)
+    notes.append(_note("The shipped one: before", beside))
+  title = f"{REBUILT}: {rebuilt['psnr']:.1f} dB, {rebuilt['scorer_accuracy']['rate']:.2f} right"
   sections = [
-    ("Drawings of test prompts", pictures["Drawings of test prompts"]),
-    (
-      "Generation",
-      rates("generation")
-      + f"<p>Before instruction tuning {drawn['pretrained']['overall']['rate']:.2f} overall. "
-      f"Diversity {drawn['diversity']:.2f}, of the data {drawn['diversity_of_data']:.2f}.</p>",
-    ),
-    ("Understanding", rates("understanding")),
-    ("Dialogues", pictures["Dialogues"]),
-    (
-      f"Reconstruction: {rebuilt['psnr']:.1f} dB, {rebuilt['scorer_accuracy']['rate']:.2f} right",
-      pictures["Reconstruction"],
-    ),
+    (DRAWN, pictures[DRAWN]),
+    *((name, pictures[name]) for name in (SHIPPED,) if name in pictures),
+    ("Generation", report.rates_table(tables) + "".join(notes)),
+    ("Understanding", report.rates_table({"": _rates(numbers["understanding"])})),
+    (TALKED, pictures[TALKED]),
+    (title, pictures[REBUILT]),
     ("Losses", "".join(_curves(work))),
   ]
   return report.page("BLIP3-o, the miniature", sections)
+
+
+def _rates(group: dict[str, Any]) -> dict[str, Any]:
+  return {k: v for k, v in group.items() if isinstance(v, dict) and "rate" in v}
+
+
+def _note(head: str, drawn: dict[str, Any]) -> str:
+  return (
+    f"<p>{head} instruction tuning {drawn['pretrained']['overall']['rate']:.2f} overall; "
+    f"diversity {drawn['diversity']:.2f}, of the data {drawn['diversity_of_data']:.2f}.</p>"
+  )
 
 
 def _row(images: np.ndarray, caption: str) -> str:

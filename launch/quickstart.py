@@ -1,9 +1,17 @@
-"""Trains a complete miniature BLIP3-o, stage by stage, and reports what it draws and understands.
+"""Trains a miniature BLIP3-o stage by stage, and reports what it draws and understands.
 
-    bash launch/quickstart.sh [--workdir DIR] [--debug]
+    bash launch/quickstart.sh [--from-scratch] [--workdir DIR] [--debug]
 
-Stages, each a config of configs/ (`--stage NAME` runs one alone; finished ones are reused;
-`--debug` rehearses all of them with a few steps, which learns nothing):
+What BLIP3-o trains, slots and DiT, is trained from nothing on the frozen parts that ship with the
+package, and reported beside the shipped generator. With `--from-scratch` every part is trained, for
+hours: that is how the shipped ones were made. Stages, each a config of configs/ (`--stage NAME`
+runs one alone; finished ones are reused; `--debug` rehearses all of them with a few steps, which
+learns nothing):
+
+    shipped     checks the shipped parts, takes their tokenizer
+    features    the image tower's features of the generator's training set
+
+or, from scratch,
 
     tokenizer   byte-level BPE of the embedded set's words
     tower       image tower, contrastive           ┐ one half of the cores
@@ -11,9 +19,17 @@ Stages, each a config of configs/ (`--stage NAME` runs one alone; finished ones 
     autoencoder                                    │
     unet        the pixel decoder on features      ┘
     backbone    language model and vision tower      the other half, at the same time
+
+and then
+
     generator   slots and DiT on features            all cores, backbone frozen
-    tuned       instruction tuning on the weakest categories
-    report      answers, drawings, reconstructions: report.html, report.json
+    probe       which categories are weakest         one half of the cores
+    pretrained  drawings before tuning               the other half
+    tuned       instruction tuning on the weakest    all cores
+    export      the model in the released layout   ┐ one half of the cores
+    score       its answers, drawings, pictures    ┘
+    compare     the shipped generator's drawings     the other half; not from scratch
+    report      report.html, report.json
 
 `--stage curve`, which no phase runs, scores what the runs had reached on the way: curve.json.
 """
@@ -29,6 +45,8 @@ import sys
 import time
 from typing import Any
 
+from blip3o_jax import miniature_parts
+
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = {
   "tower": "shapes_tower_train",
@@ -38,13 +56,30 @@ CONFIGS = {
   "generator": "shapes_generator_pretrain",
   "tuned": "shapes_generator_tune",
 }
+# Steps of --from-scratch in multiples of those that a config has by itself.
+LONG = {"tower": 3.0, "autoencoder": 3.0, "unet": 5.0, "backbone": 3.0}
+LONG |= {"generator": 5.0, "tuned": 5.0}
 # Stages in one line run after each other, lines of one phase side by side.
-PHASES = (
-  (("tokenizer",),),
-  (("tower", "encode", "autoencoder", "unet"), ("backbone",)),
-  (("generator", "probe", "tuned"),),
-  (("export", "report"),),
+Phase = tuple[tuple[str, ...], ...]
+GENERATOR: tuple[Phase, ...] = (
+  (("generator",),),
+  (("probe",), ("pretrained",)),
+  (("tuned",),),
 )
+PHASES: dict[str, tuple[Phase, ...]] = {
+  "shipped": (
+    (("shipped", "features"),),
+    *GENERATOR,
+    (("export", "score"), ("compare",)),
+    (("report",),),
+  ),
+  "trained": (
+    (("tokenizer",),),
+    (("tower", "encode", "autoencoder", "unet"), ("backbone",)),
+    *GENERATOR,
+    (("export", "score", "report"),),
+  ),
+}
 SECONDS = 15.0  # between lines of progress
 # What --debug changes in every config, and the records that the stages' data then have.
 DEBUG = {
@@ -63,19 +98,33 @@ def main() -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--workdir", type=Path, help="default work/quickstart, or work/debug")
+  parser.add_argument(
+    "--workdir",
+    type=Path,
+    help="default work/quickstart, work/from-scratch or, with --debug, work/debug-...",
+  )
+  parser.add_argument(
+    "--from-scratch", action="store_true", help="train every part, which takes hours"
+  )
   parser.add_argument("--stage", help="run this stage only, in this process")
   parser.add_argument("--debug", action="store_true", help="a rehearsal of some minutes")
   options = parser.parse_args()
-  default = Path("work/debug" if options.debug else "work/quickstart")
-  work = (options.workdir or default).absolute()
+  name = "from-scratch" if options.from_scratch else "quickstart"
+  work = (options.workdir or Path("work") / ("debug-" * options.debug + name)).absolute()
+  kind: miniature_parts.Kind = "trained" if options.from_scratch else "shipped"
   work.mkdir(parents=True, exist_ok=True)
+  try:
+    miniature_parts.choose(work, kind)
+  except (ValueError, OSError) as error:
+    print(f"quickstart: {error}", file=sys.stderr)
+    return 1
   if options.stage:
     return one_stage(options.stage, work, debug=options.debug)
   signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end; the next call goes on from here"))
   start = time.monotonic()
-  for phase in PHASES:
-    if not run_phase(phase, work, ["--debug"] * options.debug):
+  words = ["--debug"] * options.debug + ["--from-scratch"] * options.from_scratch
+  for phase in PHASES[kind]:
+    if not run_phase(phase, work, words):
       return 1
   seconds = {p.stem: json.loads(p.read_text())["seconds"] for p in (work / "done").glob("*.json")}
   report = json.loads((work / "report.json").read_text())
@@ -94,22 +143,32 @@ def main() -> int:
 
 
 def summary(report: dict[str, Any]) -> str:
-  """The three scores in a line each."""
+  """The scores in a line, and in another those of the shipped generator where it was drawn."""
   understood, drawn, rebuilt = (
     report[n] for n in ("understanding", "generation", "reconstruction")
   )
+  lines = [
+    f"understanding {understood['accuracy']:.2f}, {drawings(drawn)}, reconstruction "
+    f"{rebuilt['psnr']:.1f} dB, {rebuilt['scorer_accuracy']['rate']:.2f} right"
+  ]
+  if "shipped" in report:
+    lines.append(f"the shipped generator: {drawings(report['shipped']['generation'])}")
+  return "\n".join(lines)
+
+
+def drawings(drawn: dict[str, Any]) -> str:
+  """The shares of right drawings in a few words."""
   return (
-    f"understanding {understood['accuracy']:.2f}, generation {drawn['overall']['rate']:.2f} "
-    f"(single object {drawn['single_object']['rate']:.2f}, unseen combinations "
-    f"{drawn['unseen_combinations']['rate']:.2f}), reconstruction {rebuilt['psnr']:.1f} dB, "
-    f"{rebuilt['scorer_accuracy']['rate']:.2f} right"
+    f"generation {drawn['overall']['rate']:.2f} (single object "
+    f"{drawn['single_object']['rate']:.2f}, unseen combinations "
+    f"{drawn['unseen_combinations']['rate']:.2f})"
   )
 
 
 # ---- lanes: stages as processes, one after the other, lanes side by side --------------------
 
 
-def run_phase(phase: tuple[tuple[str, ...], ...], work: Path, options: list[str]) -> bool:
+def run_phase(phase: Phase, work: Path, options: list[str]) -> bool:
   """Runs the lanes of a phase in parallel; False, after printing why, when a stage failed."""
   cores = sorted(os.sched_getaffinity(0))
   share = max(1, len(cores) // len(phase))
@@ -215,12 +274,18 @@ def one_stage(name: str, work: Path, *, debug: bool = False) -> int:
   from blip3o_jax import miniature_curve
   from blip3o_jax import miniature_report
 
+  kind = miniature_parts.read(work).kind
   logging.set_verbosity(logging.INFO)
   logging.use_absl_handler()
   start = time.monotonic()
   amounts = miniature.Amounts(**DEBUG_AMOUNTS) if debug else miniature.ALL
   facts: dict[str, Any]
   match name:
+    case "shipped":
+      facts = miniature.take_shipped(work)
+    case "features":
+      miniature.cache_features(work, stage_config("generator", work, debug).data)
+      facts = {}
     case "encode":
       data = [stage_config(stage, work, debug).data for stage in ("unet", "generator")]
       facts = miniature.encode(work, data, amounts)
@@ -240,12 +305,19 @@ def one_stage(name: str, work: Path, *, debug: bool = False) -> int:
       facts = miniature.train_tokenizer(work, amounts)
     case "export":
       facts = miniature.export_model(work)
+    case "score":
+      facts = miniature_report.score(work, amounts)
+    case "pretrained":
+      facts = miniature_report.draw_pretrained(work, amounts)
+    case "compare":
+      facts = miniature_report.compare(work, amounts)
     case "report":
-      facts = miniature_report.write(work, amounts)
+      facts = miniature_report.write(work)
     case "curve":
       facts = miniature_curve.write(work, amounts)
     case _:
-      known = ", ".join([*(s for phase in PHASES for lane in phase for s in lane), "curve"])
+      stages = [s for phase in PHASES[kind] for lane in phase for s in lane]
+      known = ", ".join([*stages, "curve"])
       raise SystemExit(f"stage {name!r}: expected one of {known}")
   done = work / "done" / f"{name}.json"
   done.parent.mkdir(exist_ok=True)
@@ -255,7 +327,13 @@ def one_stage(name: str, work: Path, *, debug: bool = False) -> int:
 
 def stage_config(name: str, work: Path, debug: bool, **arguments: Any) -> Any:
   """The config of a training stage, or the few steps of it that --debug takes."""
-  words = ",".join(f"{key}={value}" for key, value in {"work": work, **arguments}.items())
+  parts = miniature_parts.read(work)
+  arguments = {"work": work, **arguments}
+  if parts.kind == "trained":
+    arguments["times"] = LONG[name]
+  elif name == "generator":
+    arguments["backbone"] = parts.backbone
+  words = ",".join(f"{key}={value}" for key, value in arguments.items())
   path = ROOT / "configs" / f"{CONFIGS[name]}.py"
   cfg = runpy.run_path(str(path))["get_config"](words)
   if debug:

@@ -60,14 +60,30 @@ def sheet(
   return out
 
 
-def rates_table(rows: Mapping[str, Mapping[str, float]]) -> str:
-  """A table of shares with their 95 % intervals."""
-  body = "".join(
-    f"<tr><td>{html.escape(name)}</td><td>{v['rate']:.2f}</td>"
-    f"<td>{v['low']:.2f} to {v['high']:.2f}</td><td>{v['count']:.0f}</td></tr>"
-    for name, v in rows.items()
+def rates_table(groups: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+  """A table of shares with their 95 % intervals.
+
+  Args:
+    groups: {heading: {row: rate}}; several groups of the same rows stand side by side.
+  """
+  heads = "".join(
+    f"<th>{html.escape(f'{name} right'.strip())}</th><th>95 %</th><th>of</th>" for name in groups
   )
-  return f"<table><tr><th></th><th>right</th><th>95 %</th><th>of</th></tr>{body}</table>"
+  rows = {row: None for group in groups.values() for row in group}
+  body = "".join(
+    f"<tr><td>{html.escape(row)}</td>"
+    + "".join(_cells(group[row]) if row in group else "<td></td>" * 3 for group in groups.values())
+    + "</tr>"
+    for row in rows
+  )
+  return f"<table><tr><th></th>{heads}</tr>{body}</table>"
+
+
+def _cells(rate: Mapping[str, float]) -> str:
+  return (
+    f"<td>{rate['rate']:.2f}</td><td>{rate['low']:.2f} to {rate['high']:.2f}</td>"
+    f"<td>{rate['count']:.0f}</td>"
+  )
 
 
 def curve(points: Sequence[tuple[float, float]], title: str, unit: str = "steps") -> str:

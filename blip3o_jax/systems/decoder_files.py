@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from safetensors.numpy import save_file
 
 from blip3o_jax.diffusion import eps
@@ -129,10 +128,20 @@ def load_autoencoder(
   return {prefix + path: value for path, value in load(folder, rows, wanted).items()}
 
 
-def save(folder: Path, rows: Sequence[table.Row], params: Mapping[str, Any]) -> None:
-  """Writes one network's weights, float32."""
+def save(
+  folder: Path,
+  rows: Sequence[table.Row],
+  params: Mapping[str, Any],
+  *,
+  dtype: table.Stored = "float32",
+) -> None:
+  """Writes one network's weights in `dtype`.
+
+  Raises:
+    ValueError: a value that `dtype` cannot hold, by the name of its tensor.
+  """
   folder.mkdir(parents=True, exist_ok=True)
-  tensors = {name: np.asarray(v, np.float32) for name, v in table.export(rows, params)}
+  tensors = {name: table.cast(name, v, dtype) for name, v in table.export(rows, params)}
   save_file(tensors, folder / f"{STEM}.safetensors")
 
 

@@ -22,19 +22,25 @@ from blip3o_jax.systems import released
 from blip3o_jax.systems.inference import Model
 from blip3o_jax.weights import blip3o as names
 from blip3o_jax.weights import table
+from blip3o_jax.weights.table import Stored
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 
 
-def save(model: Model, tokenizer: str | Path, directory: str | Path) -> None:
+def save(
+  model: Model, tokenizer: str | Path, directory: str | Path, *, dtype: Stored | None = None
+) -> None:
   """Writes the system, its pixel decoder, the tokenizer and all JSON files.
 
   Args:
     model: all parts present. tokenizer: a directory with the tokenizer's files.
     directory: must not exist, or is replaced when it holds a config.json.
+    dtype: of every tensor in the files; without it the system's are as they are and the pixel
+      decoder's float32.
 
   Raises:
     FileExistsError: a directory that is not empty and no model. WeightsError: see `table.export`.
+    ValueError: a value that `dtype` cannot hold, by the name of its tensor.
   """
   target = Path(directory)
   if target.exists() and any(target.iterdir()) and not (target / "config.json").exists():
@@ -42,26 +48,35 @@ def save(model: Model, tokenizer: str | Path, directory: str | Path) -> None:
   partial = target.with_name(f".{target.name}.partial")
   shutil.rmtree(partial, ignore_errors=True)
   partial.mkdir(parents=True)
-  write_weights(trees.flatten(model.system.params), partial)
+  write_weights(trees.flatten(model.system.params), partial, dtype=dtype)
   _write_json(partial, model)
   copy_tokenizer(Path(tokenizer), partial)
   if model.decoder is not None:
     decoder: pixels.PixelDecoder = model.decoder.module()
     home = partial / decoder_files.FOLDER
-    save_decoder(decoder.cfg, home, trees.flatten(model.decoder.params))
+    save_decoder(decoder.cfg, home, trees.flatten(model.decoder.params), dtype=dtype or "float32")
   if target.exists():
     shutil.rmtree(target)
   partial.rename(target)
 
 
-def write_weights(params: Mapping[str, Any], directory: Path) -> None:
+def write_weights(
+  params: Mapping[str, Any], directory: Path, *, dtype: Stored | None = None
+) -> None:
   """model.safetensors with the parameters {path: array} of `Blip3o`, or of some of its parts.
+
+  Args:
+    dtype: of the tensors; without it that of each array.
 
   Raises:
     WeightsError: a parameter that no row names, or a network of which a part is missing.
+    ValueError: a value that `dtype` cannot hold, by the name of its tensor.
   """
   rows = [r for r in names.rows() if any(p in params for p in r.paths)]
-  tensors = {name: np.asarray(value) for name, value in table.export(rows, params)}
+  tensors = {
+    name: table.cast(name, value, dtype) if dtype else np.asarray(value)
+    for name, value in table.export(rows, params)
+  }
   directory.mkdir(parents=True, exist_ok=True)
   save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
 
@@ -73,8 +88,10 @@ def copy_tokenizer(source: Path, directory: Path) -> None:
       shutil.copy(source / name, directory / name)
 
 
-def save_decoder(cfg: pixels.Config, home: Path, params: Mapping[str, Any]) -> None:
-  """Writes the folders of a pixel decoder, float32: `unet`, `vae` and `scheduler` in `home`.
+def save_decoder(
+  cfg: pixels.Config, home: Path, params: Mapping[str, Any], *, dtype: Stored = "float32"
+) -> None:
+  """Writes the folders of a pixel decoder in `dtype`: `unet`, `vae` and `scheduler` in `home`.
 
   `params` is {path: array} of both networks or of one ("autoencoder/...").
   """
@@ -84,7 +101,7 @@ def save_decoder(cfg: pixels.Config, home: Path, params: Mapping[str, Any]) -> N
     prefix = f"{network}/"
     mine = {p.removeprefix(prefix): v for p, v in params.items() if p.startswith(prefix)}
     if mine:
-      decoder_files.save(home / decoder_files.FOLDERS[network], rows, mine)
+      decoder_files.save(home / decoder_files.FOLDERS[network], rows, mine, dtype=dtype)
 
 
 def write_decoder_json(cfg: pixels.Config, home: Path, networks: Collection[str]) -> None:

@@ -16,6 +16,7 @@ import difflib
 import functools
 import re
 from typing import Any
+from typing import Literal
 
 import jax
 import numpy as np
@@ -23,6 +24,7 @@ import numpy as np
 Shape = tuple[int, ...]
 Index = tuple[slice, ...]
 Read = Callable[[str, Index], np.ndarray]
+Stored = Literal["float32", "float16"]  # what tensors of written files can be asked to be
 
 LINEAR = (1, 0)  # (out, in) -> (in, out)
 CONV = (2, 3, 1, 0)  # (out, in, kh, kw) -> (kh, kw, in, out)
@@ -281,6 +283,21 @@ def export(rows: Sequence[Row], params: Mapping[str, Any]) -> Iterator[tuple[str
       parts.append(np.transpose(value, np.argsort(target.perm)))
     whole = parts[0] if len(parts) == 1 else np.concatenate(parts, 0)
     yield name, np.ascontiguousarray(whole)
+
+
+def cast(name: str, value: Any, dtype: Stored) -> np.ndarray:
+  """The array of tensor `name` in `dtype`.
+
+  Raises:
+    ValueError: a finite value that is too large for `dtype`.
+  """
+  before = np.asarray(value)
+  with np.errstate(over="ignore"):  # said by name below
+    after = before.astype(dtype)
+  if not np.array_equal(np.isfinite(before), np.isfinite(after)):
+    largest = float(np.abs(before[np.isfinite(before)].astype(np.float32)).max())
+    raise ValueError(f"{name}: {dtype} cannot hold {largest:.3g}, its largest value")
+  return after
 
 
 def read_parts(

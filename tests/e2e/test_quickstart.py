@@ -1,4 +1,4 @@
-"""The whole quickstart with a few steps: every stage, the report, the model it leaves, reuse."""
+"""The quickstart with a few steps, on shipped parts and from scratch: what it leaves, reuse."""
 
 import json
 import os
@@ -9,6 +9,9 @@ import sys
 import time
 
 import pytest
+
+from blip3o_jax import miniature_parts
+from blip3o_jax import shipped
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,17 +25,31 @@ def _run(*command: str) -> str:
   return done.stdout
 
 
+ALL_PARTS = ("tokenizer", "tower", "encode", "autoencoder", "unet", "backbone")
+LAST = ("generator", "probe", "pretrained", "tuned", "export", "score", "report")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_rehearsal(tmp_path):
+@pytest.mark.parametrize(
+  ("options", "stages", "curve"),
+  [
+    ((), ("shipped", "features", *LAST, "compare"), [0, 2]),
+    (("--from-scratch",), (*ALL_PARTS, *LAST), [1, 2]),
+  ],
+  ids=["shipped", "trained"],
+)
+def test_rehearsal(tmp_path, options, stages, curve):
   work = tmp_path / "work"
-  first = _run("launch/quickstart.py", "--debug", "--workdir", str(work))
-  for stage in ("tokenizer", "tower", "encode", "autoencoder", "unet", "backbone", "generator"):
+  call = ("launch/quickstart.py", "--debug", *options, "--workdir", str(work))
+  first = _run(*call)
+  for stage in stages:
     assert f"{stage} done in" in first
   numbers = json.loads((work / "report.json").read_text())
   assert {"understanding", "generation", "reconstruction"} <= set(numbers)
-  assert numbers["seconds"]["total"] > 0
-  assert numbers["seconds"]["tower"] > 0
+  assert set(numbers["seconds"]) == {*stages, "total"}
+  assert min(numbers["seconds"].values()) >= 0
+  assert numbers["model"] == shipped.sums(work / "model")
   understood, drawn = numbers["understanding"], numbers["generation"]
   assert {"accuracy", "accuracy_after_generation_training", "count", "where"} <= set(understood)
   assert understood["frozen_sha256_before"] == understood["frozen_sha256_after"]
@@ -43,9 +60,15 @@ def test_rehearsal(tmp_path):
   assert {"psnr", "scorer_accuracy"} == set(numbers["reconstruction"])
   assert {"accuracy", "rejection"} == set(numbers["scorer"])
   assert len(list((work / "images").rglob("*.png"))) == drawn["overall"]["count"]
+  assert ("shipped" in numbers) == (not options)
+  if not options:
+    assert set(numbers["shipped"]["generation"]) == set(drawn)
+    assert numbers["shipped"]["generation"]["overall"]["count"] == drawn["overall"]["count"]
+    assert "the shipped generator: generation" in first
   assert (work / "drawings.png").stat().st_size > 0
   page = (work / "report.html").read_text()
   assert "http" not in page
+  assert ("shipped right" in page) == (not options)
   model, image = str(work / "model"), str(tmp_path / "drawn.png")
   drawn = _run(
     "-m", "blip3o_jax.cli", "generate", "a red circle", "--model", model, "--output", image
@@ -57,19 +80,29 @@ def test_rehearsal(tmp_path):
   _run("-m", "blip3o_jax.cli", "chat", "what?", "--image", image, "--model", model, "--length", "4")
 
   stamps = {p.name: p.stat().st_mtime_ns for p in (work / "done").iterdir()}
-  second = _run("launch/quickstart.py", "--debug", "--workdir", str(work))
+  second = _run(*call)
   assert second.count("was finished before") == len(stamps)
   assert {p.name: p.stat().st_mtime_ns for p in (work / "done").iterdir()} == stamps
-  _run("launch/quickstart.py", "--debug", "--workdir", str(work), "--stage", "curve")
-  curve = json.loads((work / "curve.json").read_text())
-  assert [len(curve[kind]) for kind in ("understanding", "generation")] == [1, 2]
-  assert curve["generation"][0][0] <= curve["generation"][1][0]
+  _run(*call, "--stage", "curve")
+  found = json.loads((work / "curve.json").read_text())
+  assert [len(found[kind]) for kind in ("understanding", "generation")] == curve
+  assert found["generation"][0][0] <= found["generation"][1][0]
+
+
+def test_a_folder_of_the_other_choice_is_refused(tmp_path):
+  miniature_parts.choose(tmp_path, "trained")
+  command = [sys.executable, "launch/quickstart.py", "--debug", "--workdir", str(tmp_path)]
+  environment = os.environ | {"PYTHONPATH": str(ROOT)}
+  done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+  assert done.returncode == 1
+  assert "its frozen parts are trained; call with --from-scratch to go on there" in done.stderr
 
 
 @pytest.mark.slow
 def test_its_stages_end_with_it(tmp_path):
   """A quickstart that is told to end leaves no stage running, and can be called again."""
-  command = [sys.executable, "launch/quickstart.py", "--debug", "--workdir", str(tmp_path)]
+  command = [sys.executable, "launch/quickstart.py", "--debug", "--from-scratch"]
+  command += ["--workdir", str(tmp_path)]
   environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
   with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as process:
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")

@@ -8,7 +8,11 @@ import sys
 import sysconfig
 import zipfile
 
+import numpy as np
+from PIL import Image
 import pytest
+
+from blip3o_jax import shipped
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -24,6 +28,13 @@ for name in names:
   if importlib.util.find_spec("torch") or not name.startswith("blip3o_jax.reference."):
     importlib.import_module(name)
 print(len(names), blip3o_jax.__version__)
+"""
+CHECKOUT = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from blip3o_jax import cli
+assert cli.__file__.startswith({str(ROOT)!r}), cli.__file__
+sys.exit(cli.main())
 """
 
 
@@ -78,12 +89,28 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
   files = [p for p in (ROOT / "blip3o_jax").rglob("*") if p.is_file()]
   expected = {str(p.relative_to(ROOT)) for p in files if "__pycache__" not in p.parts}
   assert expected - names == set()
+  # What the list of the shipped miniature names, too, whatever the patterns of package data say.
+  assert {f"{shipped.NAME}/{name}" for name in (*shipped.verify(), shipped.SUMS)} <= names
 
 
 def test_every_module_imports_elsewhere(python, tmp_path):
   count, version = run(python, "-c", IMPORT_ALL, cwd=tmp_path).split()
   assert int(count) > 20
   assert version
+
+
+def test_the_shipped_miniature_draws_the_same_elsewhere(python, tmp_path):
+  """The same picture as the checkout's, bit for bit, and the same answer about it."""
+  asked = ("a red circle left of a blue square", "two green stars", "--seed", "3")
+  prefixes = {"wheel": [python.with_name("blip3o")], "tree": [sys.executable, "-c", CHECKOUT]}
+  pixels, answers = [], []
+  for name, prefix in prefixes.items():
+    run(*prefix, "generate", *asked, "--output", f"{name}.png", cwd=tmp_path)
+    pixels.append(np.asarray(Image.open(tmp_path / f"{name}.png")))
+    words = ("chat", "how many circles are there?", "--image", "wheel.png")
+    answers.append(run(*prefix, *words, cwd=tmp_path))
+  np.testing.assert_array_equal(pixels[0], pixels[1])
+  assert answers[0] == answers[1] != ""
 
 
 def test_the_command_works_elsewhere(python, tmp_path):

@@ -15,7 +15,7 @@ def test_the_page_is_self_contained():
     "a & b",
     [
       ("Drawings", report.figures([image], ["a <circle>"], ["yes"])),
-      ("Rates", report.rates_table({"single": miniature.rate(3, 4)})),
+      ("Rates", report.rates_table({"": {"single": miniature.rate(3, 4)}})),
       ("Losses", report.curve([(1, 2.0), (2, 1.0)], "loss")),
       ("Dialogues", report.dialogue(rows, [image])),
     ],
@@ -26,6 +26,17 @@ def test_the_page_is_self_contained():
   assert "how many &lt;b&gt;?" in page
   assert "a &amp; b" in page
   assert "0.75" in page
+
+
+def test_rates_of_two_models_stand_side_by_side():
+  groups = {"new": {"a": miniature.rate(3, 4), "b": miniature.rate(1, 4)}}
+  groups["shipped"] = {"a": miniature.rate(2, 4)}
+  rows = re.findall(r"<tr>(.*?)</tr>", report.rates_table(groups))
+  cells = [re.findall(r"<t[dh]>(.*?)</t[dh]>", row) for row in rows]
+  assert [len(row) for row in cells] == [7, 7, 7]
+  assert cells[0][1::3] == ["new right", "shipped right"]
+  assert (cells[1][0], *cells[1][1::3]) == ("a", "0.75", "0.50")
+  assert (cells[2][0], *cells[2][1::3]) == ("b", "0.25", "")
 
 
 def test_a_sheet_shows_pictures_over_captions():

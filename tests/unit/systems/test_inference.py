@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from blip3o_jax import trees
+from blip3o_jax.systems import decoder_files
 from blip3o_jax.systems import export
 from blip3o_jax.systems import inference
 from blip3o_jax.weights.files import Tensors
@@ -115,6 +116,32 @@ def test_saved_and_loaded_is_the_same(model, tmp_path):
     np.testing.assert_array_equal(flat[path], value, err_msg=path)
   x, y = (np.asarray(m.features(["a cat"], [4], steps=2)) for m in (model, again))
   np.testing.assert_array_equal(x, y)
+
+
+def test_saved_in_half_precision(model, tmp_path):
+  """Every tensor in the files is float16, and is read as float32 of the same values."""
+  export.save(model, TINY, tmp_path / "half", dtype="float16")
+  home = tmp_path / "half" / decoder_files.FOLDER
+  for tensors in (
+    Tensors(tmp_path / "half"),
+    *(Tensors(home / folder, decoder_files.STEM) for folder in decoder_files.FOLDERS.values()),
+  ):
+    assert {tensors.dtype(name) for name in tensors} == {np.dtype(np.float16)}
+  again = inference.load(tmp_path / "half")
+  found = trees.flatten(again.system.params)
+  for path, value in trees.flatten(model.system.params).items():
+    assert found[path].dtype == np.float32
+    np.testing.assert_array_equal(found[path], np.asarray(value).astype(np.float16), err_msg=path)
+
+
+def test_a_value_too_large_for_half_precision(model, tmp_path):
+  flat = trees.flatten(model.system.params)
+  tower = {p: v for p, v in flat.items() if p.startswith("encoder/")}
+  path = min(tower)
+  tower[path] = np.asarray(tower[path]) + 1e5
+  with pytest.raises(ValueError, match=r"gen_vision_tower\..*: float16 cannot hold 1e\+05"):
+    export.write_weights(tower, tmp_path, dtype="float16")
+  assert not list(tmp_path.iterdir())
 
 
 def _tolerated(name: str) -> bool:

@@ -1,0 +1,90 @@
+"""The folder of the shipped miniature: absent, whole, damaged; and the commands without --model."""
+
+from pathlib import Path
+import shutil
+from typing import Any
+
+import numpy as np
+import pytest
+
+from blip3o_jax import cli
+from blip3o_jax import shipped
+from blip3o_jax.systems import inference
+
+TINY = Path(__file__).parents[1] / "data" / "tiny-blip3o"
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+  """A small model where the shipped one is looked for, with its list of sums."""
+  folder = Path(shutil.copytree(TINY, tmp_path / "shapes"))
+  lines = [f"{digest}  {name}" for name, digest in shipped.sums(folder).items()]
+  (folder / shipped.SUMS).write_text("\n".join(lines) + "\n")
+  monkeypatch.setattr(shipped, "_HOME", folder)
+  return folder
+
+
+def test_a_whole_folder(home):
+  found = shipped.verify()
+  assert set(found) >= {"config.json", "diffusion-decoder/unet/config.json"}
+  assert shipped.SUMS not in found
+  assert shipped.directory() == home
+
+
+def test_an_installation_without_it(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(shipped, "_HOME", tmp_path)
+  with pytest.raises(FileNotFoundError, match=r"without the trained miniature; .* --model DIR"):
+    shipped.directory()
+  assert cli.main(["generate", "a red circle"]) == 1
+  assert "assets/shapes/SHA256SUMS: absent" in capsys.readouterr().err
+
+
+def test_a_damaged_file_is_named(home):
+  file = home / "diffusion-decoder" / "vae" / "config.json"
+  file.write_text(file.read_text() + " ")
+  with pytest.raises(ValueError, match=r"vae/config\.json: damaged, its sha256 is not that"):
+    shipped.verify()
+  file.unlink()
+  with pytest.raises(FileNotFoundError, match=r"vae/config\.json: absent, but SHA256SUMS names it"):
+    shipped.verify()
+
+
+def test_a_file_too_many_is_named(home):
+  (home / "more.json").write_text("{}")
+  with pytest.raises(ValueError, match=r"more\.json: no part of the shipped miniature"):
+    shipped.verify()
+
+
+class Echo:
+  """A model that computes nothing."""
+
+  def generate(self, texts: list[str], seeds: list[int], **options: Any) -> np.ndarray:
+    return np.zeros((len(texts), 8, 8, 3), np.uint8)
+
+  def reconstruct(self, images: list[Any], seeds: list[int], **options: Any) -> np.ndarray:
+    return np.zeros((len(images), 8, 8, 3), np.uint8)
+
+  def chat(self, questions: list[str], images: list[Any], **options: Any) -> list[str]:
+    return questions
+
+
+def test_commands_without_a_model_say_what_they_use(home, tmp_path, capsys, monkeypatch):
+  loaded = []
+  monkeypatch.setattr(inference, "load", lambda path, **_: loaded.append(path) or Echo())
+  drawn, rebuilt = str(tmp_path / "drawn.png"), str(tmp_path / "again.png")
+  told = "no --model: the miniature that ships with the package (blip3o_jax/assets/shapes)"
+  for command in (
+    ["generate", "a red circle", "--output", drawn],
+    ["reconstruct", drawn, "--output", rebuilt],
+    ["chat", "what?"],
+  ):
+    assert cli.main(command) == 0
+    assert capsys.readouterr().err.splitlines()[0] == told
+  assert loaded == [home] * 3
+  assert Path(drawn).stat().st_size > 0
+  assert Path(rebuilt).stat().st_size > 0
+  assert cli.main(["chat", "what?", "--model", str(TINY)]) == 0
+  assert "no --model" not in capsys.readouterr().err
+  (home / "tiny.json").write_text("{}")
+  assert cli.main(["chat", "what?"]) == 1
+  assert "tiny.json: damaged" in capsys.readouterr().err
