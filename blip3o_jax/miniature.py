@@ -252,18 +252,21 @@ def before_generation(work: Path, model: inference.Model) -> inference.Model:
   return inference.Model(model.cfg, model.settings, system, model.decoder, model.tokenizer)
 
 
-def reader(work: Path, step: int = -1) -> inference.Model:
-  """The model that answers questions and draws nothing, after `step` steps of its own backbone."""
-  cfg, params = _reading(work, step)
+def reader(work: Path, step: int = -1, run: str = "") -> inference.Model:
+  """The model that answers questions and draws nothing, after `step` steps of a run in `work`."""
+  cfg, params = _reading(work, step, run)
   return inference.Model(cfg, SETTINGS, _split(blip3o, cfg, params), None, Tokenizer.load(work))
 
 
-def _reading(work: Path, step: int = -1) -> tuple[blip3o.Config, dict[str, jax.Array]]:
+def _reading(
+  work: Path, step: int = -1, run: str = ""
+) -> tuple[blip3o.Config, dict[str, jax.Array]]:
   cfg = dataclasses.replace(
     _full_config(work), parts=("visual", "head"), loss=blip3o.Loss(image=0.0, text=1.0)
   )
   at = "" if step < 0 else f"#params@{step}"
-  return cfg, _filled(blip3o, cfg, [f"{miniature_parts.read(work).reader}{at}"])
+  source = str(work / run) if run else miniature_parts.read(work).reader
+  return cfg, _filled(blip3o, cfg, [f"{source}{at}"])
 
 
 def _scenes(split: str, count: int) -> list[shapes.Scene]:

@@ -16,7 +16,12 @@ from blip3o_jax.evaluate import miniature as evaluate
 from blip3o_jax.train import checkpoint
 
 # A run -> the curve that it belongs to.
-RUNS = {"backbone": "understanding", "generator": "generation", "tuned": "generation"}
+RUNS = {
+  "reader": "understanding",
+  "backbone": "understanding",
+  "generator": "generation",
+  "tuned": "generation",
+}
 
 
 def write(work: Path, amounts: miniature.Amounts = miniature.ALL) -> dict[str, Any]:
@@ -36,7 +41,7 @@ def write(work: Path, amounts: miniature.Amounts = miniature.ALL) -> dict[str, A
     for step in checkpoint.steps(work / name):
       minutes = (lines[name][step] - began) / 60
       if kind == "understanding":
-        model = miniature.reader(work, step)
+        model = miniature.reader(work, step, name)
         rates, _ = evaluate.understanding(model, amounts.probe, seed=miniature.PROBE_SEED)
         rate = rates["overall"]["rate"]
       else:

@@ -18,7 +18,8 @@ or, from scratch,
     encode      its features of the training sets  │
     autoencoder                                    │
     unet        the pixel decoder on features      ┘
-    backbone    language model and vision tower      the other half, at the same time
+    reader      language model and vision tower    ┐ the other half, at the same time
+    backbone    the same, learning to choose       ┘
 
 and then
 
@@ -50,6 +51,7 @@ from blip3o_jax import miniature_parts
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = {
   "tower": "shapes_tower_train",
+  "reader": "shapes_backbone_train",
   "backbone": "shapes_backbone_train",
   "autoencoder": "shapes_autoencoder_train",
   "unet": "shapes_unet_train",
@@ -57,7 +59,7 @@ CONFIGS = {
   "tuned": "shapes_generator_tune",
 }
 # Steps of --from-scratch in multiples of those that a config has by itself.
-LONG = {"tower": 3.0, "autoencoder": 3.0, "unet": 5.0, "backbone": 3.0}
+LONG = {"tower": 3.0, "autoencoder": 3.0, "unet": 5.0, "reader": 2.5, "backbone": 1.1}
 LONG |= {"generator": 5.0, "tuned": 5.0}
 # Stages in one line run after each other, lines of one phase side by side.
 Phase = tuple[tuple[str, ...], ...]
@@ -75,7 +77,7 @@ PHASES: dict[str, tuple[Phase, ...]] = {
   ),
   "trained": (
     (("tokenizer",),),
-    (("tower", "encode", "autoencoder", "unet"), ("backbone",)),
+    (("tower", "encode", "autoencoder", "unet"), ("reader", "backbone")),
     *GENERATOR,
     (("export", "score", "report"),),
   ),
@@ -329,6 +331,8 @@ def stage_config(name: str, work: Path, debug: bool, **arguments: Any) -> Any:
   """The config of a training stage, or the few steps of it that --debug takes."""
   parts = miniature_parts.read(work)
   arguments = {"work": work, **arguments}
+  if name == "reader":
+    arguments["first"] = True
   if parts.kind == "trained":
     arguments["times"] = LONG[name]
   elif name == "generator":

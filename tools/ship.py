@@ -29,7 +29,7 @@ from blip3o_jax.weights import table
 from blip3o_jax.weights.files import Tensors
 
 ASSETS = Path(__file__).resolve().parents[1] / shipped.NAME
-STAGES = ("tower", "autoencoder", "unet", "backbone", "generator", "tuned")
+STAGES = ("tower", "autoencoder", "unet", "reader", "backbone", "generator", "tuned")
 # Top-level module of the system -> the part as the card calls it.
 PARTS = {
   "encoder": "image tower",
@@ -117,12 +117,21 @@ def make_card(work: Path) -> dict[str, Any]:
     "seed": seeds.pop(),
     "versions": {"blip3o_jax": __version__, **exported["versions"]},
     "cores": exported["cores"],
-    "runs": {name: {"steps": run["steps"], "batch": run["batch"]} for name, run in runs.items()},
+    "runs": {
+      name: {"steps": _made(work / name), "of": run["steps"], "batch": run["batch"]}
+      for name, run in runs.items()
+    },
     "seconds": report["seconds"],
     "scores": {name: report[name] for name in SCORES},
     "parts": parts(work / "model"),
     "sha256": found,
   }
+
+
+def _made(run: Path) -> int:
+  """Steps that a run made; fewer than its config says where it was stopped."""
+  lines = (run / "metrics.jsonl").read_text().splitlines()
+  return int(json.loads(lines[-1])["step"])
 
 
 def parts(model: Path) -> dict[str, dict[str, int]]:
@@ -198,7 +207,7 @@ def prose(card: Mapping[str, Any]) -> str:
       ("part", "parameters", "bytes"),
       [(name, v["parameters"] or "", v["bytes"]) for name, v in card["parts"].items()],
     ),
-    "## Seconds\n\n" + _table(("stage", "steps", "batch", "seconds"), _stages(card)),
+    "## Seconds\n\n" + _table(("stage", "steps", "of", "batch", "seconds"), _stages(card)),
     *(f"## {head}\n\n" + _rates(scores[name]) for name, head in TABLES.items()),
     f"Before instruction tuning {_rate(scores['generation']['pretrained']['overall'])} of drawings "
     f"were right. Answers\nwere right in {read['accuracy']:.3f} before the generator's training "
@@ -213,7 +222,7 @@ def prose(card: Mapping[str, Any]) -> str:
 def _stages(card: Mapping[str, Any]) -> list[tuple[Any, ...]]:
   runs = card["runs"]
   return [
-    (name, *(runs[name].values() if name in runs else ("", "")), round(value))
+    (name, *(runs[name].values() if name in runs else ("", "", "")), round(value))
     for name, value in card["seconds"].items()
   ]
 

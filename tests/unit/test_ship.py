@@ -14,7 +14,7 @@ from blip3o_jax.systems import inference
 
 TINY = Path(__file__).parents[1] / "data" / "tiny-blip3o"
 RATE = {"correct": 3, "count": 4, "rate": 0.75, "low": 0.3, "high": 0.95}
-STAGES = ("tower", "autoencoder", "unet", "backbone", "generator", "tuned")
+STAGES = ("tower", "autoencoder", "unet", "reader", "backbone", "generator", "tuned")
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +33,7 @@ def work(model, tmp_path) -> Path:
   _json(folder / "parts.json", {"parts": "trained", "sha256": ""})
   for stage in STAGES:
     _json(folder / stage / "config.json", {"train": {"seed": 0, "steps": 7, "batch": 16}})
+    (folder / stage / "metrics.jsonl").write_text('{"step": 3}\n{"step": 6}\n')
   versions = {"python": "3.11", "jax": "0.10.2"}
   _json(folder / "done" / "export.json", {"seconds": 1.0, "versions": versions, "cores": 2})
   drawn = {"overall": RATE, "counting": RATE, "pretrained": {"overall": RATE}, "diversity": 2.0}
@@ -66,7 +67,7 @@ def test_a_whole_folder(work, tmp_path):
   assert (card["seed"], card["cores"]) == (0, 2)
   assert card["versions"]["jax"] == "0.10.2"
   assert card["scores"]["generation"]["overall"] == RATE
-  assert card["runs"]["tower"] == {"steps": 7, "batch": 16}
+  assert card["runs"]["tower"] == {"steps": 6, "of": 7, "batch": 16}
   assert set(card["parts"]) == {
     "tokenizer",
     "image tower",
