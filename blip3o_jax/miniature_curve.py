@@ -17,7 +17,7 @@ from blip3o_jax.train import checkpoint
 
 # A run -> the curve that it belongs to.
 RUNS = {
-  "reader": "understanding",
+  "answers": "understanding",
   "backbone": "understanding",
   "generator": "generation",
   "tuned": "generation",

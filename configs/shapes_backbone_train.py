@@ -3,8 +3,9 @@
     blip3o train --config=configs/shapes_backbone_train.py:work=DIR --workdir=DIR/backbone
 
 Understanding first; afterwards both are frozen. DIR holds the tokenizer. In two runs: `first`, into
-DIR/reader, learns to see every object of a picture and to read every object of a prompt; the other
-starts from it, and learns to choose the one that is asked for.
+DIR/answers, learns to choose the object that is asked for; the other starts from it, and learns to
+see all objects of a picture and to read all of a prompt. The other way round it never learns to
+choose.
 """
 
 import dataclasses
@@ -43,26 +44,13 @@ def get_config(arg: str = "") -> ConfigDict:
     task="understand",
     records=steps * BATCH,
     # Several questions a picture: the vision tower's work serves all of them. Read in order, each
-    # row once: first the tower has to tell shapes apart.
+    # row once: first the tower has to tell shapes apart, then the language model has to find the
+    # object that is asked for.
     mixture=Mixture(
-      descriptions=0.05,
-      text_questions=0.15,
-      reading=0.12,
-      seeing=0.2,
-      turns=4,
-      growing=(80 * BATCH, 280 * BATCH),
+      descriptions=0.05, text_questions=0.35, turns=4, growing=(80 * BATCH, 280 * BATCH)
     )
     if options.first
-    # To choose is learned from texts, and of two objects first; pictures follow.
-    else Mixture(
-      descriptions=0.03,
-      text_questions=0.45,
-      reading=0.06,
-      seeing=0.06,
-      turns=4,
-      growing=(0, 200 * BATCH),
-      seed=1,
-    ),
+    else Mixture(descriptions=0.02, text_questions=0.15, reading=0.2, seeing=0.2, turns=4, seed=1),
     shuffle=False,
     buckets=(104,),
     image_size=variants.SHAPES_IMAGE,
@@ -73,7 +61,7 @@ def get_config(arg: str = "") -> ConfigDict:
     batch=BATCH,
     accumulate=4,  # what 16 rows keep stays in a core's cache: 1.12 times the steps
     trainable=("backbone/.*", "visual/.*"),
-    init_from=() if options.first else (f"{options.work}/reader",),
+    init_from=() if options.first else (f"{options.work}/answers",),
     optimizer=Optimizer(name="muon", lr=2e-3, lr_end=1e-5, muon_lr=6e-3, warmup_steps=50),
     # Kept for the curve of scores over minutes.
     checkpoint=Checkpoint(every_steps=max(1, steps // 8), keep=1, keep_every=max(1, steps // 8)),

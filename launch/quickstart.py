@@ -18,8 +18,8 @@ or, from scratch,
     encode      its features of the training sets  │
     autoencoder                                    │
     unet        the pixel decoder on features      ┘
-    reader      language model and vision tower    ┐ the other half, at the same time
-    backbone    the same, learning to choose       ┘
+    answers     language model and vision tower    ┐ the other half, at the same time
+    backbone    the same, learning to read prompts ┘
 
 and then
 
@@ -51,7 +51,7 @@ from blip3o_jax import miniature_parts
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = {
   "tower": "shapes_tower_train",
-  "reader": "shapes_backbone_train",
+  "answers": "shapes_backbone_train",
   "backbone": "shapes_backbone_train",
   "autoencoder": "shapes_autoencoder_train",
   "unet": "shapes_unet_train",
@@ -59,7 +59,7 @@ CONFIGS = {
   "tuned": "shapes_generator_tune",
 }
 # Steps of --from-scratch in multiples of those that a config has by itself.
-LONG = {"tower": 3.0, "autoencoder": 3.0, "unet": 5.0, "reader": 2.5, "backbone": 1.1}
+LONG = {"tower": 3.0, "autoencoder": 3.0, "unet": 5.0, "answers": 1.0, "backbone": 1.0}
 LONG |= {"generator": 5.0, "tuned": 5.0}
 # Stages in one line run after each other, lines of one phase side by side.
 Phase = tuple[tuple[str, ...], ...]
@@ -77,7 +77,7 @@ PHASES: dict[str, tuple[Phase, ...]] = {
   ),
   "trained": (
     (("tokenizer",),),
-    (("tower", "encode", "autoencoder", "unet"), ("reader", "backbone")),
+    (("tower", "encode", "autoencoder", "unet"), ("answers", "backbone")),
     *GENERATOR,
     (("export", "score", "report"),),
   ),
@@ -331,7 +331,7 @@ def stage_config(name: str, work: Path, debug: bool, **arguments: Any) -> Any:
   """The config of a training stage, or the few steps of it that --debug takes."""
   parts = miniature_parts.read(work)
   arguments = {"work": work, **arguments}
-  if name == "reader":
+  if name == "answers":
     arguments["first"] = True
   if parts.kind == "trained":
     arguments["times"] = LONG[name]

@@ -29,7 +29,7 @@ from blip3o_jax.weights import table
 from blip3o_jax.weights.files import Tensors
 
 ASSETS = Path(__file__).resolve().parents[1] / shipped.NAME
-STAGES = ("tower", "autoencoder", "unet", "reader", "backbone", "generator", "tuned")
+STAGES = ("tower", "autoencoder", "unet", "answers", "backbone", "generator", "tuned")
 # Top-level module of the system -> the part as the card calls it.
 PARTS = {
   "encoder": "image tower",

@@ -53,11 +53,11 @@ def blip3o_shapes(image_token: int = 0) -> blip3o.Config:
     backbone=decoder_lm.Config(
       vocab_size=SHAPES_VOCAB,
       dim=128,
-      depth=6,
+      depth=4,
       heads=4,
       kv_heads=2,
       head_dim=32,
-      mlp_dim=256,
+      mlp_dim=384,
       # Slow channels find a word wherever it stands. Rows turn with the fastest channel and columns
       # with the next: that is all that tells the language model where in a picture a token lies.
       rope_theta=1e4,

@@ -25,7 +25,7 @@ def _run(*command: str) -> str:
   return done.stdout
 
 
-ALL_PARTS = ("tokenizer", "tower", "encode", "autoencoder", "unet", "reader", "backbone")
+ALL_PARTS = ("tokenizer", "tower", "encode", "autoencoder", "unet", "answers", "backbone")
 LAST = ("generator", "probe", "pretrained", "tuned", "export", "score", "report")
 
 
@@ -108,7 +108,7 @@ def test_its_stages_end_with_it(tmp_path):
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     logs = tmp_path / "logs"
     for _ in range(600):  # both lanes have begun
-      if (logs / "tower.log").exists() and (logs / "reader.log").exists():
+      if (logs / "tower.log").exists() and (logs / "answers.log").exists():
         break
       time.sleep(0.1)
     stages = children.read_text().split()

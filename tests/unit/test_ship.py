@@ -14,7 +14,7 @@ from blip3o_jax.systems import inference
 
 TINY = Path(__file__).parents[1] / "data" / "tiny-blip3o"
 RATE = {"correct": 3, "count": 4, "rate": 0.75, "low": 0.3, "high": 0.95}
-STAGES = ("tower", "autoencoder", "unet", "reader", "backbone", "generator", "tuned")
+STAGES = ("tower", "autoencoder", "unet", "answers", "backbone", "generator", "tuned")
 
 
 @pytest.fixture(scope="module")
