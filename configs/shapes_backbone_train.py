@@ -50,7 +50,7 @@ def get_config(arg: str = "") -> ConfigDict:
       descriptions=0.05, text_questions=0.35, turns=4, growing=(80 * BATCH, 280 * BATCH)
     )
     if options.first
-    else Mixture(descriptions=0.02, text_questions=0.15, reading=0.2, seeing=0.2, turns=4, seed=1),
+    else Mixture(descriptions=0.02, text_questions=0.25, reading=0.15, seeing=0.1, turns=4, seed=1),
     shuffle=False,
     buckets=(104,),
     image_size=variants.SHAPES_IMAGE,

@@ -59,8 +59,8 @@ CONFIGS = {
   "tuned": "shapes_generator_tune",
 }
 # Steps of --from-scratch in multiples of those that a config has by itself.
-LONG = {"tower": 3.0, "autoencoder": 3.0, "unet": 5.0, "answers": 1.0, "backbone": 1.0}
-LONG |= {"generator": 5.0, "tuned": 5.0}
+LONG = {"tower": 3.0, "autoencoder": 3.0, "unet": 5.0, "answers": 1.0, "backbone": 1.3}
+LONG |= {"generator": 3.0, "tuned": 3.5}
 # Stages in one line run after each other, lines of one phase side by side.
 Phase = tuple[tuple[str, ...], ...]
 GENERATOR: tuple[Phase, ...] = (
