@@ -35,7 +35,7 @@ LAST = ("generator", "probe", "pretrained", "tuned", "export", "score", "report"
   ("options", "stages", "curve"),
   [
     ((), ("shipped", "features", *LAST, "compare"), [0, 2]),
-    (("--from-scratch",), (*ALL_PARTS, *LAST), [1, 2]),
+    (("--from-scratch",), (*ALL_PARTS, *LAST), [2, 2]),
   ],
   ids=["shipped", "trained"],
 )
