@@ -60,7 +60,7 @@ CONFIGS = {
 }
 # Steps of --from-scratch in multiples of those that a config has by itself.
 LONG = {"tower": 3.0, "autoencoder": 3.0, "unet": 5.0, "answers": 1.0, "backbone": 1.3}
-LONG |= {"generator": 2.5, "tuned": 3.0}
+LONG |= {"generator": 2.5, "tuned": 2.5}
 # Stages in one line run after each other, lines of one phase side by side.
 Phase = tuple[tuple[str, ...], ...]
 GENERATOR: tuple[Phase, ...] = (
