@@ -83,7 +83,7 @@ def test_a_whole_folder(work, tmp_path):
   assert 0 < heads - (weights - card["parts"]["tokenizer"]["bytes"]) < 200_000  # their headers
   page = (output / shipped.PROSE).read_text()
   for line in (
-    "| tower | 7 | 16 | 12 |",
+    "| tower | 6 | 7 | 16 | 12 |",
     "| counting | 0.75 | 0.30 to 0.95 | 4 |",
     "28.0 dB; the same objects found in 0.75 (0.30 to 0.95, 4 in all).",
     f"| config.json | {sums['config.json']} |",
