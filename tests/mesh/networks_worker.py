@@ -39,7 +39,7 @@ def vision(m: qwen_vision.QwenVision, x: jax.Array) -> jax.Array:
 
 
 def denoise(m: next_dit.NextDiT, x: jax.Array) -> jax.Array:
-  z = jnp.tile(x.reshape(BATCH, 16, -1), 6)[..., : SIZES.denoiser.condition_dim]
+  z = jnp.tile(x.reshape(BATCH, 16, -1), 8)[..., : SIZES.denoiser.condition_dim]
   return m(x, jnp.linspace(1, 999, BATCH), m.prepare(z))
 
 
@@ -61,7 +61,11 @@ CASES: dict[str, tuple[Callable[[nnx.Rngs], nnx.Module], Callable[..., jax.Array
     draw(0, 24, 128),
   ),
   "qwen_vision": (lambda r: qwen_vision.QwenVision(SIZES.visual, rngs=r), vision, draw(1, 64, 384)),
-  "next_dit": (lambda r: next_dit.NextDiT(SIZES.denoiser, rngs=r), denoise, draw(2, 4, 4, 24)),
+  "next_dit": (
+    lambda r: next_dit.NextDiT(SIZES.denoiser, rngs=r),
+    denoise,
+    draw(2, 4, 4, SIZES.channels),
+  ),
   "eva_vit": (
     lambda r: eva_vit.EvaVit(SIZES.features.tower, rngs=r),
     lambda m, x: m(x),

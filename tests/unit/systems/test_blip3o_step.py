@@ -22,8 +22,9 @@ from blip3o_jax.train import step as train_step
 
 TRAINED = ("slots/.*", "denoiser/.*")
 VOCAB = 523  # a size that nothing else has
+SHAPES = variants.blip3o_shapes()
 BASE = dataclasses.replace(
-  variants.blip3o_shapes(),
+  SHAPES,
   backbone=decoder_lm.Config(
     vocab_size=VOCAB,
     dim=128,
@@ -35,7 +36,13 @@ BASE = dataclasses.replace(
     mrope_section=(4, 6, 6),
   ),
   denoiser=next_dit.Config(
-    in_channels=24, grid=4, condition_dim=128, dim=64, depth=1, heads=2, kv_heads=2
+    in_channels=SHAPES.channels,
+    grid=4,
+    condition_dim=128,
+    dim=64,
+    depth=1,
+    heads=2,
+    kv_heads=2,
   ),
   parts=("denoiser",),
 )
