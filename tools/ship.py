@@ -207,7 +207,9 @@ def prose(card: Mapping[str, Any]) -> str:
       ("part", "parameters", "bytes"),
       [(name, v["parameters"] or "", v["bytes"]) for name, v in card["parts"].items()],
     ),
-    "## Seconds\n\n" + _table(("stage", "steps", "of", "batch", "seconds"), _stages(card)),
+    "## Seconds\n\nSteps that a run made, of those planned. The total is that of whole calls:\n"
+    "stages that were called alone are not in it.\n\n"
+    + _table(("stage", "steps", "of", "batch", "seconds"), _stages(card)),
     *(f"## {head}\n\n" + _rates(scores[name]) for name, head in TABLES.items()),
     f"Before instruction tuning {_rate(scores['generation']['pretrained']['overall'])} of drawings "
     f"were right. Answers\nwere right in {read['accuracy']:.3f} before the generator's training "
