@@ -39,7 +39,9 @@ def write(work: Path, amounts: miniature.Amounts = miniature.ALL) -> dict[str, A
   out: dict[str, list[tuple[float, float]]] = {kind: [] for kind in RUNS.values()}
   for name, kind in runs.items():
     for step in checkpoint.steps(work / name):
-      minutes = (lines[name][step] - began) / 60
+      # Checkpoints need not fall on steps that were logged.
+      at = float(np.interp(step, list(lines[name]), list(lines[name].values())))
+      minutes = (at - began) / 60
       if kind == "understanding":
         model = miniature.reader(work, step, name)
         rates, _ = evaluate.understanding(model, amounts.probe, seed=miniature.PROBE_SEED)
