@@ -31,6 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
   """`arg`: work=DIR, the folder of the miniature; first; times=N, so many times the steps."""
   options = config.parse_arg(arg, work="work", first=False, times=1.0)
   steps = round(840 * options.times)
+  kept = max(1, steps // 8)  # steps between checkpoints of the curve of scores over minutes
   tokenizer = Tokenizer.load(options.work)
   model = dataclasses.replace(
     variants.blip3o_shapes(tokenizer.image_pad),
@@ -63,8 +64,7 @@ def get_config(arg: str = "") -> ConfigDict:
     trainable=("backbone/.*", "visual/.*"),
     init_from=() if options.first else (f"{options.work}/answers",),
     optimizer=Optimizer(name="muon", lr=2e-3, lr_end=1e-5, muon_lr=6e-3, warmup_steps=50),
-    # Kept for the curve of scores over minutes.
-    checkpoint=Checkpoint(every_steps=max(1, steps // 8), keep=1, keep_every=max(1, steps // 8)),
+    checkpoint=Checkpoint(every_steps=kept, keep=1, keep_every=kept),
     log=Log(every=10),
   )
   out = experiment.to_config("blip3o", model, train, data)

@@ -31,6 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
   """
   options = config.parse_arg(arg, work="work", backbone="", times=1.0)
   steps = round(840 * options.times)
+  kept = max(1, steps // 3)  # steps between checkpoints of the curve of scores over minutes
   tokenizer = Tokenizer.load(options.work)
   model = dataclasses.replace(
     variants.blip3o_shapes(tokenizer.image_pad),
@@ -55,8 +56,7 @@ def get_config(arg: str = "") -> ConfigDict:
     ema_decay=0.995,
     init_from=(options.backbone or f"{options.work}/backbone",),
     optimizer=Optimizer(name="muon", lr=1.5e-3, lr_end=3e-4, muon_lr=5e-3, warmup_steps=100),
-    # Kept for the curve of scores over minutes.
-    checkpoint=Checkpoint(every_steps=max(1, steps // 3), keep=1, keep_every=max(1, steps // 3)),
+    checkpoint=Checkpoint(every_steps=kept, keep=1, keep_every=kept),
     log=Log(every=10),
   )
   out = experiment.to_config("blip3o", model, train, data)

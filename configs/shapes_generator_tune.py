@@ -34,6 +34,7 @@ def get_config(arg: str = "") -> ConfigDict:
   """
   options = config.parse_arg(arg, work="work", times=1.0, categories=DEFAULT)
   steps = round(600 * options.times)
+  kept = max(1, steps // 2)  # steps between checkpoints of the curve of scores over minutes
   tokenizer = Tokenizer.load(options.work)
   model = dataclasses.replace(
     variants.blip3o_shapes(tokenizer.image_pad),
@@ -58,7 +59,7 @@ def get_config(arg: str = "") -> ConfigDict:
     ema_decay=0.995,
     init_from=(f"{options.work}/generator#ema",),
     optimizer=Optimizer(name="muon", lr=1e-3, lr_end=1e-5, muon_lr=3e-3, warmup_steps=20),
-    checkpoint=Checkpoint(every_steps=max(1, steps // 2), keep=1, keep_every=max(1, steps // 2)),
+    checkpoint=Checkpoint(every_steps=kept, keep=1, keep_every=kept),
     log=Log(every=10),
   )
   out = experiment.to_config("blip3o", model, train, data)
