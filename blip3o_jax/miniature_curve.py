@@ -10,6 +10,7 @@ from typing import Any
 from absl import logging
 import numpy as np
 
+from blip3o_jax import files
 from blip3o_jax import miniature
 from blip3o_jax.data import shapes
 from blip3o_jax.evaluate import miniature as evaluate
@@ -52,9 +53,7 @@ def write(work: Path, amounts: miniature.Amounts = miniature.ALL) -> dict[str, A
         rate = float(np.mean([rates[c]["rate"] for c in shapes.CATEGORIES]))
       logging.info("%s at step %d, minute %.1f: %s %.3f", name, step, minutes, kind, rate)
       out[kind].append((round(minutes, 2), round(rate, 4)))
-  partial = work / ".curve.json.partial"
-  partial.write_text(json.dumps(out, indent=2))
-  partial.replace(work / "curve.json")
+  files.write_text(work / "curve.json", json.dumps(out, indent=2))
   return {}
 
 

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
+from blip3o_jax import files
 from blip3o_jax import shipped
 
 Kind = Literal["shipped", "trained"]
@@ -59,9 +60,7 @@ def choose(work: Path, kind: Kind) -> None:
       f"{work}: was begun with other shipped parts than are installed now; give another --workdir"
     )
   if not path.exists():
-    partial = path.with_name(f".{RECORD}.partial")
-    partial.write_text(json.dumps(now))
-    partial.replace(path)
+    files.write_text(path, json.dumps(now))
 
 
 def read(work: Path) -> Parts:

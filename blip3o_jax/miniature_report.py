@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from blip3o_jax import files
 from blip3o_jax import miniature
 from blip3o_jax import miniature_parts
 from blip3o_jax import shipped
@@ -96,26 +97,22 @@ def write(work: Path) -> dict[str, Any]:
     beside, more = _left(work, "shipped")
     numbers |= beside
     pictures |= more
-  _write(work / "report.html", _page(work, numbers, pictures))
-  _write(work / "report.json", json.dumps(numbers, indent=2))
+  files.write_text(work / "report.html", _page(work, numbers, pictures))
+  files.write_text(work / "report.json", json.dumps(numbers, indent=2))
   return {}
 
 
 def _leave(work: Path, name: str, numbers: dict[str, Any], pictures: dict[str, str]) -> None:
   """Keeps numbers and the HTML of pictures by heading, for the report."""
   (work / "scores").mkdir(exist_ok=True)
-  _write(work / "scores" / f"{name}.json", json.dumps({"numbers": numbers, "pictures": pictures}))
+  files.write_text(
+    work / "scores" / f"{name}.json", json.dumps({"numbers": numbers, "pictures": pictures})
+  )
 
 
 def _left(work: Path, name: str) -> tuple[dict[str, Any], dict[str, str]]:
   found = json.loads((work / "scores" / f"{name}.json").read_text())
   return found["numbers"], found["pictures"]
-
-
-def _write(path: Path, text: str) -> None:
-  partial = path.with_name(f".{path.name}.partial")
-  partial.write_text(text)
-  partial.replace(path)
 
 
 def _understanding(

@@ -46,6 +46,7 @@ import sys
 import time
 from typing import Any
 
+from blip3o_jax import files
 from blip3o_jax import miniature_parts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -134,9 +135,9 @@ def main() -> int:
   spent = work / "calls.txt"
   calls = [float(x) for x in spent.read_text().split()] if spent.exists() else []
   calls.append(time.monotonic() - start)
-  write(spent, " ".join(f"{x:.1f}" for x in calls))
+  files.write_text(spent, " ".join(f"{x:.1f}" for x in calls))
   report["seconds"] = {**seconds, "total": sum(calls)}
-  write(work / "report.json", json.dumps(report, indent=2))
+  files.write_text(work / "report.json", json.dumps(report, indent=2))
   print(f"finished in {calls[-1] / 60:.1f} minutes")
   print(summary(report))
   print(f"report: {work / 'report.html'}\nnumbers: {work / 'report.json'}")
@@ -323,7 +324,7 @@ def one_stage(name: str, work: Path, *, debug: bool = False) -> int:
       raise SystemExit(f"stage {name!r}: expected one of {known}")
   done = work / "done" / f"{name}.json"
   done.parent.mkdir(exist_ok=True)
-  write(done, json.dumps({"seconds": time.monotonic() - start, **facts}))
+  files.write_text(done, json.dumps({"seconds": time.monotonic() - start, **facts}))
   return 0
 
 
@@ -351,13 +352,6 @@ def read_done(work: Path, stage: str) -> dict[str, Any]:
   if not path.exists():
     raise SystemExit(f"stage {stage} has not finished in {work}")
   return json.loads(path.read_text())
-
-
-def write(path: Path, text: str) -> None:
-  """Writes a file under another name and renames it."""
-  partial = path.with_name(f".{path.name}.partial")
-  partial.write_text(text)
-  partial.replace(path)
 
 
 if __name__ == "__main__":

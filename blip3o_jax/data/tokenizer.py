@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from blip3o_jax import files
+
 # Name of the attribute -> the token. The order is that of the release (spec 1.6).
 SPECIAL = {
   "pad": "<|endoftext|>",
@@ -149,12 +151,10 @@ def train_bpe(texts: Iterable[str], vocab_size: int, directory: str | Path) -> T
     "padding_side": "left",
     "additional_special_tokens": [t for n, t in SPECIAL.items() if n != "pad"],
   }
-  files = {
+  made = {
     "tokenizer.json": backend.to_str(pretty=True),
     "tokenizer_config.json": json.dumps(settings, indent=2),
   }
-  for name, text in files.items():
-    partial = directory / f".{name}.partial"
-    partial.write_text(text)
-    partial.replace(directory / name)
+  for name, text in made.items():
+    files.write_text(directory / name, text)
   return Tokenizer(backend, str(directory))
