@@ -28,7 +28,7 @@ def get_config(arg: str = "") -> ConfigDict:
   """
   options = config.parse_arg(arg, work="work", times=1.0, scale=1.0)
   model = dataclasses.replace(
-    variants.pixels_shapes(options.scale), train="unet", loss=pixels.Loss(feature_noise=0.1)
+    variants.pixels_shapes(options.scale), train="unet", loss=pixels.Loss(feature_noise=0.05)
   )
   data = Data(
     source="shapes",

@@ -79,7 +79,10 @@ class FeatureEncoder(nnx.Module):
 
 
 def fit_whitening(
-  pooled: np.ndarray, kept: int, through: np.ndarray | None = None
+  pooled: np.ndarray,
+  kept: int,
+  through: np.ndarray | None = None,
+  factors: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, float]:
   """Measures the affine map of `Whiten` on a sample of pooled features.
 
@@ -87,10 +90,15 @@ def fit_whitening(
   variance. A mean per cell would take a cell's place out of its feature, and the pixel decoder,
   whose cross-attention knows no order, could not put anything where it belongs.
 
+  With `factors` the directions are scaled by what the factors do not explain, to which all of them
+  then give the same variance (within-class covariance normalisation); the mean variance of a
+  direction is 1. What a prompt can ask for then outweighs where in its cell an object lies.
+
   Args:
     pooled: float[n, h, w, C].
     kept: how many directions to keep.
     through: float[C, c], a map whose outputs are to be whitened; without it the features are.
+    factors: bool[n, h, w, f], what a cell shows (a colour, a shape), nothing where it shows none.
 
   Returns:
     mean float32[h, w, C], kernel float32[C, kept], and the share of variance kept (of what
@@ -112,10 +120,23 @@ def fit_whitening(
   values, vectors = values[::-1][:kept], vectors[:, ::-1][:, :kept]
   share = float(values.sum() / np.trace(x.T @ x / len(x)))
   kernel = vectors / np.sqrt(np.maximum(values, 1e-8))
+  if factors is not None:
+    kernel = kernel @ _within(x @ kernel, factors.reshape(len(x), -1).astype(np.float64))
   if through is not None:
     kernel = through @ kernel
   same = np.broadcast_to(mean, (h, w, c)).astype(np.float32)
   return same, kernel.astype(np.float32), share
+
+
+def _within(x: np.ndarray, factors: np.ndarray) -> np.ndarray:
+  """float[c, c]: makes what `factors` leave of x white, and the variance of x 1 on average."""
+  shows = factors.any(-1)
+  seen, known = x[shows], factors[shows]
+  left = seen - known @ np.linalg.lstsq(known, seen, rcond=None)[0]
+  values, vectors = np.linalg.eigh(left.T @ left / len(left))
+  # A direction in which next to nothing varies within is noise to the rest: not above 100 : 1.
+  out = vectors / np.sqrt(np.maximum(values, values.max() / 100)) @ vectors.T
+  return out / np.sqrt(np.var(x @ out, 0).mean())
 
 
 def place_code(grid: int, channels: int) -> np.ndarray:

@@ -21,11 +21,13 @@ from blip3o_jax.data.shapes.questions import question
 from blip3o_jax.data.shapes.questions import question_at
 from blip3o_jax.data.shapes.questions import questions
 from blip3o_jax.data.shapes.questions import text_question
+from blip3o_jax.data.shapes.reading import placed
 from blip3o_jax.data.shapes.reading import shown
 from blip3o_jax.data.shapes.reading import told
 from blip3o_jax.data.shapes.render import render
 from blip3o_jax.data.shapes.render import render_many
 from blip3o_jax.data.shapes.scenes import COLORS
+from blip3o_jax.data.shapes.scenes import GRID
 from blip3o_jax.data.shapes.scenes import HELD_OUT_PAIRS
 from blip3o_jax.data.shapes.scenes import MOST_OBJECTS
 from blip3o_jax.data.shapes.scenes import PALETTE
@@ -43,6 +45,7 @@ from blip3o_jax.data.shapes.scenes import scene_of
 __all__ = [
   "CATEGORIES",
   "COLORS",
+  "GRID",
   "HELD_OUT_PAIRS",
   "KINDS",
   "MOST_OBJECTS",
@@ -63,6 +66,7 @@ __all__ = [
   "conversation",
   "include_of",
   "long_caption",
+  "placed",
   "question",
   "question_at",
   "questions",

@@ -189,6 +189,27 @@ def test_whitening_is_white():
     features.Config(TOWER, pool=3)
 
 
+def test_whitening_by_what_factors_leave():
+  """What the factors do not explain is white, so a rare but known difference outweighs the rest."""
+  rng = np.random.default_rng(0)
+  which = rng.integers(3, size=(400, 2, 2))  # the third class shows nothing
+  factors = np.eye(3, dtype=bool)[which][..., :2]
+  mixing = rng.standard_normal((4, 4))
+  known = np.array([[0, 0, 0, 0.3], [0, 0, 0, -0.3], [0, 0, 0, 0]])[which]
+  noise = np.array([3, 2, 1, 0.2]) * rng.standard_normal((400, 2, 2, 4))
+  x = ((known + noise * (which < 2)[..., None]) @ mixing).astype(np.float32)
+  mean, kernel, share = features.fit_whitening(x, 4, factors=factors)
+  assert share == pytest.approx(1)
+  white = ((x - mean) @ kernel).reshape(-1, 4)
+  assert np.var(white, 0).mean() == pytest.approx(1, rel=1e-3)
+  kinds = which.reshape(-1)
+  left = np.concatenate([white[kinds == k] - white[kinds == k].mean(0) for k in (0, 1)])
+  spread = np.linalg.eigvalsh(left.T @ left / len(left))
+  np.testing.assert_allclose(spread, spread.mean(), rtol=0.02)
+  between = white[kinds == 0].mean(0) - white[kinds == 1].mean(0)
+  assert np.linalg.norm(between) / np.sqrt(spread.mean()) == pytest.approx(0.6 / 0.2, rel=0.1)
+
+
 def test_slots_do_not_see_padding(fill: Fill):
   """What stands at padding changes nothing, and both ways of reading agree."""
   language = fill(lambda: decoder_lm.DecoderLM(CFG.backbone, rngs=nnx.Rngs(0)))
