@@ -60,8 +60,8 @@ CONFIGS = {
   "tuned": "shapes_generator_tune",
 }
 # Steps of --from-scratch in multiples of those that a config has by itself.
-LONG = {"tower": 3.0, "autoencoder": 3.0, "unet": 5.0, "answers": 1.0, "backbone": 1.3}
-LONG |= {"generator": 2.5, "tuned": 2.5}
+LONG = {"tower": 3.0, "autoencoder": 3.0, "unet": 5.0, "answers": 1.0, "backbone": 2.4}
+LONG |= {"generator": 3.0, "tuned": 3.0}
 # Stages in one line run after each other, lines of one phase side by side.
 Phase = tuple[tuple[str, ...], ...]
 GENERATOR: tuple[Phase, ...] = (

@@ -33,6 +33,8 @@ class Mixture:
     reading, seeing: shares of understanding records that name, at the places of the slots, what a
       prompt for a picture asks for (`shapes.told`), or what a picture shows that is to be drawn
       again (`shapes.shown`); only with several turns.
+    places: share of understanding records with a picture that name the row or the column of each of
+      its tokens at the token itself (`shapes.placed`); only with several turns.
     growing: a curriculum where `Data.shuffle` is off: the first growing[0] pictures that
       conversations are about have one object, the next growing[1] at most two, and so on; captions
       one more. With nothing to choose from, colour and shape are learned at once; of two objects
@@ -49,21 +51,25 @@ class Mixture:
   turns: int = 1
   reading: float = 0.0
   seeing: float = 0.0
+  places: float = 0.0
   growing: tuple[int, ...] = ()
   kinds: tuple[str, ...] = ()
   variants: int = 1
   seed: int = 0
 
   def __post_init__(self) -> None:
-    for name in ("long_captions", "descriptions", "text_questions", "reading", "seeing"):
+    for name in ("long_captions", "descriptions", "text_questions", "reading", "seeing", "places"):
       if not 0 <= getattr(self, name) <= 1:
         raise ValueError(f"{name} {getattr(self, name)} is not a share")
     if self.variants < 1 or (self.variants > 1 and self.categories):
       raise ValueError(f"variants {self.variants}: expected 1 or more, and 1 with categories")
-    if self.turns < 1 or ((self.growing or self.reading or self.seeing) and self.turns == 1):
+    if self.turns < 1 or (
+      self.turns == 1 and (self.growing or self.reading or self.seeing or self.places)
+    ):
       raise ValueError(
         f"turns {self.turns}, growing {self.growing}, reading {self.reading}, seeing "
-        f"{self.seeing}: expected 1 turn or more, and the others only with several"
+        f"{self.seeing}, places {self.places}: expected 1 turn or more, and the others only with "
+        "several"
       )
     if self.reading + self.seeing + self.text_questions > 1:
       raise ValueError("reading, seeing and text_questions together exceed 1")
@@ -184,8 +190,10 @@ class EmbeddedSource:
     scene = shapes.scene_at(
       mixture.seed, number, self._split, min(most + alone, shapes.MOST_OBJECTS)
     )
+    places = shapes.placed(number % 2 == 1) if long < mixture.places and not alone else ()
     if what < mixture.reading + mixture.seeing:
-      return scene, Record(reads=shapes.shown(scene), kind="seeing", name=name)
+      reads = shapes.shown(scene)
+      return scene, Record(reads=reads, places=places, kind="seeing", name=name)
     described = tells < mixture.descriptions
     kinds = mixture.kinds or shapes.KINDS
     count = max(1, mixture.turns - described * (1 + alone))  # a caption twice is long
@@ -195,7 +203,12 @@ class EmbeddedSource:
       # Of a caption, its own words: to copy is to find what followed a word, as answers need it.
       turns.append((DESCRIBE, first.context or self._caption(scene, variant, long)))
     record = Record(
-      prompt=_first(first), answer=first.answer, turns=tuple(turns), kind=first.kind, name=name
+      prompt=_first(first),
+      answer=first.answer,
+      turns=tuple(turns),
+      places=places,
+      kind=first.kind,
+      name=name,
     )
     return (None if alone else scene), record
 

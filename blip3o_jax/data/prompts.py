@@ -186,11 +186,20 @@ def reading_row(
   """
   if len(words) != len(fill):
     raise ValueError(f"{len(words)} words to be read at {len(fill)} places")
-  labels = [tokenizer.encode(word) for word in words]
-  for word, ids in zip(words, labels, strict=True):
+  return [*prompt, *fill], [IGNORED] * len(prompt) + single_ids(tokenizer, words)
+
+
+def single_ids(tokenizer: Tokenizer, words: Sequence[str]) -> list[int]:
+  """The ids of words that are one token each: what one hidden vector can predict.
+
+  Raises:
+    ValueError: a word of several tokens.
+  """
+  encoded = [tokenizer.encode(word) for word in words]
+  for word, ids in zip(words, encoded, strict=True):
     if len(ids) != 1:
       raise ValueError(f"{word!r} is {len(ids)} tokens, but one hidden vector predicts one token")
-  return [*prompt, *fill], [IGNORED] * len(prompt) + [ids[0] for ids in labels]
+  return [ids[0] for ids in encoded]
 
 
 def text_ids(tokenizer: Tokenizer, text: str, *, limit: int) -> list[int]:

@@ -23,6 +23,8 @@ class Record:
     turns: further questions and answers of the same conversation, in order.
     reads: words that the hidden vectors at the slots should name, one each: what the prompt asks to
       draw or, where there is a picture, what it shows. No answer goes with them.
+    places: words that the hidden vectors at the picture's own tokens should name, one each, in the
+      order of the tokens; () for none.
     kind: of record, free text ("caption", a question type, a test category).
     name: how errors call the record.
   """
@@ -33,6 +35,7 @@ class Record:
   answer: str = ""
   turns: tuple[tuple[str, str], ...] = ()
   reads: tuple[str, ...] = ()
+  places: tuple[str, ...] = ()
   kind: str = ""
   name: str = ""
 

@@ -55,7 +55,8 @@ def understand_transform(
 ) -> Transform:
   """A question about a picture, or about nothing, and its answer as a row of `bucket` tokens.
 
-  A record with `reads` becomes a prompt for a picture with something to read at the slots.
+  A record with `reads` becomes a prompt for a picture with something to read at the slots; one
+  with `places` has something to read at the picture's tokens as well.
 
   Args:
     layout: constants of one picture that the vision tower wants beside its patches, added to each
@@ -93,6 +94,8 @@ def understand_transform(
     out = _tokens(ids, bucket, tokenizer.pad)
     labels = np.full(bucket, prompts.IGNORED, np.int32)
     labels[-len(targets) :] = targets
+    if record.places:
+      labels[out["tokens"] == tokenizer.image_pad] = prompts.single_ids(tokenizer, record.places)
     positions, _ = mrope.mrope_positions(
       out["tokens"][None], out["segments"][None], [grid] * has, tokenizer.image_pad, cfg.merge
     )

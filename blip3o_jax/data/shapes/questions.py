@@ -31,6 +31,7 @@ Kind = Literal["count", "shape", "color", "exist", "where"]
 KINDS: Final[tuple[str, ...]] = get_args(Kind)
 _STREAM: Final = 1 << 21
 _TALK: Final = 1 << 22
+_AGAIN: Final = 1000  # between the wordings of a kind that is named twice
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,8 @@ def conversation(
 
   Args:
     turns: at least 1.
-    kinds: to ask; every scene has a count and an existence to ask for.
+    kinds: to ask; every scene has a count and an existence to ask for. A kind that stands there
+      several times is asked in so many times the wordings.
     text: ask a caption, the same for all questions, instead of the picture.
 
   Raises:
@@ -211,15 +213,15 @@ def conversation(
   told = _where_told(scene, rng) if text else None
   context = told.context if told else long_caption(scene, variant, quadrants=True) if text else ""
   found: dict[str, Question] = {}
-  for wording in (2 * variant, 2 * variant + 1):
-    for kind in kinds:
-      asked = (
-        _of_caption(scene, kind, wording, context, told, rng)
-        if text
-        else question(scene, kind, wording)
-      )
-      if asked:
-        found.setdefault(asked.question, asked)
+  for first, (i, kind) in itertools.product((2 * variant, 2 * variant + 1), enumerate(kinds)):
+    wording = first + _AGAIN * list(kinds[:i]).count(kind)
+    asked = (
+      _of_caption(scene, kind, wording, context, told, rng)
+      if text
+      else question(scene, kind, wording)
+    )
+    if asked:
+      found.setdefault(asked.question, asked)
   if not found:
     raise ValueError(f"scene {scene.index} has no question of the kinds {', '.join(kinds)}")
   order = [list(found.values())[int(i)] for i in rng.permutation(len(found))]

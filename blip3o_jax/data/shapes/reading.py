@@ -5,17 +5,20 @@ Knows the grammar of `captions`: `told` looks at no scene, and tells what was sa
 
 from collections.abc import Sequence
 import dataclasses
+import itertools
 from typing import Final
 
 from blip3o_jax.data.shapes.captions import NUMBERS
 from blip3o_jax.data.shapes.captions import plural
 from blip3o_jax.data.shapes.scenes import COLORS
+from blip3o_jax.data.shapes.scenes import GRID
 from blip3o_jax.data.shapes.scenes import MOST_OBJECTS
 from blip3o_jax.data.shapes.scenes import SHAPES
 from blip3o_jax.data.shapes.scenes import Scene
 
 NOTHING: Final = "no"
 _SINGULAR: Final = {plural(shape): shape for shape in SHAPES} | {shape: shape for shape in SHAPES}
+_COLUMNS: Final = "abcd"  # as on a chess board: a cell has a word of each kind
 _RELATIONS: Final = ("left", "right", "above", "below")
 
 
@@ -62,6 +65,12 @@ def shown(scene: Scene) -> tuple[str, ...]:
   """
   order = sorted(scene.objects, key=lambda o: (o.row, o.col))
   return _words([_Told(o.color, o.shape, (NUMBERS[o.row + 1], NUMBERS[o.col + 1])) for o in order])
+
+
+def placed(columns: bool) -> tuple[str, ...]:
+  """What names the row of each cell, row by row, `one` to `four`, or its column, `a` to `d`."""
+  cells = itertools.product(range(GRID), repeat=2)
+  return tuple(_COLUMNS[col] if columns else NUMBERS[row + 1] for row, col in cells)
 
 
 def _words(found: Sequence[_Told]) -> tuple[str, ...]:

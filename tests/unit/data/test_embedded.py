@@ -1,5 +1,7 @@
 """The embedded set as records: which texts, with which pictures."""
 
+import dataclasses
+
 from fakes import Tokenizer
 import numpy as np
 import pytest
@@ -113,6 +115,41 @@ def test_prompts_to_be_read_at_the_slots(tmp_path):
     prompts.reading_row(Tokenizer(), [1], ["circle"], [100])
   with pytest.raises(ValueError, match="1 words to be read at 2 places"):
     prompts.reading_row(tokenizer, [1], ["yellow"], [100, 101])
+
+
+def test_places_are_named_at_the_pictures_own_tokens(tmp_path):
+  mixture = Mixture(seeing=0.3, places=0.6, text_questions=0.2, turns=2)
+  source = EmbeddedSource("world", 60, mixture, questions=True)
+  found = [source[i] for i in range(60)]
+  placed = [r for r in found if r.places]
+  assert all(r.image is not None for r in placed)
+  assert {r.kind == "seeing" for r in placed} == {True, False}
+  shown = sum(r.image is not None for r in found)
+  assert 0.3 * shown < len(placed) < 0.9 * shown
+  words = [w for r in found for text in (r.prompt, r.answer, *r.reads, *r.places) for w in [text]]
+  tokenizer = train_bpe(words * 20, 400, tmp_path)
+  cfg = Data(task="understand", batch=60, image_size=64, patch_size=8, buckets=(320,))
+  cfg = dataclasses.replace(cfg, shuffle=False)
+  batch = tasks.build(source, cfg, tokenizer).batch_at(0)
+  for tokens, labels, record in zip(batch["tokens"], batch["labels"], found, strict=True):
+    at = labels[tokens == tokenizer.image_pad]
+    if not record.places:
+      assert (at == prompts.IGNORED).all()
+      continue
+    names = np.array([tokenizer.decode([i]) for i in at]).reshape(4, 4)
+    rows = [["one"] * 4, ["two"] * 4, ["three"] * 4, ["four"] * 4]
+    assert names.tolist() in (rows, [["a", "b", "c", "d"]] * 4)
+  with pytest.raises(ValueError, match=r"places 0\.5: .* only with several"):
+    Mixture(places=0.5)
+
+
+def test_a_kind_that_is_named_again_is_asked_more_often():
+  scenes = [shapes.scene(0, i, "world") for i in range(200)]
+  scenes = [s for s in scenes if len(s.objects) == 4]
+  kinds = (*shapes.KINDS, "where", "where")
+  asked = [q.kind for s in scenes for q in shapes.conversation(s, 4, kinds=kinds)]
+  plain = [q.kind for s in scenes for q in shapes.conversation(s, 4)]
+  assert asked.count("where") > 1.4 * plain.count("where")
 
 
 def test_categories_in_turn():
