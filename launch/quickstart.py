@@ -60,8 +60,8 @@ CONFIGS = {
   "tuned": "shapes_generator_tune",
 }
 # Steps of --from-scratch in multiples of those that a config has by itself.
-LONG = {"tower": 3.0, "autoencoder": 3.0, "unet": 5.0, "answers": 1.0, "backbone": 2.4}
-LONG |= {"generator": 3.0, "tuned": 3.0}
+LONG = {"tower": 3.0, "autoencoder": 3.0, "unet": 5.0, "answers": 1.0, "backbone": 3.3}
+LONG |= {"generator": 2.5, "tuned": 2.5}
 # Stages in one line run after each other, lines of one phase side by side.
 Phase = tuple[tuple[str, ...], ...]
 GENERATOR: tuple[Phase, ...] = (
@@ -126,19 +126,18 @@ def main() -> int:
   signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end; the next call goes on from here"))
   start = time.monotonic()
   words = ["--debug"] * options.debug + ["--from-scratch"] * options.from_scratch
-  for phase in PHASES[kind]:
-    if not run_phase(phase, work, words):
-      return 1
+  try:
+    for phase in PHASES[kind]:
+      if not run_phase(phase, work, words):
+        return 1
+  finally:  # all calls together: one that finds everything finished adds next to nothing
+    now = time.monotonic() - start
+    total = spend(work, "total", now)
   seconds = {p.stem: json.loads(p.read_text())["seconds"] for p in (work / "done").glob("*.json")}
   report = json.loads((work / "report.json").read_text())
-  # All calls together: one that finds everything finished adds next to nothing.
-  spent = work / "calls.txt"
-  calls = [float(x) for x in spent.read_text().split()] if spent.exists() else []
-  calls.append(time.monotonic() - start)
-  files.write_text(spent, " ".join(f"{x:.1f}" for x in calls))
-  report["seconds"] = {**seconds, "total": sum(calls)}
+  report["seconds"] = {**seconds, "total": total}
   files.write_text(work / "report.json", json.dumps(report, indent=2))
-  print(f"finished in {calls[-1] / 60:.1f} minutes")
+  print(f"finished in {now / 60:.1f} minutes")
   print(summary(report))
   print(f"report: {work / 'report.html'}\nnumbers: {work / 'report.json'}")
   print(f'draw more: .venv/bin/blip3o generate "a red circle" --model {work / "model"}')
@@ -270,25 +269,46 @@ class Lane:
 
 
 def one_stage(name: str, work: Path, *, debug: bool = False) -> int:
-  """Runs a stage in this process and leaves done/NAME.json with its seconds."""
+  """Runs a stage in this process and leaves done/NAME.json with the seconds of all its calls."""
   from absl import logging
 
+  logging.set_verbosity(logging.INFO)
+  logging.use_absl_handler()
+  start = time.monotonic()
+  try:
+    facts = run_stage(name, work, debug)
+  finally:  # an interrupted stage goes on in a later call
+    seconds = spend(work, name, time.monotonic() - start)
+  done = work / "done" / f"{name}.json"
+  done.parent.mkdir(exist_ok=True)
+  files.write_text(done, json.dumps({"seconds": seconds, **facts}))
+  return 0
+
+
+def spend(work: Path, name: str, seconds: float) -> float:
+  """Adds a call's seconds to those of a stage, or of all calls together; returns the sum."""
+  path = work / "calls" / f"{name}.txt"
+  path.parent.mkdir(exist_ok=True)
+  calls = path.read_text().split() if path.exists() else []
+  calls.append(f"{seconds:.1f}")
+  files.write_text(path, " ".join(calls))
+  return sum(map(float, calls))
+
+
+def run_stage(name: str, work: Path, debug: bool) -> dict[str, Any]:
+  """What a stage found, or its last metrics."""
   from blip3o_jax import miniature
   from blip3o_jax import miniature_curve
   from blip3o_jax import miniature_report
 
   kind = miniature_parts.read(work).kind
-  logging.set_verbosity(logging.INFO)
-  logging.use_absl_handler()
-  start = time.monotonic()
   amounts = miniature.Amounts(**DEBUG_AMOUNTS) if debug else miniature.ALL
-  facts: dict[str, Any]
+  facts: dict[str, Any] = {}
   match name:
     case "shipped":
       facts = miniature.take_shipped(work)
     case "features":
       miniature.cache_features(work, stage_config("generator", work, debug).data)
-      facts = {}
     case "encode":
       data = [stage_config(stage, work, debug).data for stage in ("unet", "generator")]
       facts = miniature.encode(work, data, amounts)
@@ -322,10 +342,7 @@ def one_stage(name: str, work: Path, *, debug: bool = False) -> int:
       stages = [s for phase in PHASES[kind] for lane in phase for s in lane]
       known = ", ".join([*stages, "curve"])
       raise SystemExit(f"stage {name!r}: expected one of {known}")
-  done = work / "done" / f"{name}.json"
-  done.parent.mkdir(exist_ok=True)
-  files.write_text(done, json.dumps({"seconds": time.monotonic() - start, **facts}))
-  return 0
+  return facts
 
 
 def stage_config(name: str, work: Path, debug: bool, **arguments: Any) -> Any:
