@@ -83,6 +83,8 @@ def test_rehearsal(tmp_path, options, stages, curve):
   second = _run(*call)
   assert second.count("was finished before") == len(stamps)
   assert {p.name: p.stat().st_mtime_ns for p in (work / "done").iterdir()} == stamps
+  total = json.loads((work / "report.json").read_text())["seconds"]["total"]
+  assert total > numbers["seconds"]["total"]
   _run(*call, "--stage", "curve")
   found = json.loads((work / "curve.json").read_text())
   assert [len(found[kind]) for kind in ("understanding", "generation")] == curve
@@ -117,3 +119,4 @@ def test_its_stages_end_with_it(tmp_path):
   assert len(stages) == 2
   assert not [pid for pid in stages if Path(f"/proc/{pid}").exists()]
   assert not (tmp_path / "done" / "tower.json").exists()
+  assert float((tmp_path / "calls" / "total.txt").read_text()) > 0
