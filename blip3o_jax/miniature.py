@@ -5,6 +5,7 @@ A working folder holds tokenizer.json, one run directory a stage, `features/` an
 `miniature_parts` says. `launch/quickstart.py` calls these in order.
 """
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
@@ -192,9 +193,27 @@ def probe(work: Path, amounts: Amounts = ALL) -> dict[str, Any]:
   model = assemble(work, "generator")
   rates, _ = evaluate.generation(model, probe_prompts(amounts.probe), seed=PROBE_SEED)
   ranked = sorted(shapes.CATEGORIES, key=lambda c: rates[c]["rate"])
-  # Every category once, the three weakest twice more, in turn.
-  chosen = [*ranked, *ranked[:3], *ranked[:3]]
-  return {"weakest": chosen, "rates": {c: rates[c]["rate"] for c in ranked}}
+  failed = {c: 1 - rates[c]["rate"] for c in ranked}
+  return {"weakest": shares(failed), "rates": {c: rates[c]["rate"] for c in ranked}}
+
+
+def shares(failed: Mapping[str, float], places: int = 18) -> list[str]:
+  """Categories in turn: each once, and the places that are left by the share of what failed.
+
+  Args:
+    failed: {category: rate of wrong drawings}. places: at least one for each category.
+
+  Returns:
+    `places` names, those of one category as far apart as they can be.
+  """
+  left = places - len(failed)
+  whole = sum(failed.values()) or 1.0
+  counts = dict.fromkeys(failed, 1)
+  for _ in range(left):  # the next goes to whoever is farthest below its share
+    due = {c: left * rate / whole - (counts[c] - 1) for c, rate in failed.items()}
+    counts[max(due, key=lambda c: due[c])] += 1
+  at = [((i + 0.5) / count, c) for c, count in counts.items() for i in range(count)]
+  return [c for _, c in sorted(at)]
 
 
 def probe_prompts(count: int) -> list[dict[str, Any]]:

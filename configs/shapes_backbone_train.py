@@ -47,8 +47,8 @@ def get_config(arg: str = "") -> ConfigDict:
     records=steps * BATCH,
     # Several questions a picture: the vision tower's work serves all of them. Read in order, each
     # row once: first the tower has to tell shapes apart, then the language model has to find the
-    # object that is asked for. The second run asks nothing about captions: choosing in a text is not
-    # learned beside the rest, and kept it from reading. Two objects again before four.
+    # object that is asked for. The second run asks nothing about captions: to choose in a text is
+    # not learned beside the rest, and kept it from reading. Two objects again before four.
     mixture=Mixture(
       descriptions=0.05, text_questions=0.35, turns=4, growing=(80 * BATCH, 280 * BATCH)
     )

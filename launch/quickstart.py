@@ -24,7 +24,7 @@ or, from scratch,
 and then
 
     generator   slots and DiT on features            all cores, backbone frozen
-    probe       which categories are weakest         one half of the cores
+    probe       how weak each category is            one half of the cores
     pretrained  drawings before tuning               the other half
     tuned       instruction tuning on the weakest    all cores
     export      the model in the released layout   ┐ one half of the cores
@@ -61,7 +61,7 @@ CONFIGS = {
 }
 # Steps of --from-scratch in multiples of those that a config has by itself.
 LONG = {"tower": 3.0, "autoencoder": 3.0, "unet": 5.0, "answers": 1.0, "backbone": 3.3}
-LONG |= {"generator": 2.5, "tuned": 2.5}
+LONG |= {"generator": 2.5, "tuned": 3.0}
 # Stages in one line run after each other, lines of one phase side by side.
 Phase = tuple[tuple[str, ...], ...]
 GENERATOR: tuple[Phase, ...] = (
