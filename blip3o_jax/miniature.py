@@ -139,7 +139,7 @@ def encode(work: Path, data: Sequence[ConfigDict], amounts: Amounts = ALL) -> di
   narrow = np.asarray(_filled(contrast, variants.contrast_shapes(), run, "narrow/")["kernel"])
   plain = dataclasses.replace(cfg, whiten=0)
   encoder = _network(features.FeatureEncoder(plain, rngs=nnx.Rngs(0)), tower)
-  world = list(_scenes("world", amounts.whiten))
+  world = _scenes("world", amounts.whiten)
   mean, kernel, share = features.fit_whitening(
     _encoded(encoder, shapes.render_many(world)), cfg.whiten, narrow, _factors(world)
   )
@@ -156,12 +156,13 @@ def encode(work: Path, data: Sequence[ConfigDict], amounts: Amounts = ALL) -> di
 
 def _factors(scenes: Sequence[shapes.Scene]) -> np.ndarray:
   """The colour and the shape in each cell: bool[n, 4, 4, 11]."""
-  out = np.zeros((len(scenes), shapes.GRID, shapes.GRID, len(shapes.COLORS) + len(shapes.SHAPES)))
+  known = len(shapes.COLORS) + len(shapes.SHAPES)
+  out = np.zeros((len(scenes), shapes.GRID, shapes.GRID, known), bool)
   for i, scene in enumerate(scenes):
     for o in scene.objects:
-      out[i, o.row, o.col, shapes.COLORS.index(o.color)] = 1
-      out[i, o.row, o.col, len(shapes.COLORS) + shapes.SHAPES.index(o.shape)] = 1
-  return out.astype(bool)
+      out[i, o.row, o.col, shapes.COLORS.index(o.color)] = True
+      out[i, o.row, o.col, len(shapes.COLORS) + shapes.SHAPES.index(o.shape)] = True
+  return out
 
 
 def cache_features(work: Path, data: ConfigDict) -> None:

@@ -272,6 +272,9 @@ def one_stage(name: str, work: Path, *, debug: bool = False) -> int:
   """Runs a stage in this process and leaves done/NAME.json with the seconds of all its calls."""
   from absl import logging
 
+  kind = miniature_parts.read(work).kind
+  if name not in (*stages(*PHASES), "curve"):
+    raise SystemExit(f"stage {name!r}: expected one of {', '.join([*stages(kind), 'curve'])}")
   logging.set_verbosity(logging.INFO)
   logging.use_absl_handler()
   start = time.monotonic()
@@ -283,6 +286,11 @@ def one_stage(name: str, work: Path, *, debug: bool = False) -> int:
   done.parent.mkdir(exist_ok=True)
   files.write_text(done, json.dumps({"seconds": seconds, **facts}))
   return 0
+
+
+def stages(*kinds: str) -> list[str]:
+  """The stages of runs of these kinds, in their order."""
+  return [s for kind in kinds for phase in PHASES[kind] for lane in phase for s in lane]
 
 
 def spend(work: Path, name: str, seconds: float) -> float:
@@ -301,7 +309,6 @@ def run_stage(name: str, work: Path, debug: bool) -> dict[str, Any]:
   from blip3o_jax import miniature_curve
   from blip3o_jax import miniature_report
 
-  kind = miniature_parts.read(work).kind
   amounts = miniature.Amounts(**DEBUG_AMOUNTS) if debug else miniature.ALL
   facts: dict[str, Any] = {}
   match name:
@@ -322,8 +329,6 @@ def run_stage(name: str, work: Path, debug: bool) -> dict[str, Any]:
     case "tuned":
       weakest = "+".join(read_done(work, "probe")["weakest"])
       facts = miniature.train(stage_config(name, work, debug, categories=weakest), work, name)
-    case _ if name in CONFIGS:
-      facts = miniature.train(stage_config(name, work, debug), work, name)
     case "tokenizer":
       facts = miniature.train_tokenizer(work, amounts)
     case "export":
@@ -339,9 +344,7 @@ def run_stage(name: str, work: Path, debug: bool) -> dict[str, Any]:
     case "curve":
       facts = miniature_curve.write(work, amounts)
     case _:
-      stages = [s for phase in PHASES[kind] for lane in phase for s in lane]
-      known = ", ".join([*stages, "curve"])
-      raise SystemExit(f"stage {name!r}: expected one of {known}")
+      facts = miniature.train(stage_config(name, work, debug), work, name)
   return facts
 
 

@@ -102,6 +102,15 @@ def test_a_folder_of_the_other_choice_is_refused(tmp_path):
   assert "its frozen parts are trained; call with --from-scratch to go on there" in done.stderr
 
 
+def test_an_unknown_stage_is_named_and_leaves_nothing(tmp_path):
+  command = [sys.executable, "launch/quickstart.py", "--workdir", str(tmp_path), "--stage", "a/b"]
+  environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+  done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+  assert done.returncode == 1
+  assert "stage 'a/b': expected one of shipped, features, generator" in done.stderr
+  assert not (tmp_path / "calls").exists()
+
+
 @pytest.mark.slow
 def test_its_stages_end_with_it(tmp_path):
   """A quickstart that is told to end leaves no stage running, and can be called again."""

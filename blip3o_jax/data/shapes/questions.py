@@ -214,7 +214,7 @@ def conversation(
   context = told.context if told else long_caption(scene, variant, quadrants=True) if text else ""
   found: dict[str, Question] = {}
   for first, (i, kind) in itertools.product((2 * variant, 2 * variant + 1), enumerate(kinds)):
-    wording = first + _AGAIN * list(kinds[:i]).count(kind)
+    wording = first + _AGAIN * kinds[:i].count(kind)
     asked = (
       _of_caption(scene, kind, wording, context, told, rng)
       if text

@@ -1,7 +1,5 @@
 """The embedded set as records: which texts, with which pictures."""
 
-import dataclasses
-
 from fakes import Tokenizer
 import numpy as np
 import pytest
@@ -126,10 +124,10 @@ def test_places_are_named_at_the_pictures_own_tokens(tmp_path):
   assert {r.kind == "seeing" for r in placed} == {True, False}
   shown = sum(r.image is not None for r in found)
   assert 0.3 * shown < len(placed) < 0.9 * shown
-  words = [w for r in found for text in (r.prompt, r.answer, *r.reads, *r.places) for w in [text]]
+  words = [text for r in found for text in (r.prompt, r.answer, *r.reads, *r.places)]
   tokenizer = train_bpe(words * 20, 400, tmp_path)
-  cfg = Data(task="understand", batch=60, image_size=64, patch_size=8, buckets=(320,))
-  cfg = dataclasses.replace(cfg, shuffle=False)
+  sizes = dict(batch=60, image_size=64, patch_size=8, buckets=(320,), shuffle=False)
+  cfg = Data(task="understand", **sizes)
   batch = tasks.build(source, cfg, tokenizer).batch_at(0)
   for tokens, labels, record in zip(batch["tokens"], batch["labels"], found, strict=True):
     at = labels[tokens == tokenizer.image_pad]
