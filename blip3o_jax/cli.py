@@ -195,7 +195,7 @@ def _parser(verb: str, what: str) -> argparse.ArgumentParser:
 
 
 def _load(options: argparse.Namespace) -> Any:
-  from blip3o_jax import shipped
+  from blip3o_jax.miniature import shipped
   from blip3o_jax.weights import hub
 
   name = shipped.NAME if options.model is None else options.model
@@ -205,10 +205,10 @@ def _load(options: argparse.Namespace) -> Any:
     directory = shipped.directory()
   else:
     directory = hub.local_directory(options.model)
-  from blip3o_jax.systems import inference
+  from blip3o_jax.systems.blip3o import verbs
 
   start = time.monotonic()
-  model = inference.load(directory, dtype=options.dtype)
+  model = verbs.load(directory, dtype=options.dtype)
   print(f"loaded {name} in {time.monotonic() - start:.1f} s", file=sys.stderr)
   return model
 
@@ -322,11 +322,11 @@ def _png(text: str) -> Path:
 
 
 def _open(path: Path) -> Any:
-  from blip3o_jax.data import transforms
+  from blip3o_jax.data import images
 
   if not path.is_file():
     raise FileNotFoundError(f"{path}: no such image file")
-  return transforms.decode(path.read_bytes(), str(path))
+  return images.decode(path.read_bytes(), str(path))
 
 
 if __name__ == "__main__":

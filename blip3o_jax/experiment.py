@@ -17,18 +17,18 @@ import numpy as np
 
 from blip3o_jax import config
 from blip3o_jax import sharding
-from blip3o_jax.data import tasks
 from blip3o_jax.data.pipeline import Data
 from blip3o_jax.data.pipeline import Pipeline
-from blip3o_jax.data.tokenizer import Tokenizer
+from blip3o_jax.data.text.tokenizer import Tokenizer
 from blip3o_jax.models import qwen_vision
 from blip3o_jax.systems import blip3o
 from blip3o_jax.systems import contrast
-from blip3o_jax.systems import inference
 from blip3o_jax.systems import pixels
-from blip3o_jax.systems import released
+from blip3o_jax.systems.blip3o import released
+from blip3o_jax.systems.blip3o import tasks
+from blip3o_jax.systems.blip3o import verbs
 from blip3o_jax.train import loop
-from blip3o_jax.train.stage import Train
+from blip3o_jax.train.setup import Train
 
 SYSTEMS: dict[str, Any] = {"blip3o": blip3o, "contrast": contrast, "pixels": pixels}
 
@@ -166,13 +166,13 @@ def make_sampler(experiment: Experiment) -> loop.Sample:
       "config.log.samples_every needs config.samples.decoder and config.samples.prompts"
     )
   cfg = experiment.model
-  decoder = inference.load_decoder(Path(samples.decoder), cfg.grid, cfg.backbone.dtype)
+  decoder = verbs.load_decoder(Path(samples.decoder), cfg.grid, cfg.backbone.dtype)
   settings = released.read_settings(Path(samples.decoder))
   tokenizer = Tokenizer.load(experiment.tokenizer)
 
   def draw(module: Any, step: int) -> np.ndarray:
     del step  # the same noise each time shows what training changes
-    model = inference.Model(cfg, settings, inference.Network.of(module), decoder, tokenizer)
+    model = verbs.Model(cfg, settings, verbs.Network.of(module), decoder, tokenizer)
     return model.generate(
       samples.prompts,
       range(len(samples.prompts)),

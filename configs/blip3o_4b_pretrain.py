@@ -18,9 +18,9 @@ Expected (the authors'; not measured here): loss 6.5 at first, 3 after 600 steps
 
 from ml_collections import ConfigDict
 
-from blip3o_jax import recipes
+from blip3o_jax.recipes import blip3o
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  """`arg`: see `recipes.get_config`."""
-  return recipes.get_config("4b", "pretrain", arg)
+  """`arg`: see `blip3o.get_config`."""
+  return blip3o.get_config("4b", "pretrain", arg)

@@ -19,9 +19,9 @@ data (spec 9.2).
 
 from ml_collections import ConfigDict
 
-from blip3o_jax import recipes
+from blip3o_jax.recipes import blip3o
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  """`arg`: see `recipes.get_config`."""
-  return recipes.get_config("8b", "pretrain", arg)
+  """`arg`: see `blip3o.get_config`."""
+  return blip3o.get_config("8b", "pretrain", arg)

@@ -12,9 +12,9 @@ Expected (the authors'; not measured here): 5 to 7 points on GenEval and DPG ove
 
 from ml_collections import ConfigDict
 
-from blip3o_jax import recipes
+from blip3o_jax.recipes import blip3o
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  """`arg`: see `recipes.get_config`."""
-  return recipes.get_config("8b", "sft", arg)
+  """`arg`: see `blip3o.get_config`."""
+  return blip3o.get_config("8b", "sft", arg)

@@ -10,25 +10,25 @@ from ml_collections import ConfigDict
 from blip3o_jax import config
 from blip3o_jax import experiment
 from blip3o_jax.data.pipeline import Data
+from blip3o_jax.miniature import sizes
 from blip3o_jax.systems import pixels
-from blip3o_jax.systems import variants
 from blip3o_jax.train.metrics import Log
 from blip3o_jax.train.optimizer import Optimizer
-from blip3o_jax.train.stage import Train
+from blip3o_jax.train.setup import Train
 
 
 def get_config(arg: str = "") -> ConfigDict:
   """`arg`: work=DIR, as in the other stages; times=N, so many times the steps."""
   options = config.parse_arg(arg, work="work", times=1.0)
   model = dataclasses.replace(
-    variants.pixels_shapes(), train="autoencoder", loss=pixels.Loss(l1=0.0, mse=1.0, kl=1e-6)
+    sizes.pixels_shapes(), train="autoencoder", loss=pixels.Loss(l1=0.0, mse=1.0, kl=1e-6)
   )
   data = Data(
     source="shapes",
     split="world",
     task="pixels",
     records=8000,
-    image_size=variants.SHAPES_IMAGE,
+    image_size=sizes.SHAPES_IMAGE,
     cache=True,
   )
   train = Train(

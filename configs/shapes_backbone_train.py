@@ -15,15 +15,15 @@ from ml_collections import ConfigDict
 from blip3o_jax import config
 from blip3o_jax import experiment
 from blip3o_jax.data import shapes
-from blip3o_jax.data.embedded import Mixture
 from blip3o_jax.data.pipeline import Data
-from blip3o_jax.data.tokenizer import Tokenizer
+from blip3o_jax.data.shapes.source import Mixture
+from blip3o_jax.data.text.tokenizer import Tokenizer
+from blip3o_jax.miniature import sizes
 from blip3o_jax.systems import blip3o
-from blip3o_jax.systems import variants
 from blip3o_jax.train.checkpoint import Checkpoint
 from blip3o_jax.train.metrics import Log
 from blip3o_jax.train.optimizer import Optimizer
-from blip3o_jax.train.stage import Train
+from blip3o_jax.train.setup import Train
 
 BATCH = 64
 
@@ -35,7 +35,7 @@ def get_config(arg: str = "") -> ConfigDict:
   kept = max(1, steps // 8)  # steps between checkpoints of the curve of scores over minutes
   tokenizer = Tokenizer.load(options.work)
   model = dataclasses.replace(
-    variants.blip3o_shapes(tokenizer.image_pad),
+    sizes.blip3o_shapes(tokenizer.image_pad),
     parts=("visual", "head"),
     loss=blip3o.Loss(image=0.0, text=1.0),
     prompt_gradient="full",
@@ -66,7 +66,7 @@ def get_config(arg: str = "") -> ConfigDict:
     ),
     shuffle=False,
     buckets=(104,),
-    image_size=variants.SHAPES_IMAGE,
+    image_size=sizes.SHAPES_IMAGE,
     patch_size=8,
   )
   train = Train(

@@ -11,15 +11,15 @@ from ml_collections import ConfigDict
 
 from blip3o_jax import config
 from blip3o_jax import experiment
-from blip3o_jax.data.embedded import Mixture
 from blip3o_jax.data.pipeline import Data
-from blip3o_jax.data.tokenizer import Tokenizer
+from blip3o_jax.data.shapes.source import Mixture
+from blip3o_jax.data.text.tokenizer import Tokenizer
+from blip3o_jax.miniature import sizes
 from blip3o_jax.systems import blip3o
-from blip3o_jax.systems import variants
 from blip3o_jax.train.checkpoint import Checkpoint
 from blip3o_jax.train.metrics import Log
 from blip3o_jax.train.optimizer import Optimizer
-from blip3o_jax.train.stage import Train
+from blip3o_jax.train.setup import Train
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -34,9 +34,9 @@ def get_config(arg: str = "") -> ConfigDict:
   kept = max(1, steps // 3)  # steps between checkpoints of the curve of scores over minutes
   tokenizer = Tokenizer.load(options.work)
   model = dataclasses.replace(
-    variants.blip3o_shapes(tokenizer.image_pad),
+    sizes.blip3o_shapes(tokenizer.image_pad),
     parts=("denoiser",),
-    loss=blip3o.Loss(draws=2, times=variants.SHAPES_TIMES),
+    loss=blip3o.Loss(draws=2, times=sizes.SHAPES_TIMES),
   )
   data = Data(
     source="shapes",

@@ -22,12 +22,12 @@ from blip3o_jax import config
 from blip3o_jax import experiment
 from blip3o_jax.data.pipeline import Data
 from blip3o_jax.systems import blip3o
-from blip3o_jax.systems import decoder_files
-from blip3o_jax.systems import released
+from blip3o_jax.systems.blip3o import released
+from blip3o_jax.systems.parts import diffusers_files
 from blip3o_jax.train.checkpoint import Checkpoint
 from blip3o_jax.train.metrics import Log
 from blip3o_jax.train.optimizer import Optimizer
-from blip3o_jax.train.stage import Train
+from blip3o_jax.train.setup import Train
 
 TINY = Path(__file__).parents[1] / "tests" / "data" / "tiny-blip3o"
 GRID = 8  # cells a side of the latents, two to a token
@@ -40,8 +40,8 @@ def get_config(arg: str = "") -> ConfigDict:
   model = dataclasses.replace(model, parts=("denoiser", "encoder"), loss=blip3o.Loss(draws=2))
   side = model.features.tower.image_size
   if options.target == "latents":
-    values = json.loads((decoder_files.home(options.model) / "vae/config.json").read_text())
-    latents = decoder_files.vae_config(values)
+    values = json.loads((diffusers_files.home(options.model) / "vae/config.json").read_text())
+    latents = diffusers_files.vae_config(values)
     denoiser = dataclasses.replace(
       model.denoiser, in_channels=latents.latent_channels, grid=GRID, patch_size=2
     )

@@ -10,12 +10,12 @@ from ml_collections import ConfigDict
 
 from blip3o_jax import config
 from blip3o_jax import experiment
-from blip3o_jax.data.embedded import Mixture
 from blip3o_jax.data.pipeline import Data
-from blip3o_jax.systems import variants
+from blip3o_jax.data.shapes.source import Mixture
+from blip3o_jax.miniature import sizes
 from blip3o_jax.train.metrics import Log
 from blip3o_jax.train.optimizer import Optimizer
-from blip3o_jax.train.stage import Train
+from blip3o_jax.train.setup import Train
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -28,7 +28,7 @@ def get_config(arg: str = "") -> ConfigDict:
     records=16000,
     mixture=Mixture(long_captions=0.3),
     buckets=(48,),
-    image_size=variants.SHAPES_IMAGE,
+    image_size=sizes.SHAPES_IMAGE,
     cache=True,
   )
   train = Train(
@@ -37,6 +37,6 @@ def get_config(arg: str = "") -> ConfigDict:
     optimizer=Optimizer(name="muon", lr=2e-3, lr_end=1e-5, muon_lr=6e-3, warmup_steps=50),
     log=Log(every=50),
   )
-  out = experiment.to_config("contrast", variants.contrast_shapes(), train, data)
+  out = experiment.to_config("contrast", sizes.contrast_shapes(), train, data)
   out.tokenizer = options.work
   return out

@@ -12,11 +12,11 @@ from ml_collections import ConfigDict
 from blip3o_jax import config
 from blip3o_jax import experiment
 from blip3o_jax.data.pipeline import Data
+from blip3o_jax.miniature import sizes
 from blip3o_jax.systems import pixels
-from blip3o_jax.systems import variants
 from blip3o_jax.train.metrics import Log
 from blip3o_jax.train.optimizer import Optimizer
-from blip3o_jax.train.stage import Train
+from blip3o_jax.train.setup import Train
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -28,14 +28,14 @@ def get_config(arg: str = "") -> ConfigDict:
   """
   options = config.parse_arg(arg, work="work", times=1.0, scale=1.0)
   model = dataclasses.replace(
-    variants.pixels_shapes(options.scale), train="unet", loss=pixels.Loss(feature_noise=0.05)
+    sizes.pixels_shapes(options.scale), train="unet", loss=pixels.Loss(feature_noise=0.05)
   )
   data = Data(
     source="shapes",
     split="world",
     task="pixels",
     records=8000,
-    image_size=variants.SHAPES_IMAGE,
+    image_size=sizes.SHAPES_IMAGE,
     features=True,
     path=f"{options.work}/features/world",
     cache=True,

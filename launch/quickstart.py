@@ -47,7 +47,7 @@ import time
 from typing import Any
 
 from blip3o_jax import files
-from blip3o_jax import miniature_parts
+from blip3o_jax.miniature import parts as frozen_parts
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = {
@@ -114,10 +114,10 @@ def main() -> int:
   options = parser.parse_args()
   name = "from-scratch" if options.from_scratch else "quickstart"
   work = (options.workdir or Path("work") / ("debug-" * options.debug + name)).absolute()
-  kind: miniature_parts.Kind = "trained" if options.from_scratch else "shipped"
+  kind: frozen_parts.Kind = "trained" if options.from_scratch else "shipped"
   work.mkdir(parents=True, exist_ok=True)
   try:
-    miniature_parts.choose(work, kind)
+    frozen_parts.choose(work, kind)
   except (ValueError, OSError) as error:
     print(f"quickstart: {error}", file=sys.stderr)
     return 1
@@ -272,7 +272,7 @@ def one_stage(name: str, work: Path, *, debug: bool = False) -> int:
   """Runs a stage in this process and leaves done/NAME.json with the seconds of all its calls."""
   from absl import logging
 
-  kind = miniature_parts.read(work).kind
+  kind = frozen_parts.read(work).kind
   if name not in (*stages(*PHASES), "curve"):
     raise SystemExit(f"stage {name!r}: expected one of {', '.join([*stages(kind), 'curve'])}")
   logging.set_verbosity(logging.INFO)
@@ -305,52 +305,52 @@ def spend(work: Path, name: str, seconds: float) -> float:
 
 def run_stage(name: str, work: Path, debug: bool) -> dict[str, Any]:
   """What a stage found, or its last metrics."""
-  from blip3o_jax import miniature
-  from blip3o_jax import miniature_curve
-  from blip3o_jax import miniature_report
+  from blip3o_jax.miniature import curve
+  from blip3o_jax.miniature import report
+  from blip3o_jax.miniature import stages
 
-  amounts = miniature.Amounts(**DEBUG_AMOUNTS) if debug else miniature.ALL
+  amounts = stages.Amounts(**DEBUG_AMOUNTS) if debug else stages.ALL
   facts: dict[str, Any] = {}
   match name:
     case "shipped":
-      facts = miniature.take_shipped(work)
+      facts = stages.take_shipped(work)
     case "features":
-      miniature.cache_features(work, stage_config("generator", work, debug).data)
+      stages.cache_features(work, stage_config("generator", work, debug).data)
     case "encode":
       data = [stage_config(stage, work, debug).data for stage in ("unet", "generator")]
-      facts = miniature.encode(work, data, amounts)
+      facts = stages.encode(work, data, amounts)
     case "probe":
-      facts = miniature.probe(work, amounts)
+      facts = stages.probe(work, amounts)
       weakest = "+".join(facts["weakest"])
-      miniature.cache_features(work, stage_config("tuned", work, debug, categories=weakest).data)
+      stages.cache_features(work, stage_config("tuned", work, debug, categories=weakest).data)
     case "unet":
       scale = read_done(work, "autoencoder")["scale"]
-      facts = miniature.train(stage_config(name, work, debug, scale=scale), work, name)
+      facts = stages.train(stage_config(name, work, debug, scale=scale), work, name)
     case "tuned":
       weakest = "+".join(read_done(work, "probe")["weakest"])
-      facts = miniature.train(stage_config(name, work, debug, categories=weakest), work, name)
+      facts = stages.train(stage_config(name, work, debug, categories=weakest), work, name)
     case "tokenizer":
-      facts = miniature.train_tokenizer(work, amounts)
+      facts = stages.train_tokenizer(work, amounts)
     case "export":
-      facts = miniature.export_model(work)
+      facts = stages.export_model(work)
     case "score":
-      facts = miniature_report.score(work, amounts)
+      facts = report.score(work, amounts)
     case "pretrained":
-      facts = miniature_report.draw_pretrained(work, amounts)
+      facts = report.draw_pretrained(work, amounts)
     case "compare":
-      facts = miniature_report.compare(work, amounts)
+      facts = report.compare(work, amounts)
     case "report":
-      facts = miniature_report.write(work)
+      facts = report.write(work)
     case "curve":
-      facts = miniature_curve.write(work, amounts)
+      facts = curve.write(work, amounts)
     case _:
-      facts = miniature.train(stage_config(name, work, debug), work, name)
+      facts = stages.train(stage_config(name, work, debug), work, name)
   return facts
 
 
 def stage_config(name: str, work: Path, debug: bool, **arguments: Any) -> Any:
   """The config of a training stage, or the few steps of it that --debug takes."""
-  parts = miniature_parts.read(work)
+  parts = frozen_parts.read(work)
   arguments = {"work": work, **arguments}
   if name == "answers":
     arguments["first"] = True

@@ -9,7 +9,7 @@ from ml_dtypes import bfloat16
 import numpy as np
 from safetensors.numpy import save_file
 
-from blip3o_jax.weights.files import Tensors
+from blip3o_jax.weights.safetensors import Tensors
 
 TINY = Path(__file__).parent / "data" / "tiny-blip3o"
 TOWER = "model.gen_vision_tower.vision_tower.model."

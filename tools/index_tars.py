@@ -5,7 +5,7 @@ python tools/index_tars.py /data/pretrain [--partial]
 
 import argparse
 
-from blip3o_jax.data import tars
+from blip3o_jax.data.sources import tars
 
 
 def main() -> None:

@@ -44,18 +44,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _record(options: argparse.Namespace) -> int:
-  from blip3o_jax.recordings import names
-  from blip3o_jax.reference import record
-  from blip3o_jax.weights import files
+  from blip3o_jax.verify import recordings
+  from blip3o_jax.verify.torch import record
   from blip3o_jax.weights import hub
+  from blip3o_jax.weights import safetensors
 
   if options.output.suffix != ".safetensors":
     raise ValueError(f"--output {options.output}: expected a name that ends in .safetensors")
   given: dict[str, Any] = {}
   for file in options.inputs:
-    tensors = files.Tensors(Path(file))
+    tensors = safetensors.Tensors(Path(file))
     recorded = {name: tensors.read(name) for name in tensors}
-    given[names.kind_of(recorded)] = record.given_inputs(recorded, file)
+    given[recordings.kind_of(recorded)] = record.given_inputs(recorded, file)
   directory = hub.local_directory(options.model)
   if options.part != "decoder":
     made = record.record_system(

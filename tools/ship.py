@@ -22,11 +22,11 @@ import numpy as np
 
 from blip3o_jax import __version__
 from blip3o_jax import cli
-from blip3o_jax import miniature_parts
-from blip3o_jax import shipped
-from blip3o_jax.weights import blip3o as names
+from blip3o_jax.miniature import parts as frozen_parts
+from blip3o_jax.miniature import shipped
+from blip3o_jax.systems.blip3o import rows as names
 from blip3o_jax.weights import table
-from blip3o_jax.weights.files import Tensors
+from blip3o_jax.weights.safetensors import Tensors
 
 ASSETS = Path(__file__).resolve().parents[1] / shipped.NAME
 STAGES = ("tower", "autoencoder", "unet", "answers", "backbone", "generator", "tuned")
@@ -92,7 +92,7 @@ def make_card(work: Path) -> dict[str, Any]:
   Raises:
     FileNotFoundError, ValueError: a folder that lacks something, by name.
   """
-  kind = _read(work / miniature_parts.RECORD)["parts"]
+  kind = _read(work / frozen_parts.RECORD)["parts"]
   if kind != "trained":
     raise ValueError(f"{work}: its frozen parts are {kind}; expected a run with --from-scratch")
   report = _read(work / "report.json")

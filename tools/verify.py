@@ -47,12 +47,12 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> dict[str, Any]:
-  from blip3o_jax.recordings import compare
-  from blip3o_jax.recordings import names
-  from blip3o_jax.recordings import verify
+  from blip3o_jax.verify import compare
+  from blip3o_jax.verify import recordings
+  from blip3o_jax.verify import verify
   from blip3o_jax.weights import hub
 
-  tolerances = [names.parse_tolerance(text) for text in options.tolerance]
+  tolerances = [recordings.parse_tolerance(text) for text in options.tolerance]
   files = {file: verify.read(file) for file in options.recorded}
   for file, recorded in files.items():
     verify.check(recorded, file)

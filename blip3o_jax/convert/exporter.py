@@ -18,18 +18,18 @@ import numpy as np
 from blip3o_jax.convert import importer
 from blip3o_jax.convert import layout
 from blip3o_jax.convert import licences
-from blip3o_jax.convert import origin as origins
 from blip3o_jax.convert import pieces
 from blip3o_jax.convert import resized
 from blip3o_jax.convert import runs
-from blip3o_jax.convert.leaves import Leaves
+from blip3o_jax.convert import source as origins
+from blip3o_jax.convert.parameters import Leaves
 from blip3o_jax.convert.place import Place
 from blip3o_jax.convert.place import copy_files
 from blip3o_jax.convert.place import in_parallel
 from blip3o_jax.convert.progress import Progress
 from blip3o_jax.convert.progress import Say
 from blip3o_jax.train import checkpoint
-from blip3o_jax.weights import files
+from blip3o_jax.weights import safetensors
 from blip3o_jax.weights import store
 from blip3o_jax.weights import table
 
@@ -117,15 +117,15 @@ def _plan(found: runs.Found, folder: Path, code: str, limit: int) -> list[tuple[
     if sheet.index is not None:
       (home / sheet.index[0]).write_text(json.dumps(sheet.index[1], indent=2) + "\n")
     for file in sheet.files:
-      header = {n: (files.DTYPES[told[n][0]], told[n][1]) for n in file.tensors}
-      begins = files.create(home / file.name, header, file.metadata)
+      header = {n: (safetensors.DTYPES[told[n][0]], told[n][1]) for n in file.tensors}
+      begins = safetensors.create(home / file.name, header, file.metadata)
       for name in file.tensors:
         out += _pieces(home / file.name, begins[name], told[name][0], targets[name])
   return out
 
 
 def _pieces(file: Path, begin: int, code: str, target: table.Target) -> list[tuple[_Piece, int]]:
-  size = math.prod(target.shape) * files.DTYPES[code].itemsize // len(target.paths)
+  size = math.prod(target.shape) * safetensors.DTYPES[code].itemsize // len(target.paths)
   return [
     (_Piece(file, begin, code, target, path, number), size)
     for number, path in enumerate(target.paths)
@@ -162,7 +162,7 @@ def _code(found: runs.Found, target: table.Target, before: str, asked: str) -> s
   if asked and pieces.is_float(stored):
     return asked
   trained = any(path in found.whole for path in target.paths)
-  return before if before and not trained else files.NAMES[stored]
+  return before if before and not trained else safetensors.NAMES[stored]
 
 
 def _write(work: list[_Piece], leaves: Leaves, progress: Progress, whole: frozenset[str]) -> None:
@@ -182,7 +182,7 @@ def _write(work: list[_Piece], leaves: Leaves, progress: Progress, whole: frozen
 
 def _blocks(piece: _Piece, leaves: Leaves) -> Iterator[tuple[int, np.ndarray]]:
   """(place in the file, bytes in PyTorch's layout) of a piece, block by block."""
-  target, dtype = piece.target, files.DTYPES[piece.code]
+  target, dtype = piece.target, safetensors.DTYPES[piece.code]
   stacked = target.layer is not None
   shape, perm = leaves[piece.path], target.perm
   split = perm.index(0) + stacked

@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 
 from blip3o_jax.convert import licences
-from blip3o_jax.convert import origin as origins
+from blip3o_jax.convert import manifest as records
 from blip3o_jax.convert import pieces
-from blip3o_jax.convert import record as records
 from blip3o_jax.convert import resized
+from blip3o_jax.convert import source as origins
 from blip3o_jax.convert import vocabulary
 from blip3o_jax.convert.place import Place
 from blip3o_jax.convert.place import copy_files
 from blip3o_jax.convert.place import in_parallel
 from blip3o_jax.convert.progress import Progress
 from blip3o_jax.convert.progress import Say
-from blip3o_jax.systems.decoder_files import FOLDER
-from blip3o_jax.weights import files
+from blip3o_jax.systems.parts.diffusers_files import FOLDER
+from blip3o_jax.weights import safetensors
 from blip3o_jax.weights import store
 from blip3o_jax.weights import table
 
@@ -61,7 +61,7 @@ def run(
   if change is not None:
     say(str(change))
     parts, plans = _resized(parts, plans, change)
-  cast = files.DTYPES[kind] if kind else None
+  cast = safetensors.DTYPES[kind] if kind else None
   work = [
     piece for part, plan in zip(parts, plans, strict=True) for piece in pieces.cut(part, plan, cast)
   ]

@@ -8,9 +8,9 @@ import math
 import re
 from typing import Any
 
-from blip3o_jax.convert.origin import STEMS
-from blip3o_jax.convert.origin import Kind
-from blip3o_jax.weights import files
+from blip3o_jax.convert.source import STEMS
+from blip3o_jax.convert.source import Kind
+from blip3o_jax.weights import safetensors
 from blip3o_jax.weights.table import Shape
 
 SHARD_BYTES = 5 * 10**9
@@ -124,4 +124,4 @@ def _index(
 
 
 def _bytes(code: str, shape: Shape) -> int:
-  return math.prod(shape) * files.DTYPES[code].itemsize
+  return math.prod(shape) * safetensors.DTYPES[code].itemsize

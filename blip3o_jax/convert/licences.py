@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from blip3o_jax.systems import blip3o
-from blip3o_jax.systems import variants
+from blip3o_jax.systems.blip3o import sizes as released_sizes
 
 TEXTS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "COPYING*")
 QWEN_3B = "Qwen Research License Agreement (Qwen2.5-VL-3B)"
@@ -39,7 +39,7 @@ def of(component: str, cfg: blip3o.Config | None, facts: Mapping[str, Any]) -> L
   if component in ("backbone", "visual") and cfg is not None:
     found = {"4b": Licence(QWEN_3B, False), "8b": Licence(f"{APACHE} (Qwen2.5-VL-7B)", True)}
     for size, licence in found.items():
-      wanted = variants.blip3o_released(size)
+      wanted = released_sizes.released(size)
       mine, theirs = cfg.backbone, wanted.backbone
       if (mine.dim, mine.depth, mine.mlp_dim) == (theirs.dim, theirs.depth, theirs.mlp_dim):
         return licence

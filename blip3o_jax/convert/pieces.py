@@ -16,8 +16,8 @@ from typing import Any
 from ml_dtypes import bfloat16
 import numpy as np
 
-from blip3o_jax.convert.origin import Part
-from blip3o_jax.weights import files
+from blip3o_jax.convert.source import Part
+from blip3o_jax.weights import safetensors
 from blip3o_jax.weights import store
 from blip3o_jax.weights import table
 from blip3o_jax.weights.table import Shape
@@ -176,7 +176,7 @@ def fingerprint(pieces: Sequence[tuple[str, int | None, np.dtype, Shape, str]]) 
   It depends on names and bytes alone, not on how files or blocks were cut.
   """
   lines = sorted(
-    f"{path}[{'' if i is None else i}] {files.NAMES[dtype]} {list(shape)} {digest}"
+    f"{path}[{'' if i is None else i}] {safetensors.NAMES[dtype]} {list(shape)} {digest}"
     for path, i, dtype, shape, digest in pieces
   )
   return hashlib.sha256("\n".join(lines).encode()).hexdigest()

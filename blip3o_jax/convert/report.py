@@ -10,14 +10,14 @@ from typing import Any
 from blip3o_jax import config
 from blip3o_jax import trees
 from blip3o_jax.convert import licences
-from blip3o_jax.convert import origin as origins
-from blip3o_jax.convert.leaves import Leaves
-from blip3o_jax.convert.leaves import Released
-from blip3o_jax.convert.leaves import Run
+from blip3o_jax.convert import source as origins
+from blip3o_jax.convert.parameters import Leaves
+from blip3o_jax.convert.parameters import Released
+from blip3o_jax.convert.parameters import Run
 from blip3o_jax.convert.progress import size
 from blip3o_jax.systems import blip3o
-from blip3o_jax.systems import released
-from blip3o_jax.systems import variants
+from blip3o_jax.systems.blip3o import released
+from blip3o_jax.systems.blip3o import sizes as released_sizes
 from blip3o_jax.train import checkpoint
 from blip3o_jax.weights import store
 
@@ -114,7 +114,7 @@ def differences(cfg: blip3o.Config | None) -> list[str]:
   """Fields of config.json and tiny.json unlike the release nearest in width: "dim 64, not 2048"."""
   if cfg is None:
     return []
-  sizes = {name: variants.blip3o_released(name) for name in ("4b", "8b")}
+  sizes = {name: released_sizes.released(name) for name in ("4b", "8b")}
   near = min(sizes, key=lambda name: abs(sizes[name].backbone.dim - cfg.backbone.dim))
   mine, theirs = (trees.flatten(released.sizes_json(c)) for c in (cfg, sizes[near]))
   return [

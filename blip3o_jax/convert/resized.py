@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from blip3o_jax.convert.pickles import Pickles
-from blip3o_jax.weights.files import Tensors
+from blip3o_jax.weights.pickles import Pickles
+from blip3o_jax.weights.safetensors import Tensors
 from blip3o_jax.weights.table import Shape
 
 HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"

@@ -9,19 +9,19 @@ import shutil
 from typing import Any
 
 from blip3o_jax import config
-from blip3o_jax.convert import record as records
-from blip3o_jax.convert.leaves import Layers
-from blip3o_jax.convert.leaves import Leaves
-from blip3o_jax.convert.leaves import Released
-from blip3o_jax.convert.leaves import Run
-from blip3o_jax.data.tokenizer import Tokenizer
+from blip3o_jax.convert import manifest as records
+from blip3o_jax.convert.parameters import Layers
+from blip3o_jax.convert.parameters import Leaves
+from blip3o_jax.convert.parameters import Released
+from blip3o_jax.convert.parameters import Run
+from blip3o_jax.data.text.tokenizer import Tokenizer
 from blip3o_jax.systems import blip3o
-from blip3o_jax.systems import decoder_files
-from blip3o_jax.systems import export
 from blip3o_jax.systems import pixels
-from blip3o_jax.systems import released
+from blip3o_jax.systems.blip3o import released
+from blip3o_jax.systems.blip3o import save
+from blip3o_jax.systems.parts import diffusers_files
+from blip3o_jax.systems.parts import loading
 from blip3o_jax.train import checkpoint
-from blip3o_jax.train import sources
 from blip3o_jax.weights import store
 
 # What says that a directory holds a BLIP3-o, where it started from a Qwen2.5-VL.
@@ -75,12 +75,12 @@ class Found:
       for file in source.glob("*.json"):
         shutil.copy(file, folder / place / file.name)
     if self.decoder is not None:
-      networks = {part["kind"] for part in self.parts} & set(decoder_files.FOLDERS)
-      export.write_decoder_json(self.decoder, folder / decoder_files.FOLDER, networks)
+      networks = {part["kind"] for part in self.parts} & set(diffusers_files.FOLDERS)
+      save.write_decoder_json(self.decoder, folder / diffusers_files.FOLDER, networks)
     if self.cfg is None or not self.whole:
       return
     if self.tokenizer is not None:
-      export.copy_tokenizer(self.tokenizer, folder)
+      save.copy_tokenizer(self.tokenizer, folder)
     ids = Tokenizer.load(folder)
     wanted = released.config_json(self.cfg, eos=ids.im_end, pad=ids.pad)
     mine = released.sizes_json(self.cfg)
@@ -95,7 +95,7 @@ class Found:
       keys = OWN if same else wanted
       path.write_text(json.dumps({**found, **{k: wanted[k] for k in keys}}, indent=2) + "\n")
     if told() != mine:
-      tiny = released.tiny_json(self.cfg, released.read_settings(folder), export.special_ids(ids))
+      tiny = released.tiny_json(self.cfg, released.read_settings(folder), save.special_ids(ids))
       (folder / "tiny.json").write_text(json.dumps(tiny, indent=2) + "\n")
     if (lost := told()) != mine:
       odd = [k for k in mine if lost[k] != mine[k]]
@@ -129,7 +129,7 @@ def of_run(run: Path, item: checkpoint.Item, step: int, tokenizer: Path) -> Foun
   system = record["train"]["system"]
   if system not in ("blip3o", "pixels"):
     raise ValueError(f"{run}: trained the system {system!r}, which has no released layout")
-  used = [*sources.recorded(run, record), sources.Source(str(run), "run", item, record["step"])]
+  used = [*loading.recorded(run, record), loading.Source(str(run), "run", item, record["step"])]
   decoder, cfg = None, None
   if system == "pixels":
     decoder = config.build(pixels.Config, record["model"], "the run's model")
@@ -142,7 +142,7 @@ def of_run(run: Path, item: checkpoint.Item, step: int, tokenizer: Path) -> Foun
     leaves = _leaves(source)
     mine = source.modules({p.partition("/")[0] for p in leaves})
     # What a run takes of its model's modules says nothing about the pixel decoder beside it.
-    mine |= set(decoder_files.FOLDERS)
+    mine |= set(diffusers_files.FOLDERS)
     paths = {p for p in leaves if p.partition("/")[0] in mine and _belongs(p, cfg)}
     layers.append((leaves, paths))
     whole = whole | paths if source.kind == "run" else whole - paths
@@ -177,13 +177,13 @@ def _joined(
   others = [(place, part) for place, held in reversed(bases) for part in held]
   for directory, part in others:
     network, home = part["kind"], directory / part["folder"]
-    if network not in decoder_files.FOLDERS or any(p["kind"] == network for p in out):
+    if network not in diffusers_files.FOLDERS or any(p["kind"] == network for p in out):
       continue
-    place = f"{decoder_files.FOLDER}/{decoder_files.FOLDERS[network]}"
+    place = f"{diffusers_files.FOLDER}/{diffusers_files.FOLDERS[network]}"
     out.append({**part, "folder": place})
     extra.append((home, place))
     if part["folder"] and (home.parent / "scheduler").is_dir():
-      extra.append((home.parent / "scheduler", f"{decoder_files.FOLDER}/scheduler"))
+      extra.append((home.parent / "scheduler", f"{diffusers_files.FOLDER}/scheduler"))
   return base, out, tuple(extra)
 
 
@@ -201,7 +201,7 @@ def _belongs(path: str, cfg: blip3o.Config | None) -> bool:
   return bool(has[module])
 
 
-def _leaves(source: sources.Source) -> Leaves:
+def _leaves(source: loading.Source) -> Leaves:
   path = Path(source.path)
   if source.kind == "run":
     return Run(path, "ema" if source.item == "ema" else "params", source.step)
@@ -219,9 +219,9 @@ def _parts(directory: Path, leaves: Leaves) -> list[Mapping[str, Any]]:
 def _with_networks(parts: Sequence[Mapping[str, Any]], leaves: Leaves) -> list[Mapping[str, Any]]:
   """The parts, with those that hold the networks of a pixel decoder."""
   out = list(parts)
-  for network, folder in decoder_files.FOLDERS.items():
+  for network, folder in diffusers_files.FOLDERS.items():
     held = any(p.startswith(f"{network}/") for p in leaves)
     if held and not any(part["kind"] == network for part in parts):
-      place = f"{decoder_files.FOLDER}/{folder}"
+      place = f"{diffusers_files.FOLDER}/{folder}"
       out.append({"kind": network, "folder": place, "index": None, "files": {}})
   return out

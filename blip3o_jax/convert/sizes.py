@@ -8,10 +8,10 @@ from blip3o_jax.models import autoencoder
 from blip3o_jax.models import eva_vit
 from blip3o_jax.models import unet
 from blip3o_jax.systems import blip3o
-from blip3o_jax.weights import blip3o as names
-from blip3o_jax.weights import decoder_lm
-from blip3o_jax.weights import qwen_vision
+from blip3o_jax.systems.blip3o import rows as names
 from blip3o_jax.weights import table
+from blip3o_jax.weights.rows import decoder_lm
+from blip3o_jax.weights.rows import qwen_vision
 from blip3o_jax.weights.table import Shape
 
 

@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from blip3o_jax.convert.origin import Origin
-from blip3o_jax.data.tokenizer import SPECIAL
+from blip3o_jax.convert.source import Origin
+from blip3o_jax.data.text.tokenizer import SPECIAL
 
 ADDED = tuple(SPECIAL[name] for name in ("image_start", "image_end", "image"))
 

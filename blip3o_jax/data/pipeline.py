@@ -17,11 +17,11 @@ from absl import logging
 import grain
 import numpy as np
 
-from blip3o_jax.data import embedded
-from blip3o_jax.data import prompts
 from blip3o_jax.data.records import BadRecord
 from blip3o_jax.data.records import Record
 from blip3o_jax.data.records import Source
+from blip3o_jax.data.shapes import source as embedded
+from blip3o_jax.data.text import chat
 
 Arrays = dict[str, np.ndarray]
 # One record as arrays of fixed shapes; all randomness comes from the generator it is given.
@@ -47,7 +47,7 @@ class Data:
     features: read cached features instead of pictures ("pixels": beside them).
     values: of `images`: normalised as EVA takes them, or in [-1, 1] for an autoencoder's latents;
       "pixels" always gives the latter.
-    form: of the generation prompt, see `prompts.generation_ids`.
+    form: of the generation prompt, see `chat.generation_ids`.
     squash: resize to a square, whatever the ratio, instead of cutting out the centre.
     friendly: see `transforms.decode`.
     patch_size, merge, temporal_patch_size: of the understanding tower.
@@ -64,11 +64,11 @@ class Data:
   mixture: embedded.Mixture = embedded.Mixture()
   task: Literal["generate", "understand", "contrast", "pixels"] = "generate"
   batch: int = 32
-  buckets: tuple[int, ...] = prompts.BUCKETS
+  buckets: tuple[int, ...] = chat.BUCKETS
   image_size: int = 448
   features: bool = False
   values: Literal["clip", "signed"] = "clip"
-  form: prompts.Form = "inference"
+  form: chat.Form = "inference"
   squash: bool = False
   friendly: bool = False
   patch_size: int = 14

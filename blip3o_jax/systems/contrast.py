@@ -19,8 +19,8 @@ import jax.numpy as jnp
 
 from blip3o_jax import layers
 from blip3o_jax.models import clip_text
-from blip3o_jax.systems import features as feature_space
-from blip3o_jax.weights import blip3o as names
+from blip3o_jax.systems.blip3o import rows as names
+from blip3o_jax.systems.parts import features as feature_space
 
 Batch = Mapping[str, jax.Array]
 

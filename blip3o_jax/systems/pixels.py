@@ -23,8 +23,8 @@ from blip3o_jax.diffusion import eps
 from blip3o_jax.diffusion import guidance
 from blip3o_jax.models import autoencoder
 from blip3o_jax.models import unet
-from blip3o_jax.systems import decoder_files
-from blip3o_jax.systems import features as feature_space
+from blip3o_jax.systems.parts import diffusers_files
+from blip3o_jax.systems.parts import features as feature_space
 from blip3o_jax.weights import store
 from blip3o_jax.weights import table
 
@@ -328,8 +328,8 @@ def batch_spec(cfg: Config, batch: int, bucket: int = 0) -> dict[str, jax.ShapeD
 def tables(cfg: Config) -> dict[str, list[table.Row]]:
   """{network: rows}, names and paths relative to the network."""
   return {
-    "unet": decoder_files.unet_table(cfg.unet),
-    "autoencoder": decoder_files.vae_table(cfg.autoencoder),
+    "unet": diffusers_files.unet_table(cfg.unet),
+    "autoencoder": diffusers_files.vae_table(cfg.autoencoder),
   }
 
 
@@ -351,13 +351,13 @@ def load_params(
   """
   if store.is_converted(directory):
     return store.load(directory, abstract)
-  home = decoder_files.home(directory)
+  home = diffusers_files.home(directory)
   out: dict[str, jax.Array] = {}
   for network, rows in tables(cfg).items():
-    prefix, folder = f"{network}/", home / decoder_files.FOLDERS[network]
+    prefix, folder = f"{network}/", home / diffusers_files.FOLDERS[network]
     wanted = {p.removeprefix(prefix): v for p, v in abstract.items() if p.startswith(prefix)}
     if wanted and folder.is_dir():
-      loaded = decoder_files.load(folder, rows, wanted)
+      loaded = diffusers_files.load(folder, rows, wanted)
       out |= {prefix + path: value for path, value in loaded.items()}
   return out
 
@@ -372,15 +372,15 @@ def read_config(directory: str | Path, *, feature_grid: int = 8, **options: Any)
   Raises:
     FileNotFoundError: a file is absent. ValueError: it asks for what is not built.
   """
-  home = decoder_files.home(directory)
+  home = diffusers_files.home(directory)
   network, latents, schedule = (
     json.loads((home / name).read_text())
     for name in ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json")
   )
   return Config(
-    unet=decoder_files.unet_config(network),
-    autoencoder=decoder_files.vae_config(latents),
-    schedule=decoder_files.schedule_config(schedule),
+    unet=diffusers_files.unet_config(network),
+    autoencoder=diffusers_files.vae_config(latents),
+    schedule=diffusers_files.schedule_config(schedule),
     grid=network.get("sample_size", 128),
     feature_grid=feature_grid,
     places=network.get(PLACES, 0),

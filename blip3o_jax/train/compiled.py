@@ -10,7 +10,7 @@ from blip3o_jax import sharding
 from blip3o_jax.train import optimizer
 from blip3o_jax.train import state as train_state
 from blip3o_jax.train import step as train_step
-from blip3o_jax.train.stage import Setup
+from blip3o_jax.train.setup import Setup
 from blip3o_jax.train.state import TrainState
 
 

@@ -20,15 +20,15 @@ import numpy as np
 
 import blip3o_jax
 from blip3o_jax import config
+from blip3o_jax.systems.parts import loading
 from blip3o_jax.train import checkpoint
 from blip3o_jax.train import distributed
 from blip3o_jax.train import metrics
 from blip3o_jax.train import optimizer
-from blip3o_jax.train import sources
 from blip3o_jax.train import state as train_state
 from blip3o_jax.train.compiled import Compiled
-from blip3o_jax.train.stage import Setup
-from blip3o_jax.train.stage import Train
+from blip3o_jax.train.setup import Setup
+from blip3o_jax.train.setup import Train
 from blip3o_jax.train.state import System
 from blip3o_jax.train.state import TrainState
 
@@ -109,14 +109,14 @@ def run(
     stack.enter_context(metrics.without_chatter())
     stack.enter_context(jax.set_mesh(mesh))
     # ---- 6. arrays: resume, or init_from, or fresh -----------------------------------------
-    state, frozen, used = sources.first_state(setup)
+    state, frozen, used = loading.first_state(setup)
     start = int(state.step)
 
     # ---- 7. compile: at the first batch of each shape, timed, memory printed ----------------
     compiled = Compiled(setup)
 
     # ---- 8. the loop -----------------------------------------------------------------------
-    facts = {"version": blip3o_jax.__version__, "sources": sources.to_record(used, workdir)}
+    facts = {"version": blip3o_jax.__version__, "sources": loading.to_record(used, workdir)}
     saver = stack.enter_context(checkpoint.Writer(workdir, cfg.checkpoint, configs | facts))
     writer = stack.enter_context(
       metrics.Writer(workdir, start, cfg.steps, tensorboard=cfg.log.tensorboard)

@@ -27,13 +27,13 @@ from blip3o_jax.convert import progress
 from blip3o_jax.diffusion import eps
 from blip3o_jax.models import autoencoder
 from blip3o_jax.systems import blip3o
-from blip3o_jax.systems import decoder_files
-from blip3o_jax.systems import export
 from blip3o_jax.systems import pixels
-from blip3o_jax.systems import released
-from blip3o_jax.systems import variants
-from blip3o_jax.weights import blip3o as names
-from blip3o_jax.weights import files
+from blip3o_jax.systems.blip3o import released
+from blip3o_jax.systems.blip3o import rows as names
+from blip3o_jax.systems.blip3o import save
+from blip3o_jax.systems.blip3o import sizes as released_sizes
+from blip3o_jax.systems.parts import diffusers_files
+from blip3o_jax.weights import safetensors
 from blip3o_jax.weights import table
 
 TINY = Path(__file__).parents[1] / "data" / "tiny-blip3o"
@@ -43,12 +43,12 @@ LEFTOVER = autoencoder.Config(latent_channels=16, quant_conv=False, post_quant_c
 Shapes = dict[str, table.Shape]
 
 
-def sizes(name: str, layers: int) -> tuple[blip3o.Config, pixels.Config]:
+def sizes_of(name: str, layers: int) -> tuple[blip3o.Config, pixels.Config]:
   """The configs of a size; `layers` cuts every depth, so that a part has the full widths."""
   if name == "tiny":
     cfg, _ = released.read(TINY, "float32")
     return cfg, pixels.read_config(TINY, feature_grid=cfg.grid)
-  cfg = variants.blip3o_released(name)
+  cfg = released_sizes.released(name)
   decoder = dataclasses.replace(pixels.VARIANTS["emu2_gen"], schedule=eps.Schedule())
   if not layers:
     return cfg, decoder
@@ -78,7 +78,7 @@ def leftover(size: str) -> Shapes:
   """{name: shape} of the autoencoder that is to be dropped."""
   cfg = dataclasses.replace(LEFTOVER, channels=(32, 32)) if size == "tiny" else LEFTOVER
   params = shapes(lambda: autoencoder.Autoencoder(cfg, rngs=nnx.Rngs(0)))
-  rows = table.prefixed(decoder_files.vae_table(cfg), "model.vae.", "")
+  rows = table.prefixed(diffusers_files.vae_table(cfg), "model.vae.", "")
   return {name: t.shape for name, t in table.targets(rows, params).items()}
 
 
@@ -92,8 +92,10 @@ def fill(
     (folder / sheet.index[0]).write_text(json.dumps(sheet.index[1], indent=2))
   rng = np.random.Generator(np.random.SFC64(0))
   for file in sheet.files:
-    bf16 = files.DTYPES["BF16"]
-    files.create(folder / file.name, {n: (bf16, tensors[n]) for n in file.tensors}, file.metadata)
+    bf16 = safetensors.DTYPES["BF16"]
+    safetensors.create(
+      folder / file.name, {n: (bf16, tensors[n]) for n in file.tensors}, file.metadata
+    )
     left = 2 * sum(math.prod(tensors[n]) for n in file.tensors)
     with open(folder / file.name, "r+b") as handle:
       handle.seek(-left, 2)
@@ -114,7 +116,7 @@ def random_bytes(rng: np.random.Generator, count: int) -> memoryview:
 
 def make(size: str, output: Path, *, layers: int = 0, shard_size: str = "5GB") -> None:
   """Writes the checkpoint; see the head of this file."""
-  cfg, decoder = sizes(size, layers)
+  cfg, decoder = sizes_of(size, layers)
   limit = layout.parse_size(shard_size)
   output.mkdir(parents=True)
   params = shapes(lambda: blip3o.build(cfg, nnx.Rngs(0)))
@@ -126,17 +128,17 @@ def make(size: str, output: Path, *, layers: int = 0, shard_size: str = "5GB") -
   if size == "tiny" or layers:
     tiny = released.tiny_json(cfg, released.Settings(), {})
     (output / "tiny.json").write_text(json.dumps(tiny))
-  for name in export.TOKENIZER_FILES:
+  for name in save.TOKENIZER_FILES:
     if (TINY / name).is_file():
       shutil.copy(TINY / name, output / name)
-  home = output / decoder_files.FOLDER
+  home = output / diffusers_files.FOLDER
   found = shapes(lambda: pixels.build(decoder, nnx.Rngs(0)))
-  export.write_decoder_json(decoder, home, tuple(decoder_files.FOLDERS))
-  variant = {f"{decoder_files.STEM}.bf16.safetensors": {"metadata": {}, "tensors": {}}}
+  save.write_decoder_json(decoder, home, tuple(diffusers_files.FOLDERS))
+  variant = {f"{diffusers_files.STEM}.bf16.safetensors": {"metadata": {}, "tensors": {}}}
   for network, table_ in pixels.tables(decoder).items():
     mine = {p.removeprefix(f"{network}/"): s for p, s in found.items() if p.startswith(network)}
     held = {name: t.shape for name, t in table.targets(table_, mine).items()}
-    folder = home / decoder_files.FOLDERS[network]
+    folder = home / diffusers_files.FOLDERS[network]
     # One file, as released.
     part = {"kind": network, "index": None, "files": variant}
     fill(folder, held, part, 10**12)

@@ -11,7 +11,7 @@ import numpy as np
 from blip3o_jax.data.shapes import render_many
 from blip3o_jax.data.shapes import scene
 from blip3o_jax.evaluate import shapes
-from blip3o_jax.evaluate import shapes_check
+from blip3o_jax.evaluate.shapes import check
 
 
 def table(title: str, rows: dict[str, dict[str, int]]) -> None:
@@ -27,7 +27,7 @@ def table(title: str, rows: dict[str, dict[str, int]]) -> None:
 def main() -> None:
   """Measures and prints."""
   count = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
-  found = shapes_check.measure(count)
+  found = check.measure(count)
   print("# The scorer of the embedded set, measured\n")
   print(f"Made by `python tests/benchmarks/scorer.py {count}`: {count} pictures of each kind.\n")
   print(f"True renderings accepted: {found['accuracy']:.2%}. Wrong ones rejected:", end=" ")
@@ -50,7 +50,7 @@ def main() -> None:
   images = render_many(scenes)
   rng = np.random.default_rng(0)
   for sigma, noise in ((0.6, 4), (0.8, 6), (1.0, 8), (1.3, 8)):
-    soft = shapes_check.soften(images, sigma, noise, rng)
+    soft = check.soften(images, sigma, noise, rng)
     psnr = -10 * np.log10(np.square((soft.astype(np.float64) - images) / 255).mean())
     print(f"| {sigma} | {noise} | {psnr:.1f} | {shapes.agree(soft, scenes).mean():.1%} |")
   start = time.process_time()

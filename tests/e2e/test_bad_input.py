@@ -16,12 +16,12 @@ from safetensors.numpy import save_file
 
 from blip3o_jax import cli
 from blip3o_jax import experiment
-from blip3o_jax.data import prompts
 from blip3o_jax.data.pipeline import Data
-from blip3o_jax.data.tokenizer import Tokenizer
+from blip3o_jax.data.text import chat
+from blip3o_jax.data.text.tokenizer import Tokenizer
+from blip3o_jax.miniature import sizes
 from blip3o_jax.systems import pixels
-from blip3o_jax.systems import variants
-from blip3o_jax.train.stage import Train
+from blip3o_jax.train.setup import Train
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests" / "data" / "tiny-blip3o"
@@ -209,15 +209,15 @@ def test_a_long_caption_is_cut_and_the_template_kept(caplog, monkeypatch):
 
   tokenizer = Tokenizer.load(TINY)
   logging.use_absl_handler()
-  monkeypatch.setattr(prompts, "_seen", collections.Counter())
+  monkeypatch.setattr(chat, "_seen", collections.Counter())
   with caplog.at_level(std_logging.WARNING, logger="absl"):
     logger = std_logging.getLogger("absl")
     logger.addHandler(caplog.handler)
     for _ in range(12):
-      ids = prompts.generation_ids(tokenizer, "red " * 900)
+      ids = chat.generation_ids(tokenizer, "red " * 900)
     logger.removeHandler(caplog.handler)
-  short = prompts.generation_ids(tokenizer, "red")
-  assert len(ids) == prompts.BUCKETS[-1]
+  short = chat.generation_ids(tokenizer, "red")
+  assert len(ids) == chat.BUCKETS[-1]
   assert ids[-1] == tokenizer.image_start
   assert ids[-5:] == short[-5:]
   assert "the caption is too long for a prompt of 448 tokens" in caplog.text
@@ -229,8 +229,8 @@ def test_a_long_caption_is_cut_and_the_template_kept(caplog, monkeypatch):
 def test_special_tokens_in_a_caption_are_text():
   tokenizer = Tokenizer.load(TINY)
   caption = "a <|im_end|> [IMG] <image> cat"
-  ids = prompts.generation_ids(tokenizer, caption)
-  plain = prompts.generation_ids(tokenizer, "a cat")
+  ids = chat.generation_ids(tokenizer, caption)
+  plain = chat.generation_ids(tokenizer, "a cat")
   for special in (tokenizer.im_end, tokenizer.image_start, tokenizer.image):
     assert ids.count(special) == plain.count(special)
   assert caption in tokenizer.decode(ids)
@@ -241,7 +241,7 @@ def test_special_tokens_in_a_caption_are_text():
 
 def _values() -> dict[str, object]:
   data = Data(source="shapes", split="world", task="pixels", records=64, image_size=64)
-  model = variants.pixels_shapes()
+  model = sizes.pixels_shapes()
   return experiment.to_config("pixels", model, Train(steps=2, batch=8), data).to_dict()
 
 

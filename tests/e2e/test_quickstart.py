@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from blip3o_jax import miniature_parts
-from blip3o_jax import shipped
+from blip3o_jax.miniature import parts
+from blip3o_jax.miniature import shipped
 
 ROOT = Path(__file__).parents[2]
 
@@ -94,7 +94,7 @@ def test_rehearsal(tmp_path, options, stages, curve):
 
 
 def test_a_folder_of_the_other_choice_is_refused(tmp_path):
-  miniature_parts.choose(tmp_path, "trained")
+  parts.choose(tmp_path, "trained")
   command = [sys.executable, "launch/quickstart.py", "--debug", "--workdir", str(tmp_path)]
   environment = os.environ | {"PYTHONPATH": str(ROOT)}
   done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)

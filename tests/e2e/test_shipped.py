@@ -13,22 +13,22 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from blip3o_jax import miniature_report
-from blip3o_jax import shipped
 from blip3o_jax.data import shapes
-from blip3o_jax.evaluate import miniature as evaluate
 from blip3o_jax.evaluate import shapes as scorer
-from blip3o_jax.systems import decoder_files
-from blip3o_jax.systems import inference
-from blip3o_jax.weights.files import Tensors
+from blip3o_jax.miniature import report
+from blip3o_jax.miniature import scores as evaluate
+from blip3o_jax.miniature import shipped
+from blip3o_jax.systems.blip3o import verbs
+from blip3o_jax.systems.parts import diffusers_files
+from blip3o_jax.weights.safetensors import Tensors
 
 ROOT = Path(__file__).parents[2]
 PROMPTS, QUESTIONS, PICTURES = 3, 4, 8  # of each category, of each type, to reconstruct
 
 
 @pytest.fixture(scope="module")
-def model() -> inference.Model:
-  return inference.load(shipped.directory())
+def model() -> verbs.Model:
+  return verbs.load(shipped.directory())
 
 
 def least(rate: float, count: int) -> int:
@@ -49,8 +49,8 @@ def test_it_is_whole_and_small():
 
 def test_it_is_in_half_precision():
   home = shipped.directory()
-  folders = [home / decoder_files.FOLDER / name for name in decoder_files.FOLDERS.values()]
-  for tensors in (Tensors(home), *(Tensors(folder, decoder_files.STEM) for folder in folders)):
+  folders = [home / diffusers_files.FOLDER / name for name in diffusers_files.FOLDERS.values()]
+  for tensors in (Tensors(home), *(Tensors(folder, diffusers_files.STEM) for folder in folders)):
     assert len(tensors)
     assert {tensors.dtype(name) for name in tensors} == {np.dtype(np.float16)}
 
@@ -58,7 +58,7 @@ def test_it_is_in_half_precision():
 def test_it_draws_as_the_card_says(model):
   """The first prompts of each category, from the seeds that the card's pictures have."""
   card = shipped.card()["scores"]["generation"]
-  counts = [card[miniature_report.NAMES.get(c, c)]["count"] for c in shapes.CATEGORIES]
+  counts = [card[report.NAMES.get(c, c)]["count"] for c in shapes.CATEGORIES]
   starts = np.cumsum([0, *counts[:-1]])
   asked = evaluate.test_prompts(PROMPTS)
   seeds = [int(start) + i for start in starts for i in range(PROMPTS)]

@@ -15,7 +15,7 @@ from blip3o_jax import config
 from blip3o_jax import trees
 from blip3o_jax.train import checkpoint
 from blip3o_jax.train import loop
-from blip3o_jax.train.stage import Train
+from blip3o_jax.train.setup import Train
 
 CFG = toy.Config(depth=1, noise=0.1)
 FIELDS: dict[str, Any] = dict(

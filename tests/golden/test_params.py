@@ -30,7 +30,7 @@ from blip3o_jax.models import next_dit
 from blip3o_jax.models import qwen_vision
 from blip3o_jax.models import unet
 from blip3o_jax.systems import blip3o
-from blip3o_jax.systems import variants
+from blip3o_jax.systems.blip3o import sizes as released_sizes
 from blip3o_jax.train import state
 
 HERE = Path(__file__).parent
@@ -149,7 +149,7 @@ def test_count(names, count):
 )
 def test_count_of_the_whole_system(size, understanding, slots, denoiser):
   """Spec 0, row by row: what the released file holds, and what a run trains and keeps frozen."""
-  model = nnx.eval_shape(lambda: blip3o.build(variants.blip3o_released(size), nnx.Rngs(0)))
+  model = nnx.eval_shape(lambda: blip3o.build(released_sizes.released(size), nnx.Rngs(0)))
   found: Counter[str] = Counter()
   for path, leaf in shapes(model).items():
     found[path.split("/")[0]] += math.prod(leaf.shape)

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from blip3o_jax import experiment
-from blip3o_jax.data import embedded
+from blip3o_jax.data.shapes import source
 
 RECORDS = 64
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "shapes_objective_smoke.py"
@@ -23,7 +23,7 @@ def cached(folder: pathlib.Path) -> str:
   """Writes random features of the records, as an encoding stage would; the tiny EVA tower's own
   MLP has 127 channels, which no mesh divides."""
   features = np.random.default_rng(0).normal(size=(RECORDS, 2, 2, 48)).astype(np.float32)
-  np.save(folder / embedded.FEATURES, features)
+  np.save(folder / source.FEATURES, features)
   return str(folder)
 
 

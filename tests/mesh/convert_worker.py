@@ -18,7 +18,7 @@ import numpy as np
 from blip3o_jax import sharding
 from blip3o_jax import trees
 from blip3o_jax.systems import blip3o
-from blip3o_jax.systems import released
+from blip3o_jax.systems.blip3o import released
 from blip3o_jax.weights import store
 
 

@@ -13,16 +13,16 @@ import numpy as np
 
 from blip3o_jax import sharding
 from blip3o_jax import trees
+from blip3o_jax.miniature import sizes
 from blip3o_jax.models import autoencoder
 from blip3o_jax.models import decoder_lm
 from blip3o_jax.models import eva_vit
 from blip3o_jax.models import next_dit
 from blip3o_jax.models import qwen_vision
 from blip3o_jax.models import unet
-from blip3o_jax.systems import variants
 
 BATCH = 8
-SIZES, PIXELS = variants.blip3o_shapes(), variants.pixels_shapes()
+SIZES, PIXELS = sizes.blip3o_shapes(), sizes.pixels_shapes()
 
 
 def draw(seed: int, *shape: int) -> jax.Array:

@@ -10,7 +10,7 @@ import simulated
 
 from blip3o_jax import experiment
 from blip3o_jax.train.distributed import Mesh
-from blip3o_jax.train.stage import Train
+from blip3o_jax.train.setup import Train
 
 
 def errors(*names: str) -> dict[str, float]:

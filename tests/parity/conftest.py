@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from blip3o_jax.recordings.compare import relative_error
-from blip3o_jax.recordings.names import SLACK
-from blip3o_jax.weights.files import Tensors
+from blip3o_jax.verify.compare import relative_error
+from blip3o_jax.verify.recordings import SLACK
+from blip3o_jax.weights.safetensors import Tensors
 
 TINY = Path(__file__).parents[1] / "data" / "tiny-blip3o"
 

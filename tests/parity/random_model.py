@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from blip3o_jax import trees
-from blip3o_jax.data.tokenizer import Tokenizer
+from blip3o_jax.data.text.tokenizer import Tokenizer
 from blip3o_jax.models import autoencoder
 from blip3o_jax.models import decoder_lm
 from blip3o_jax.models import eva_vit
@@ -17,10 +17,10 @@ from blip3o_jax.models import next_dit
 from blip3o_jax.models import qwen_vision
 from blip3o_jax.models import unet
 from blip3o_jax.systems import blip3o
-from blip3o_jax.systems import features
-from blip3o_jax.systems import inference
 from blip3o_jax.systems import pixels
-from blip3o_jax.systems import released
+from blip3o_jax.systems.blip3o import released
+from blip3o_jax.systems.blip3o import verbs
+from blip3o_jax.systems.parts import features
 
 
 def backbone(sizes: np.random.Generator, **given: Any) -> decoder_lm.Config:
@@ -119,7 +119,7 @@ def decoder(sizes: np.random.Generator) -> pixels.Config:
   )
 
 
-def randomised(make: Callable[[], nnx.Module], seed: int) -> inference.Network:
+def randomised(make: Callable[[], nnx.Module], seed: int) -> verbs.Network:
   """The module with random leaves; no gate, bias or norm is neutral."""
   rng = np.random.default_rng(seed)
   graphdef, state = nnx.split(nnx.eval_shape(make))
@@ -127,7 +127,7 @@ def randomised(make: Callable[[], nnx.Module], seed: int) -> inference.Network:
     path: jnp.asarray(_leaf(path, leaf.shape, rng))
     for path, leaf in trees.flatten(nnx.to_pure_dict(state)).items()
   }
-  return inference.Network(graphdef, trees.unflatten(flat))
+  return verbs.Network(graphdef, trees.unflatten(flat))
 
 
 def _leaf(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
@@ -140,11 +140,11 @@ def _leaf(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.nda
   return value if path.endswith(("/embedding", "/gate")) else 0.2 * value
 
 
-def model(sizes: np.random.Generator, tokenizer: Path, *, paints: bool = True) -> inference.Model:
+def model(sizes: np.random.Generator, tokenizer: Path, *, paints: bool = True) -> verbs.Model:
   """A model with the tokenizer of a directory; `paints` gives it a pixel decoder."""
   words, seed = Tokenizer.load(tokenizer), int(sizes.integers(1 << 30))
   cfg, painter = system(sizes, words), decoder(sizes)
-  return inference.Model(
+  return verbs.Model(
     cfg,
     released.Settings(),
     randomised(lambda: blip3o.build(cfg, nnx.Rngs(0)), seed),

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from random_model import model as random_model
 
-from blip3o_jax.recordings import names
-from blip3o_jax.recordings import replay
-from blip3o_jax.recordings import verify
-from blip3o_jax.systems import export
-from blip3o_jax.systems import inference
+from blip3o_jax.systems.blip3o import replay
+from blip3o_jax.systems.blip3o import save
+from blip3o_jax.systems.blip3o import verbs
+from blip3o_jax.verify import recordings
+from blip3o_jax.verify import verify
 
 TINY = Path(__file__).parents[1] / "data" / "tiny-blip3o"
 pytestmark = pytest.mark.torch
@@ -23,12 +23,12 @@ def test_transformers_loads_the_exported_backbone(tmp_path, check, sizes, caplog
   torch = pytest.importorskip("torch")
   transformers = pytest.importorskip("transformers")
   model = (
-    inference.load(TINY, decoder=False)
+    verbs.load(TINY, decoder=False)
     if kind == "miniature"
     else random_model(sizes, TINY, paints=False)
   )
   print(model.cfg)
-  export.write_backbone(model, tmp_path)
+  save.write_backbone(model, tmp_path)
   loud = logging.getLogger("transformers")
   loud.addHandler(caplog.handler)
   try:
@@ -44,7 +44,7 @@ def test_transformers_loads_the_exported_backbone(tmp_path, check, sizes, caplog
   assert type(theirs.config).model_type == "qwen2_5_vl"
 
   recorded = verify.read(TINY / "io.safetensors")
-  call = names.SYSTEM["und"]
+  call = recordings.SYSTEM["und"]
   inputs = {name: recorded[name] for name in call.inputs}
   ours = replay.replay(model, "und", inputs, {})
   tokens, mask = (torch.from_numpy(inputs[f"und.{n}"]) for n in ("input_ids", "attention_mask"))

@@ -17,10 +17,10 @@ from blip3o_jax import trees
 from blip3o_jax.diffusion import flow
 from blip3o_jax.models import eva_vit
 from blip3o_jax.models import next_dit
-from blip3o_jax.weights import eva_vit as eva_rows
-from blip3o_jax.weights import next_dit as dit_rows
 from blip3o_jax.weights import table
-from blip3o_jax.weights.files import Tensors
+from blip3o_jax.weights.rows import eva_vit as eva_rows
+from blip3o_jax.weights.rows import next_dit as dit_rows
+from blip3o_jax.weights.safetensors import Tensors
 
 TINY = Path(__file__).parents[1] / "data" / "tiny-blip3o"
 DIT, EVA = "model.dit.model.", "model.gen_vision_tower.vision_tower.model."

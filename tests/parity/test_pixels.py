@@ -16,9 +16,9 @@ import random_model
 from blip3o_jax import trees
 from blip3o_jax.diffusion import eps
 from blip3o_jax.diffusion import guidance
-from blip3o_jax.systems import decoder_files
 from blip3o_jax.systems import pixels
-from blip3o_jax.weights.files import Tensors
+from blip3o_jax.systems.parts import diffusers_files
+from blip3o_jax.weights.safetensors import Tensors
 
 TINY = Path(__file__).parents[1] / "data" / "tiny-blip3o"
 GRID = 2  # cells a side of the recorded features
@@ -179,8 +179,8 @@ def arguments(kind: str, sizes: np.random.Generator) -> tuple[dict[str, Any], di
     return (UNET, VAE) if kind == "released" else (UNET | PLAIN, VAE | BARE)
   cfg = random_model.decoder(sizes)
   print(cfg)
-  unet = decoder_files.unet_json(cfg.unet, grid=cfg.grid)
-  vae = decoder_files.vae_json(cfg.autoencoder, size=cfg.size)
+  unet = diffusers_files.unet_json(cfg.unet, grid=cfg.grid)
+  vae = diffusers_files.vae_json(cfg.autoencoder, size=cfg.size)
   return tuple({k: v for k, v in j.items() if k != "_class_name"} for j in (unet, vae))
 
 
@@ -249,7 +249,7 @@ def test_schedule_of_diffusers(check: Check, spacing: Any, betas: Any) -> None:
     steps_offset=1,
   )
   theirs.set_timesteps(7)
-  ours = decoder_files.schedule_config(dict(theirs.config))
+  ours = diffusers_files.schedule_config(dict(theirs.config))
   noise = jax.random.normal(jax.random.key(1), (2, 4, 4, 3))
   x = torch.tensor(np.asarray(noise)) * theirs.init_noise_sigma
   for t in theirs.timesteps:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from blip3o_jax.data import transforms
+from blip3o_jax.data import images
 
 DATA = Path(__file__).parents[1] / "data" / "preprocess"
 EXPECTED = load_file(DATA / "expected.safetensors")
@@ -15,7 +15,7 @@ AT_448 = [key.split("/")[0] for key in EXPECTED if key.endswith("eva448_u8")]
 
 
 def picture(name):
-  return transforms.decode((DATA / name).read_bytes(), name)
+  return images.decode((DATA / name).read_bytes(), name)
 
 
 def test_there_are_ten_pictures():
@@ -25,18 +25,18 @@ def test_there_are_ten_pictures():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_qwen(name):
-  patches, grid = transforms.qwen_image(picture(name), max_pixels=12_544)
+  patches, grid = images.qwen_image(picture(name), max_pixels=12_544)
   np.testing.assert_array_equal([[1, *grid]], EXPECTED[f"{name}/qwen.grid_thw"])
   np.testing.assert_allclose(patches, EXPECTED[f"{name}/qwen.pixel_values"], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_eva(name):
-  found = transforms.normalise(transforms.square(picture(name), 112)).transpose(2, 0, 1)
+  found = images.normalise(images.square(picture(name), 112)).transpose(2, 0, 1)
   np.testing.assert_allclose(found, EXPECTED[f"{name}/eva112"], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", AT_448)
 def test_eva_at_448(name):
-  found = transforms.square(picture(name), 448)
+  found = images.square(picture(name), 448)
   np.testing.assert_array_equal(found, EXPECTED[f"{name}/eva448_u8"])

@@ -17,13 +17,13 @@ import pytest
 import random_model
 
 from blip3o_jax import trees
-from blip3o_jax.data import mrope
+from blip3o_jax.data.text import mrope
 from blip3o_jax.models import decoder_lm
 from blip3o_jax.models import qwen_vision
-from blip3o_jax.weights import decoder_lm as lm_table
-from blip3o_jax.weights import qwen_vision as vision_table
 from blip3o_jax.weights import table
-from blip3o_jax.weights.files import Tensors
+from blip3o_jax.weights.rows import decoder_lm as lm_table
+from blip3o_jax.weights.rows import qwen_vision as vision_table
+from blip3o_jax.weights.safetensors import Tensors
 
 TINY = Path(__file__).parents[1] / "data" / "tiny-blip3o"
 BAR = 3e-6

@@ -13,10 +13,10 @@ from random_model import model as random_model
 from safetensors.numpy import load_file
 from safetensors.numpy import save_file
 
-from blip3o_jax.recordings import compare
-from blip3o_jax.recordings import names
-from blip3o_jax.recordings import verify
-from blip3o_jax.systems import export
+from blip3o_jax.systems.blip3o import save
+from blip3o_jax.verify import compare
+from blip3o_jax.verify import recordings
+from blip3o_jax.verify import verify
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests" / "data" / "tiny-blip3o"
@@ -51,12 +51,12 @@ def test_recorded_inputs_give_the_recorded_outputs(tmp_path, check, record):
     golden = verify.read(file)
     again = verify.read(output if kind == "system" else tmp_path / "again.decoder.safetensors")
     assert set(again) == set(golden)
-    for call, outputs in names.calls(golden, str(file)).values():
+    for call, outputs in recordings.calls(golden, str(file)).values():
       for name in call.inputs:
         np.testing.assert_array_equal(again[name], golden[name])
       for name in outputs:
         assert again[name].dtype == golden[name].dtype, name
-        check(f"torch of today: {name}", again[name], names.bar(name), golden[name])
+        check(f"torch of today: {name}", again[name], recordings.bar(name), golden[name])
 
 
 def as_released(directory: Path) -> None:
@@ -72,7 +72,7 @@ def test_a_fresh_recording_of_another_model(tmp_path, sizes, record):
   """Random sizes and weights, written by our tables, read by PyTorch, recorded, and replayed."""
   model = random_model(sizes, TINY)
   print(model.cfg)
-  export.save(model, TINY, tmp_path / "model")
+  save.save(model, TINY, tmp_path / "model")
   as_released(tmp_path / "model")
   status, said = record("--model", tmp_path / "model", "--output", tmp_path / "io.safetensors")
   assert status == 0, said
@@ -80,7 +80,7 @@ def test_a_fresh_recording_of_another_model(tmp_path, sizes, record):
     recorded = verify.read(tmp_path / name)
     rows = list(verify.verify(tmp_path / "model", recorded, where=name))
     print("\n".join(compare.line(row, 70) for row in rows))
-    outputs = {n for _, wanted in names.calls(recorded, name).values() for n in wanted}
+    outputs = {n for _, wanted in recordings.calls(recorded, name).values() for n in wanted}
     assert {row.name for row in rows} == outputs
     # The tolerances are the miniature's; a drawn model may round worse.
     wrong = [row for row in rows if row.relative_error > 2 * row.tolerance or row.note]

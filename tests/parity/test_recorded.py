@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from blip3o_jax.recordings import compare
-from blip3o_jax.recordings import names
-from blip3o_jax.recordings import verify
+from blip3o_jax.verify import compare
+from blip3o_jax.verify import recordings
+from blip3o_jax.verify import verify
 
 TINY = Path(__file__).parents[1] / "data" / "tiny-blip3o"
 FILES = {"": TINY / "io.safetensors", "decoder.": TINY / "diffusion-decoder" / "io.safetensors"}
@@ -23,7 +23,7 @@ def replayed(request) -> tuple[str, dict[str, np.ndarray], dict[str, np.ndarray]
 def test_every_output(replayed, check):
   prefix, recorded, ours = replayed
   for name, value in ours.items():
-    check(prefix + name, value, names.bar(name), recorded[name])
+    check(prefix + name, value, recordings.bar(name), recorded[name])
 
 
 def test_one_altered_value_of_any_output_is_seen(replayed):
@@ -35,5 +35,5 @@ def test_one_altered_value_of_any_output_is_seen(replayed):
     place = tuple(int(rng.integers(n)) for n in wrong.shape)
     whole = np.issubdtype(wrong.dtype, np.integer)
     wrong[place] += 1 if whole else 0.01 * np.sqrt(np.mean(np.square(wrong)))
-    row = compare.compare(name, value, wrong, names.tolerance(name, "float32"))
+    row = compare.compare(name, value, wrong, recordings.tolerance(name, "float32"))
     assert not row.ok, name

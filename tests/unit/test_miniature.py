@@ -2,12 +2,12 @@
 
 import collections
 
-from blip3o_jax import miniature
+from blip3o_jax.miniature import stages
 
 
 def test_the_weakest_category_is_tuned_on_most():
   failed = {"position": 0.7, "counting": 0.2, "colors": 0.1, "single_object": 0.0}
-  chosen = miniature.shares(failed, 14)
+  chosen = stages.shares(failed, 14)
   counts = collections.Counter(chosen)
   assert counts == {"position": 8, "counting": 3, "colors": 2, "single_object": 1}
   # Spread over the turn, so that a batch holds all of them.
@@ -15,5 +15,5 @@ def test_the_weakest_category_is_tuned_on_most():
 
 
 def test_without_failures_all_come_equally_often():
-  chosen = miniature.shares(dict.fromkeys("abc", 0.0), 12)
+  chosen = stages.shares(dict.fromkeys("abc", 0.0), 12)
   assert collections.Counter(chosen) == dict.fromkeys("abc", 4)

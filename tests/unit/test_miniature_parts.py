@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from blip3o_jax import miniature_parts
-from blip3o_jax import shipped
+from blip3o_jax.miniature import parts
+from blip3o_jax.miniature import shipped
 
 
 @pytest.fixture
@@ -26,9 +26,9 @@ def work(tmp_path):
 
 
 def test_shipped_parts(home, work):
-  miniature_parts.choose(work, "shipped")
-  miniature_parts.choose(work, "shipped")
-  found = miniature_parts.read(work)
+  parts.choose(work, "shipped")
+  parts.choose(work, "shipped")
+  found = parts.read(work)
   assert (found.kind, found.home) == ("shipped", home)
   assert found.encoder == f"{home}#only=encoder"
   assert found.backbone == f"{home}#only=backbone"
@@ -37,40 +37,40 @@ def test_shipped_parts(home, work):
 
 def test_trained_parts(work):
   """No shipped folder is looked for."""
-  miniature_parts.choose(work, "trained")
-  found = miniature_parts.read(work)
+  parts.choose(work, "trained")
+  found = parts.read(work)
   assert (found.kind, found.home) == ("trained", work)
   assert found.backbone == found.reader == str(work / "backbone")
   assert found.decoder == (str(work / "autoencoder"), f"{work / 'unet'}#ema")
 
 
 def test_the_other_choice_is_refused(home, work):
-  miniature_parts.choose(work, "trained")
+  parts.choose(work, "trained")
   with pytest.raises(ValueError, match="parts are trained; call with --from-scratch to go on"):
-    miniature_parts.choose(work, "shipped")
-  assert json.loads((work / miniature_parts.RECORD).read_text())["parts"] == "trained"
+    parts.choose(work, "shipped")
+  assert json.loads((work / parts.RECORD).read_text())["parts"] == "trained"
 
 
 def test_a_folder_without_the_record(home, work):
   """One with finished stages is older than the record; all of its parts were trained."""
   with pytest.raises(FileNotFoundError, match=r"parts\.json: absent; launch/quickstart\.py writes"):
-    miniature_parts.read(work)
+    parts.read(work)
   (work / "done").mkdir()
   with pytest.raises(ValueError, match="frozen parts are trained"):
-    miniature_parts.choose(work, "shipped")
-  miniature_parts.choose(work, "trained")
-  assert miniature_parts.read(work).kind == "trained"
+    parts.choose(work, "shipped")
+  parts.choose(work, "trained")
+  assert parts.read(work).kind == "trained"
 
 
 def test_other_shipped_parts_are_refused(home, work):
-  miniature_parts.choose(work, "shipped")
+  parts.choose(work, "shipped")
   (home / shipped.SUMS).write_text("second\n")
   with pytest.raises(ValueError, match="begun with other shipped parts than are installed now"):
-    miniature_parts.choose(work, "shipped")
+    parts.choose(work, "shipped")
 
 
 def test_shipped_parts_that_are_absent(home, work):
   (home / shipped.SUMS).unlink()
   with pytest.raises(FileNotFoundError, match="without the trained miniature"):
-    miniature_parts.choose(work, "shipped")
-  assert not (work / miniature_parts.RECORD).exists()
+    parts.choose(work, "shipped")
+  assert not (work / parts.RECORD).exists()

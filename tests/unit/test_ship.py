@@ -8,9 +8,9 @@ from typing import Any
 from commands import command
 import pytest
 
-from blip3o_jax import shipped
-from blip3o_jax.systems import export
-from blip3o_jax.systems import inference
+from blip3o_jax.miniature import shipped
+from blip3o_jax.systems.blip3o import save
+from blip3o_jax.systems.blip3o import verbs
 
 TINY = Path(__file__).parents[1] / "data" / "tiny-blip3o"
 RATE = {"correct": 3, "count": 4, "rate": 0.75, "low": 0.3, "high": 0.95}
@@ -20,7 +20,7 @@ STAGES = ("tower", "autoencoder", "unet", "answers", "backbone", "generator", "t
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
   folder = tmp_path_factory.mktemp("half") / "model"
-  export.save(inference.load(TINY), TINY, folder, dtype="float16")
+  save.save(verbs.load(TINY), TINY, folder, dtype="float16")
   return folder
 
 
@@ -89,7 +89,7 @@ def test_a_whole_folder(work, tmp_path):
     f"| config.json | {sums['config.json']} |",
   ):
     assert line in page
-  again = inference.load(output)
+  again = verbs.load(output)
   assert again.decoder is not None
   assert ship("--workdir", work, "--output", output) == 0  # it may be replaced
   assert not list(output.parent.glob(".*"))
@@ -124,7 +124,7 @@ def test_a_model_that_is_too_large_or_not_half(work, tmp_path, capsys, monkeypat
   monkeypatch.setattr(shipped, "BUDGET", 1000)
   assert command("ship")("--workdir", work, "--output", tmp_path / "shapes") == 1
   assert "bytes with the card, more than 1000" in capsys.readouterr().err
-  export.save(inference.load(TINY), TINY, work / "model")
+  save.save(verbs.load(TINY), TINY, work / "model")
   report = json.loads((work / "report.json").read_text())
   _json(work / "report.json", report | {"model": shipped.sums(work / "model")})
   assert command("ship")("--workdir", work, "--output", tmp_path / "shapes") == 1

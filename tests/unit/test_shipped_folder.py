@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from blip3o_jax import cli
-from blip3o_jax import shipped
-from blip3o_jax.systems import inference
+from blip3o_jax.miniature import shipped
+from blip3o_jax.systems.blip3o import verbs
 
 TINY = Path(__file__).parents[1] / "data" / "tiny-blip3o"
 
@@ -70,7 +70,7 @@ class Echo:
 
 def test_commands_without_a_model_say_what_they_use(home, tmp_path, capsys, monkeypatch):
   loaded = []
-  monkeypatch.setattr(inference, "load", lambda path, **_: loaded.append(path) or Echo())
+  monkeypatch.setattr(verbs, "load", lambda path, **_: loaded.append(path) or Echo())
   drawn, rebuilt = str(tmp_path / "drawn.png"), str(tmp_path / "again.png")
   told = "no --model: the miniature that ships with the package (blip3o_jax/assets/shapes)"
   for command in (

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from blip3o_jax import shipped
+from blip3o_jax.miniature import shipped
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -25,7 +25,7 @@ assert home.is_relative_to(pathlib.Path(sys.prefix).resolve()), home
 names = [m.name for m in pkgutil.walk_packages(blip3o_jax.__path__, "blip3o_jax.")]
 for name in names:
   # The oracle needs the test extra, which some versions of Python have not.
-  if importlib.util.find_spec("torch") or not name.startswith("blip3o_jax.reference."):
+  if importlib.util.find_spec("torch") or not name.startswith("blip3o_jax.verify.torch."):
     importlib.import_module(name)
 print(len(names), blip3o_jax.__version__)
 """

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from blip3o_jax.convert import importer
-from blip3o_jax.systems import decoder_files
+from blip3o_jax.systems.parts import diffusers_files
 
 INDEX = "model.safetensors.index.json"
 SHARD = "model-00002-of-00002.safetensors"
-UNET = f"{decoder_files.FOLDER}/unet"
+UNET = f"{diffusers_files.FOLDER}/unet"
 
 
 def quiet(_: str) -> None:
@@ -172,8 +172,8 @@ KINDS: dict[str, tuple[Callable[[Path], object], str]] = {
     "class_embed_type 'timestep' is not built",
   ),
   "UNet without weights": (
-    lambda s: (s / UNET / f"{decoder_files.STEM}.safetensors").unlink(),
-    f"holds neither {decoder_files.STEM}.safetensors",
+    lambda s: (s / UNET / f"{diffusers_files.STEM}.safetensors").unlink(),
+    f"holds neither {diffusers_files.STEM}.safetensors",
   ),
   "UNet without a config": (
     lambda s: (s / UNET / "config.json").unlink(),

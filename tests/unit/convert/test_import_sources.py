@@ -13,10 +13,10 @@ from safetensors.numpy import save_file
 from blip3o_jax.convert import exporter
 from blip3o_jax.convert import importer
 from blip3o_jax.convert import licences
-from blip3o_jax.data.tokenizer import Tokenizer
-from blip3o_jax.systems import decoder_files
-from blip3o_jax.systems import released
-from blip3o_jax.systems import variants
+from blip3o_jax.data.text.tokenizer import Tokenizer
+from blip3o_jax.systems.blip3o import released
+from blip3o_jax.systems.blip3o import sizes as released_sizes
+from blip3o_jax.systems.parts import diffusers_files
 from blip3o_jax.weights import store
 
 TINY = checkpoints.TINY
@@ -202,11 +202,11 @@ def test_the_towers_pickle_is_skipped_where_the_shards_hold_it(tmp_path, said):
 
 @pytest.mark.parametrize("variant", ["", ".bf16", ".fp16"])
 def test_one_network_in_the_diffusers_layout(tmp_path, said, variant):
-  stem = decoder_files.STEM
+  stem = diffusers_files.STEM
   for name, component in (("unet", "unet"), ("vae", "autoencoder")):
     source = tmp_path / name
     source.mkdir()
-    home = TINY / decoder_files.FOLDER / name
+    home = TINY / diffusers_files.FOLDER / name
     shutil.copy(home / "config.json", source)
     dtype = {"": np.float32, ".bf16": bfloat16, ".fp16": np.float16}[variant]
     values = {n: v.astype(dtype) for n, v in checkpoints.tensors(home, stem).items()}
@@ -220,8 +220,8 @@ def test_one_network_in_the_diffusers_layout(tmp_path, said, variant):
 
 def test_a_decoder_alone_in_variant_shards(tmp_path, said):
   """The folder above unet and vae; the UNet in shards of the variant bf16."""
-  source, stem = tmp_path / "decoder", decoder_files.STEM
-  shutil.copytree(TINY / decoder_files.FOLDER, source, ignore=shutil.ignore_patterns("io.*"))
+  source, stem = tmp_path / "decoder", diffusers_files.STEM
+  shutil.copytree(TINY / diffusers_files.FOLDER, source, ignore=shutil.ignore_patterns("io.*"))
   values = checkpoints.tensors(source / "unet", stem)
   checkpoints.write(source / "unet", values, shards=2, stem=f"{stem}.bf16")
   for name in (f"{stem}.safetensors", f"{stem}.bf16.safetensors.index.json"):
@@ -274,7 +274,7 @@ def test_licences_travel(tmp_path, said):
 
 @pytest.mark.parametrize(("size", "commercial"), [("4b", False), ("8b", True)])
 def test_a_non_commercial_licence_is_said(size, commercial):
-  cfg = variants.blip3o_released(size)
+  cfg = released_sizes.released(size)
   found = licences.of("backbone", cfg, {"parameters": 0})
   assert found.commercial is commercial
   facts = {"licence": {"name": found.name, "commercial": found.commercial}}

@@ -8,12 +8,12 @@ from flax import nnx
 import pytest
 
 from blip3o_jax import trees
-from blip3o_jax.convert import origin
+from blip3o_jax.convert import source
 from blip3o_jax.systems import blip3o
-from blip3o_jax.systems import decoder_files
-from blip3o_jax.systems import features
 from blip3o_jax.systems import pixels
-from blip3o_jax.systems import variants
+from blip3o_jax.systems.blip3o import sizes as released_sizes
+from blip3o_jax.systems.parts import diffusers_files
+from blip3o_jax.systems.parts import features
 from blip3o_jax.weights import table
 
 MANIFESTS = Path(__file__).parents[2] / "data" / "manifests"
@@ -29,14 +29,14 @@ def shapes(make) -> dict[str, tuple[int, ...]]:
 def params(name: str) -> dict[str, tuple[int, ...]]:
   """{path: shape} of what a manifest fills."""
   if name == "eva_clip_e14plus":
-    tower = variants.blip3o_released("4b").features
+    tower = released_sizes.released("4b").features
     made = shapes(lambda: features.FeatureEncoder(tower, rngs=nnx.Rngs(0)))
     return {f"encoder/{p}": s for p, s in made.items()}
   if name.startswith("sdxl"):
     network = "unet" if "unet" in name else "autoencoder"
     made = shapes(lambda: pixels.build(pixels.VARIANTS["emu2_gen"], nnx.Rngs(0)))
     return {p: s for p, s in made.items() if p.startswith(network)}
-  cfg = variants.blip3o_released("4b" if "3b" in name else "8b")
+  cfg = released_sizes.released("4b" if "3b" in name else "8b")
   parts = ALL if name.startswith("blip3o") else ALL[:2]
   rows = VOCABULARY.get(name, cfg.backbone.vocab_size)
   backbone = dataclasses.replace(cfg.backbone, vocab_size=rows)
@@ -47,17 +47,17 @@ def params(name: str) -> dict[str, tuple[int, ...]]:
 def rows_of(name: str, tensors: dict, home: Path) -> list[table.Row]:
   """The table in use, through the same door as a conversion."""
   if name == "eva_clip_e14plus":
-    return origin.rows_of("tower", tensors, home)
+    return source.rows_of("tower", tensors, home)
   if not name.startswith("sdxl"):
-    return origin.rows_of("model", tensors, home)
+    return source.rows_of("model", tensors, home)
   cfg = pixels.VARIANTS["emu2_gen"]
   made = (
-    decoder_files.unet_json(cfg.unet, grid=cfg.grid)
+    diffusers_files.unet_json(cfg.unet, grid=cfg.grid)
     if "unet" in name
-    else decoder_files.vae_json(cfg.autoencoder, size=cfg.size)
+    else diffusers_files.vae_json(cfg.autoencoder, size=cfg.size)
   )
   (home / "config.json").write_text(json.dumps(made))
-  return origin.rows_of("unet" if "unet" in name else "autoencoder", tensors, home)
+  return source.rows_of("unet" if "unet" in name else "autoencoder", tensors, home)
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in MANIFESTS.glob("*.json")))

@@ -14,7 +14,7 @@ import pytest
 from blip3o_jax.convert import exporter
 from blip3o_jax.convert import importer
 from blip3o_jax.convert import place
-from blip3o_jax.systems import inference
+from blip3o_jax.systems.blip3o import verbs
 from blip3o_jax.weights import store
 
 ROOT = Path(__file__).parents[3]
@@ -47,7 +47,7 @@ def copied(converted: Path, tmp_path: Path) -> Path:
 
 def test_a_newer_format(copied, tmp_path):
   checkpoints.edit(copied / store.RECORD, format_version=store.FORMAT_VERSION + 1)
-  for read in (inference.load, lambda d: exporter.run(d, tmp_path / "out", say=quiet)):
+  for read in (verbs.load, lambda d: exporter.run(d, tmp_path / "out", say=quiet)):
     with pytest.raises(ValueError, match="format_version 2 is newer than 1"):
       read(copied)
 
@@ -62,7 +62,7 @@ def test_a_record_that_is_none(copied, text):
 def test_an_absent_component(copied):
   shutil.rmtree(copied / store.FOLDER / "visual")
   with pytest.raises(ValueError, match="names components that are absent: visual"):
-    inference.load(copied)
+    verbs.load(copied)
 
 
 @pytest.mark.parametrize("damage", ["short", "absent", "metadata"])
@@ -74,7 +74,7 @@ def test_a_damaged_array(copied, tmp_path, damage):
     shorten(block, 4)
   else:
     (block if damage == "absent" else folder / ".zarray").unlink()
-  for read in (inference.load, lambda d: exporter.run(d, tmp_path / "out", say=quiet)):
+  for read in (verbs.load, lambda d: exporter.run(d, tmp_path / "out", say=quiet)):
     with pytest.raises(ValueError, match=message[damage]):
       read(copied)
   assert not (tmp_path / "out").exists()
@@ -83,7 +83,7 @@ def test_a_damaged_array(copied, tmp_path, damage):
 def test_a_conversion_of_another_model(copied):
   checkpoints.edit(copied / "config.json", vocab_size=512)
   with pytest.raises(ValueError, match=r"embed_tokens/embedding: expected \(512, 64\), found"):
-    inference.load(copied)
+    verbs.load(copied)
 
 
 def test_what_cannot_be_exported(source, tmp_path, converted):

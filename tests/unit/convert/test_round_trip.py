@@ -13,12 +13,12 @@ from blip3o_jax import trees
 from blip3o_jax.convert import exporter
 from blip3o_jax.convert import importer
 from blip3o_jax.convert import pieces
-from blip3o_jax.systems import decoder_files
-from blip3o_jax.systems import inference
+from blip3o_jax.systems.blip3o import verbs
+from blip3o_jax.systems.parts import diffusers_files
 from blip3o_jax.weights import store
 
 TINY = checkpoints.TINY
-DECODER = (decoder_files.FOLDER, ("unet", "vae"))
+DECODER = (diffusers_files.FOLDER, ("unet", "vae"))
 
 
 def quiet(_: str) -> None:
@@ -35,7 +35,7 @@ def test_the_recorded_checkpoint_comes_back(converted, tmp_path):
   checkpoints.same_tensors(TINY, out)
   for name in DECODER[1]:
     folder = Path(DECODER[0]) / name
-    checkpoints.same_tensors(TINY / folder, out / folder, decoder_files.STEM)
+    checkpoints.same_tensors(TINY / folder, out / folder, diffusers_files.STEM)
   for file in TINY.rglob("*.json"):
     found = out / file.relative_to(TINY)
     assert json.loads(found.read_text()) == json.loads(file.read_text()), file.name
@@ -60,7 +60,7 @@ def test_mixed_dtypes_come_back(tmp_path, shards):
 
 
 def test_a_conversion_loads_as_the_release_does(converted):
-  before, after = inference.load(TINY), inference.load(converted)
+  before, after = verbs.load(TINY), verbs.load(converted)
   assert after.cfg == before.cfg
   for one, other in ((before.system, after.system), (before.decoder, after.decoder)):
     found = trees.flatten(other.params)

@@ -16,15 +16,15 @@ from blip3o_jax.convert import exporter
 from blip3o_jax.convert import importer
 from blip3o_jax.convert import report
 from blip3o_jax.systems import blip3o
-from blip3o_jax.systems import inference
-from blip3o_jax.systems import released
+from blip3o_jax.systems.blip3o import released
+from blip3o_jax.systems.blip3o import verbs
+from blip3o_jax.systems.parts import loading
 from blip3o_jax.train import checkpoint
 from blip3o_jax.train import distributed
 from blip3o_jax.train import optimizer
-from blip3o_jax.train import sources
 from blip3o_jax.train import state as train_state
-from blip3o_jax.train.stage import Setup
-from blip3o_jax.train.stage import Train
+from blip3o_jax.train.setup import Setup
+from blip3o_jax.train.setup import Train
 from blip3o_jax.weights import store
 
 TINY = checkpoints.TINY
@@ -48,7 +48,7 @@ def setup_of(workdir: Path, init_from: Any, cfg: blip3o.Config, trainable=TRAINE
 
 def run_of(setup: Setup) -> Path:
   """A checkpoint of step 3: parameters one more than they began, the average two more."""
-  state, _, used = sources.first_state(setup)
+  state, _, used = loading.first_state(setup)
   state = state.replace(
     step=train_state.scalar(3, setup.mesh),
     params=jax.tree.map(lambda x: x + 1, state.params),
@@ -57,7 +57,7 @@ def run_of(setup: Setup) -> Path:
   record = {
     "train": config.to_dict(setup.cfg),
     "model": config.to_dict(setup.model_cfg),
-    "sources": sources.to_record(used, setup.workdir),
+    "sources": loading.to_record(used, setup.workdir),
   }
   with checkpoint.Writer(setup.workdir, setup.cfg.checkpoint, record) as writer:
     writer.save(state)
@@ -92,7 +92,7 @@ def test_trained_leaves_come_on_top_of_frozen_sources(run, tmp_path, weights, mo
     np.testing.assert_array_equal(after[name], wanted, err_msg=name)
   config_json = json.loads((out / "config.json").read_text())
   assert config_json == json.loads((TINY / "config.json").read_text())
-  assert inference.load(out).decoder is not None
+  assert verbs.load(out).decoder is not None
 
 
 def test_a_dtype_for_a_run(run, tmp_path):
@@ -120,7 +120,7 @@ def test_a_run_of_another_size_says_so(converted, cfg, tmp_path):
   source = f"{converted}#only=backbone+visual+encoder"
   run = run_of(setup_of(tmp_path / "run", [source], wide, trainable))
   exporter.run(run, tmp_path / "out", say=quiet)
-  found = inference.load(tmp_path / "out").cfg
+  found = verbs.load(tmp_path / "out").cfg
   assert (found.denoiser.depth, found.slots, found.projector) == (4, 6, "linear")
   names = set(checkpoints.tensors(tmp_path / "out"))
   assert "model.dit.model.layers.3.gate" in names
@@ -141,7 +141,7 @@ def test_a_pretraining_from_plain_qwen_becomes_a_blip3o(converted, tmp_path):
   exporter.run(run_of(setup), tmp_path / "out", say=quiet)
   values = json.loads((tmp_path / "out" / "config.json").read_text())
   assert (values["model_type"], values["vocab_size"]) == ("blip3o_qwen", 510)
-  found = inference.load(tmp_path / "out")
+  found = verbs.load(tmp_path / "out")
   assert found.decoder is not None
   assert found.tokenizer.image_start == 507
 
@@ -166,16 +166,16 @@ def test_a_run_names_its_frozen_weights_by_their_bytes(run, converted, cfg, tmp_
   shutil.copytree(converted, moved)
   (moved / "notes.txt").write_text("new")
   facts["path"] = str(moved)
-  (found,) = sources.recorded(run, record)
+  (found,) = loading.recorded(run, record)
   assert found.sha == facts["sha"]
   checkpoints.edit(
     moved / store.RECORD,
     components={"backbone": {"fingerprint": "0" * 64}},
   )
   with pytest.raises(ValueError, match="whose files changed since"):
-    sources.recorded(run, record)
+    loading.recorded(run, record)
   setup = setup_of(run, [converted], cfg)
-  state, frozen, _ = sources.first_state(setup)
+  state, frozen, _ = loading.first_state(setup)
   assert int(state.step) == 3
   np.testing.assert_array_equal(
     frozen["backbone"]["embed_tokens"]["embedding"],

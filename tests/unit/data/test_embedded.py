@@ -4,15 +4,14 @@ from fakes import Tokenizer
 import numpy as np
 import pytest
 
-from blip3o_jax.data import embedded
-from blip3o_jax.data import prompts
 from blip3o_jax.data import shapes
-from blip3o_jax.data import tasks
-from blip3o_jax.data.embedded import EmbeddedSource
-from blip3o_jax.data.embedded import Mixture
 from blip3o_jax.data.pipeline import Data
 from blip3o_jax.data.records import InMemory
-from blip3o_jax.data.tokenizer import train_bpe
+from blip3o_jax.data.shapes.source import EmbeddedSource
+from blip3o_jax.data.shapes.source import Mixture
+from blip3o_jax.data.text import chat
+from blip3o_jax.data.text.tokenizer import train_bpe
+from blip3o_jax.systems.blip3o import tasks
 
 
 def test_captions_go_with_their_pictures():
@@ -32,7 +31,7 @@ def test_understanding_mixes_three_kinds_of_rows():
     "world", 100, Mixture(descriptions=0.3, text_questions=0.3), questions=True
   )
   found = [source[i] for i in range(100)]
-  described = [r for r in found if r.prompt == embedded.DESCRIBE]
+  described = [r for r in found if r.prompt == source.DESCRIBE]
   blind = [r for r in found if r.image is None]
   assert all(r.answer for r in found)
   assert 15 < len(described) < 45
@@ -49,7 +48,7 @@ def test_conversations_are_about_one_scene():
   source = EmbeddedSource("world", 100, mixture, questions=True)
   found = [source[i] for i in range(100)]
   blind = [r for r in found if r.image is None]
-  described = [r for r in found if r.turns and r.turns[-1][0] == embedded.DESCRIBE]
+  described = [r for r in found if r.turns and r.turns[-1][0] == source.DESCRIBE]
   assert 15 < len(blind) < 45
   assert 8 < len(described) < 35
   assert max(len(r.turns) for r in found) == 3
@@ -93,10 +92,10 @@ def test_prompts_to_be_read_at_the_slots(tmp_path):
   for tokens, labels, record in zip(batch["tokens"], batch["labels"], read, strict=True):
     count = len(record.reads)
     assert tuple(tokenizer.decode([i]) for i in labels[-count:]) == record.reads
-    assert (labels[:-count] == prompts.IGNORED).all()
-    prompt = prompts.generation_ids(tokenizer, record.prompt)
+    assert (labels[:-count] == chat.IGNORED).all()
+    prompt = chat.generation_ids(tokenizer, record.prompt)
     np.testing.assert_array_equal(tokens[-count - len(prompt) : -count], prompt)
-    assert (tokens[-count:] < prompts.UNUSED[1]).all()
+    assert (tokens[-count:] < chat.UNUSED[1]).all()
   seen = EmbeddedSource("world", 20, Mixture(seeing=1.0, text_questions=0, turns=2), questions=True)
   cfg = Data(task="understand", batch=20, image_size=64, patch_size=8, buckets=(320,))
   batch = tasks.build(seen, cfg, tokenizer).batch_at(0)
@@ -110,9 +109,9 @@ def test_prompts_to_be_read_at_the_slots(tmp_path):
   wanted = (first.color, first.shape, number[first.row], number[first.col])
   assert record.reads[:4] == wanted
   with pytest.raises(ValueError, match=r"'circle' is \d tokens, but one hidden vector"):
-    prompts.reading_row(Tokenizer(), [1], ["circle"], [100])
+    chat.reading_row(Tokenizer(), [1], ["circle"], [100])
   with pytest.raises(ValueError, match="1 words to be read at 2 places"):
-    prompts.reading_row(tokenizer, [1], ["yellow"], [100, 101])
+    chat.reading_row(tokenizer, [1], ["yellow"], [100, 101])
 
 
 def test_places_are_named_at_the_pictures_own_tokens(tmp_path):
@@ -132,7 +131,7 @@ def test_places_are_named_at_the_pictures_own_tokens(tmp_path):
   for tokens, labels, record in zip(batch["tokens"], batch["labels"], found, strict=True):
     at = labels[tokens == tokenizer.image_pad]
     if not record.places:
-      assert (at == prompts.IGNORED).all()
+      assert (at == chat.IGNORED).all()
       continue
     names = np.array([tokenizer.decode([i]) for i in at]).reshape(4, 4)
     rows = [["one"] * 4, ["two"] * 4, ["three"] * 4, ["four"] * 4]

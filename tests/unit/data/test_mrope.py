@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from blip3o_jax.data import mrope
+from blip3o_jax.data.text import mrope
 
 IMAGE = 9
 

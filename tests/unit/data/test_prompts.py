@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from blip3o_jax.data import prompts
+from blip3o_jax.data.text import chat
 
 TOK = Tokenizer()
 
@@ -32,17 +32,17 @@ def warnings(monkeypatch):
 
 
 def test_generation_prompt_is_the_released_string(warnings):
-  inference = prompts.generation_ids(TOK, "two red stars")
+  inference = chat.generation_ids(TOK, "two red stars")
   assert inference == [*parsed(HEAD.format("two red stars")), TOK.image_start]
-  training = prompts.generation_ids(TOK, "two red stars", form="training")
+  training = chat.generation_ids(TOK, "two red stars", form="training")
   assert training == [*parsed(HEAD.format("two red stars") + "<|im_end|>\n"), TOK.image_start]
   assert not warnings
 
 
 def test_long_caption_is_cut_and_the_template_kept(warnings):
-  whole = prompts.generation_ids(TOK, "a red star " * 60)
-  empty = prompts.generation_ids(TOK, "")
-  ids = prompts.generation_ids(TOK, "a red star " * 60, limit=len(empty) + 10)
+  whole = chat.generation_ids(TOK, "a red star " * 60)
+  empty = chat.generation_ids(TOK, "")
+  ids = chat.generation_ids(TOK, "a red star " * 60, limit=len(empty) + 10)
   assert len(ids) == len(empty) + 10
   tail = (
     len(empty) - 1 - next(i for i, (a, b) in enumerate(zip(empty, whole, strict=False)) if a != b)
@@ -52,13 +52,13 @@ def test_long_caption_is_cut_and_the_template_kept(warnings):
   assert len(warnings) == 1
   assert "the caption is too long" in warnings[0]
   with pytest.raises(ValueError, match="does not hold the prompt's template"):
-    prompts.generation_ids(TOK, "a red star", limit=20)
+    chat.generation_ids(TOK, "a red star", limit=20)
 
 
 def test_special_strings_in_a_caption_are_text():
   caption = "a <|im_end|> and [IMG] and <image><|endoftext|>"
-  ids = prompts.generation_ids(TOK, caption)
-  plain = prompts.generation_ids(TOK, "a")
+  ids = chat.generation_ids(TOK, caption)
+  plain = chat.generation_ids(TOK, "a")
   special = [i for i in ids if i >= 500]
   assert special == [i for i in plain if i >= 500]
   assert caption in TOK.decode(ids)
@@ -71,10 +71,10 @@ def test_chat_is_the_template_of_the_released_model():
     "<|vision_start|><|image_pad|><|vision_end|>"
     "What is it?<|im_end|>\n<|im_start|>assistant\n"
   )
-  assert prompts.chat_ids(TOK, "What is it?", [2, 1]) == parsed(text)
+  assert chat.chat_ids(TOK, "What is it?", [2, 1]) == parsed(text)
   text = text.replace("<|vision_start|>", "").replace("<|vision_end|>", "")
   text = text.replace("<|image_pad|>", "")
-  assert prompts.chat_ids(TOK, "What is it?") == parsed(text)
+  assert chat.chat_ids(TOK, "What is it?") == parsed(text)
 
 
 def test_reconstruction_prompt():
@@ -83,64 +83,64 @@ def test_reconstruction_prompt():
     "<|vision_start|><|image_pad|><|image_pad|><|vision_end|>\n"
     "Please reconstruct the given image.<|im_end|>\n<|im_start|>assistant\n"
   )
-  assert prompts.reconstruction_ids(TOK, 2) == [*parsed(text), TOK.image_start]
+  assert chat.reconstruction_ids(TOK, 2) == [*parsed(text), TOK.image_start]
   closed = [*parsed(text + "<|im_end|>\n"), TOK.image_start]
-  assert prompts.reconstruction_ids(TOK, 2, form="training") == closed
+  assert chat.reconstruction_ids(TOK, 2, form="training") == closed
 
 
 def test_labels_are_the_answer_and_its_end_one_place_before():
-  ids, labels = prompts.chat_row(TOK, "How many?", "There are two.", [3], limit=200)
+  ids, labels = chat.chat_row(TOK, "How many?", "There are two.", [3], limit=200)
   answer = TOK.encode("There are two.")
   assert len(ids) == len(labels)
   assert [i for i in labels if i >= 0] == [*answer, TOK.im_end]
   for i, label in enumerate(labels[:-1]):
     assert label in (-1, ids[i + 1])
   assert labels[-1] == TOK.im_end
-  assert labels.count(-1) == len(prompts.chat_ids(TOK, "How many?", [3])) - 1
+  assert labels.count(-1) == len(chat.chat_ids(TOK, "How many?", [3])) - 1
 
 
 def test_long_rows_keep_template_and_pictures(warnings):
-  template = len(prompts.chat_ids(TOK, "", [3]))
-  ids, labels = prompts.chat_row(TOK, "why " * 90, "since " * 90, [3], limit=template + 20)
+  template = len(chat.chat_ids(TOK, "", [3]))
+  ids, labels = chat.chat_row(TOK, "why " * 90, "since " * 90, [3], limit=template + 20)
   assert len(ids) == len(labels) == template + 20
   assert ids.count(TOK.image_pad) == 3
   assert sum(i >= 0 for i in labels) == 11
   assert [line.split()[1] for line in warnings] == ["answer", "question"]
   with pytest.raises(ValueError, match="does not hold the chat template"):
-    prompts.chat_row(TOK, "why", "so", [30], limit=template)
+    chat.chat_row(TOK, "why", "so", [30], limit=template)
 
 
 def test_further_turns_follow_the_first_and_are_cut_whole(warnings):
-  first = prompts.chat_row(TOK, "How many?", "Two.", [3], limit=400)
+  first = chat.chat_row(TOK, "How many?", "Two.", [3], limit=400)
   turns = [("Which?", "Red ones."), ("Sure?", "Yes.")]
-  ids, labels = prompts.chat_row(TOK, "How many?", "Two.", [3], turns, limit=400)
+  ids, labels = chat.chat_row(TOK, "How many?", "Two.", [3], turns, limit=400)
   said = [TOK.encode(x) for x in ("Two.", "Red ones.", "Yes.")]
   assert ids[: len(first[0])] == first[0]
   assert labels[: len(first[1])] == first[1]
   assert [i for i in labels if i >= 0] == [i for x in said for i in (*x, TOK.im_end)]
   assert all(label in (-1, ids[i + 1]) for i, label in enumerate(labels[:-1]))
   assert not warnings
-  cut = prompts.chat_row(TOK, "How many?", "Two.", [3], turns, limit=len(ids) - 1)
-  assert cut == prompts.chat_row(TOK, "How many?", "Two.", [3], turns[:1], limit=400)
+  cut = chat.chat_row(TOK, "How many?", "Two.", [3], turns, limit=len(ids) - 1)
+  assert cut == chat.chat_row(TOK, "How many?", "Two.", [3], turns[:1], limit=400)
   assert "last 1 of 3 turns" in warnings[0]
 
 
 def test_text_ids_end_in_the_end(warnings):
-  assert prompts.text_ids(TOK, "a star", limit=20) == [*TOK.encode("a star"), TOK.im_end]
-  assert len(prompts.text_ids(TOK, "a star " * 30, limit=20)) == 20
+  assert chat.text_ids(TOK, "a star", limit=20) == [*TOK.encode("a star"), TOK.im_end]
+  assert len(chat.text_ids(TOK, "a star " * 30, limit=20)) == 20
   assert len(warnings) == 1
 
 
 def test_pad_left():
-  tokens, segments = prompts.pad_left([[1, 2], [3, 4, 5]], 4, 9)
+  tokens, segments = chat.pad_left([[1, 2], [3, 4, 5]], 4, 9)
   np.testing.assert_array_equal(tokens, [[9, 9, 1, 2], [9, 3, 4, 5]])
   np.testing.assert_array_equal(segments, [[0, 0, 1, 1], [0, 1, 1, 1]])
   assert tokens.dtype == segments.dtype == np.int32
   with pytest.raises(ValueError, match="row 0 has 5 tokens"):
-    prompts.pad_left([[1] * 5], 4, 9)
+    chat.pad_left([[1] * 5], 4, 9)
 
 
 def test_bucket_of():
-  assert [prompts.bucket_of(n) for n in (1, 64, 65, 160, 161, 448, 900)] == [
+  assert [chat.bucket_of(n) for n in (1, 64, 65, 160, 161, 448, 900)] == [
     *(64, 64, 160, 160, 448, 448, 448)
   ]

@@ -12,8 +12,8 @@ from ml_dtypes import bfloat16
 import numpy as np
 import pytest
 
-from blip3o_jax.data import tars
 from blip3o_jax.data.records import BadRecord
+from blip3o_jax.data.sources import tars
 
 ROOT = Path(__file__).parents[3]
 

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 
 from blip3o_jax import config
-from blip3o_jax.data import prompts
-from blip3o_jax.data import tasks
-from blip3o_jax.data import transforms
+from blip3o_jax.data import images
 from blip3o_jax.data.pipeline import Data
 from blip3o_jax.data.records import BadRecord
 from blip3o_jax.data.records import InMemory
 from blip3o_jax.data.records import Record
+from blip3o_jax.data.text import chat
+from blip3o_jax.systems.blip3o import tasks
 
 TOK = Tokenizer()
 SIDE = 56
-EMPTY = len(prompts.generation_ids(TOK, ""))
+EMPTY = len(chat.generation_ids(TOK, ""))
 SMALL = dict(batch=2, image_size=SIDE, buckets=(EMPTY + 8, EMPTY + 200))
 RNG = np.random.default_rng(0)
 
@@ -45,16 +45,16 @@ def test_generate():
     assert (batch["tokens"][:, -1] == TOK.image_start).all()
     assert (batch["tokens"][batch["segments"] == 0] == TOK.pad).all()
     assert batch["images"].shape == (2, SIDE, SIDE, 3)
-  ids = prompts.generation_ids(TOK, "ab0")
+  ids = chat.generation_ids(TOK, "ab0")
   batch = p.batch_at(0)
   np.testing.assert_array_equal(batch["tokens"][0, -len(ids) :], ids)
-  np.testing.assert_array_equal(batch["images"][0], transforms.normalise(image(0)))
+  np.testing.assert_array_equal(batch["images"][0], images.normalise(image(0)))
 
 
 def test_lengths_hold_the_rows():
   cfg = Data(**SMALL)
   found = tasks.token_lengths(source(), cfg, TOK)
-  real = [len(prompts.generation_ids(TOK, r.prompt)) for r in source()._records]
+  real = [len(chat.generation_ids(TOK, r.prompt)) for r in source()._records]
   assert (found >= real).all()
 
 
@@ -118,12 +118,12 @@ def test_understand():
   text = Record(prompt="so?", answer="no", name="text")
   make = tasks.understand_transform(cfg, TOK, EMPTY + 8, layout)
   out = make(Record(image=image(0), prompt="how many?", answer="two", name="r"), RNG)
-  ids = [*prompts.chat_ids(TOK, "how many?", [4]), *TOK.encode("two")]
+  ids = [*chat.chat_ids(TOK, "how many?", [4]), *TOK.encode("two")]
   np.testing.assert_array_equal(out["tokens"][-len(ids) :], ids)
   labels = [*TOK.encode("two"), TOK.im_end]
   np.testing.assert_array_equal(out["labels"][-len(labels) :], labels)
   assert (out["labels"][: -len(labels)] == -1).all()
-  patches, grid = transforms.qwen_image(transforms.decode(image(0), "x"))
+  patches, grid = images.qwen_image(images.decode(image(0), "x"))
   assert grid == (4, 4)
   np.testing.assert_array_equal(out["patches"], patches)
   first = int(np.argmax(out["tokens"] == TOK.image_pad))
@@ -151,7 +151,7 @@ def test_contrast_and_pixels():
   cfg = Data(**SMALL | dict(task="pixels", shuffle=False))
   p = tasks.build(source(), cfg, TOK)
   assert p.batch_at(0).keys() == {"images"}
-  np.testing.assert_array_equal(p.batch_at(0)["images"][1], transforms.signed(image(1)))
+  np.testing.assert_array_equal(p.batch_at(0)["images"][1], images.signed(image(1)))
   assert p.steps_per_epoch == 3
   both = Record(image=image(0), features=np.zeros((2, 2, 6), np.float16))
   out = tasks.pixels_transform(Data(**SMALL, features=True))(both, RNG)

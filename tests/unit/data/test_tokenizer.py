@@ -7,9 +7,9 @@ import shutil
 import pytest
 from transformers import AutoTokenizer
 
-from blip3o_jax.data.tokenizer import SPECIAL
-from blip3o_jax.data.tokenizer import Tokenizer
-from blip3o_jax.data.tokenizer import train_bpe
+from blip3o_jax.data.text.tokenizer import SPECIAL
+from blip3o_jax.data.text.tokenizer import Tokenizer
+from blip3o_jax.data.text.tokenizer import train_bpe
 
 TINY = Path(__file__).parents[2] / "data" / "tiny-blip3o"
 TEXTS = [

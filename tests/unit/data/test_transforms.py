@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from blip3o_jax.data import transforms
+from blip3o_jax.data import images
 from blip3o_jax.data.records import BadRecord
 
 
@@ -23,19 +23,19 @@ from blip3o_jax.data.records import BadRecord
   ],
 )
 def test_smart_resize(size, limits, expected):
-  assert transforms.smart_resize(*size, **limits) == expected
+  assert images.smart_resize(*size, **limits) == expected
 
 
 @pytest.mark.parametrize("size", [(27, 100), (28 * 201, 28)])
 def test_smart_resize_refuses(size):
   with pytest.raises(ValueError, match="an image of"):
-    transforms.smart_resize(*size)
+    images.smart_resize(*size)
 
 
 def test_patch_order():
   h, w, p = 4, 8, 2
   x = np.arange(h * p * w * p * 3, dtype=np.float32).reshape(h * p, w * p, 3)
-  out = transforms.patchify(x, patch_size=p, merge=2, temporal_patch_size=2)
+  out = images.patchify(x, patch_size=p, merge=2, temporal_patch_size=2)
   assert out.shape == (h * w, 3 * 2 * p * p)
   row, column = 3, 5  # block (1, 2), inside it (1, 1)
   index = ((row // 2) * (w // 2) + column // 2) * 4 + (row % 2) * 2 + column % 2
@@ -49,32 +49,32 @@ def test_square_cuts_the_centre_and_squash_does_not():
   x = np.zeros((10, 30, 3), np.uint8)
   x[:, 10:20] = 255
   image = Image.fromarray(x)
-  assert transforms.square(image, 10).min() == 255
-  assert transforms.square(image, 10, squash=True).min() == 0
+  assert images.square(image, 10).min() == 255
+  assert images.square(image, 10, squash=True).min() == 0
   same = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
-  np.testing.assert_array_equal(transforms.square(Image.fromarray(same), 8), same)
+  np.testing.assert_array_equal(images.square(Image.fromarray(same), 8), same)
   with pytest.raises(BadRecord, match="too thin"):
-    transforms.square(Image.new("RGB", (1, 201)), 64)
+    images.square(Image.new("RGB", (1, 201)), 64)
 
 
 def test_value_ranges():
   x = np.array([[[0, 0, 0], [255, 255, 255]]], np.uint8)
-  np.testing.assert_array_equal(transforms.signed(x), [[[-1] * 3, [1] * 3]])
-  mean, std = transforms.MEAN, transforms.STD
-  np.testing.assert_allclose(transforms.normalise(x), [[-mean / std, (1 - mean) / std]], rtol=1e-6)
+  np.testing.assert_array_equal(images.signed(x), [[[-1] * 3, [1] * 3]])
+  mean, std = images.MEAN, images.STD
+  np.testing.assert_allclose(images.normalise(x), [[-mean / std, (1 - mean) / std]], rtol=1e-6)
 
 
 @pytest.mark.parametrize("data", [b"", b"not a picture", jpeg(0)[:200]])
 def test_undecodable_bytes_name_the_file(data):
   with pytest.raises(BadRecord, match=r"shard\.tar:key7: the image cannot be decoded"):
-    transforms.decode(data, "shard.tar:key7")
+    images.decode(data, "shard.tar:key7")
 
 
 def test_arrays_are_checked():
   x = np.full((4, 4, 3), 7, np.uint8)
-  np.testing.assert_array_equal(np.asarray(transforms.decode(x, "x")), x)
+  np.testing.assert_array_equal(np.asarray(images.decode(x, "x")), x)
   with pytest.raises(BadRecord, match="uint8"):
-    transforms.decode(x.astype(np.float32), "x")
+    images.decode(x.astype(np.float32), "x")
 
 
 def test_friendly_reads_exif_and_16_bits():
@@ -83,9 +83,9 @@ def test_friendly_reads_exif_and_16_bits():
   exif[0x0112] = 6  # rotated by a quarter
   out = io.BytesIO()
   image.save(out, "JPEG", exif=exif)
-  assert transforms.decode(out.getvalue(), "x").size == (6, 4)
-  assert transforms.decode(out.getvalue(), "x", friendly=True).size == (4, 6)
+  assert images.decode(out.getvalue(), "x").size == (6, 4)
+  assert images.decode(out.getvalue(), "x", friendly=True).size == (4, 6)
   deep = io.BytesIO()
   Image.fromarray(np.full((4, 4), 128 * 257, np.uint16)).save(deep, "PNG")
-  assert np.asarray(transforms.decode(deep.getvalue(), "x")).max() == 255
-  assert set(np.asarray(transforms.decode(deep.getvalue(), "x", friendly=True)).flat) == {128}
+  assert np.asarray(images.decode(deep.getvalue(), "x")).max() == 255
+  assert set(np.asarray(images.decode(deep.getvalue(), "x", friendly=True)).flat) == {128}

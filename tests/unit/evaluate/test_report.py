@@ -4,20 +4,20 @@ import re
 
 import numpy as np
 
-from blip3o_jax.evaluate import miniature
-from blip3o_jax.evaluate import report
+from blip3o_jax.evaluate import page as pages
+from blip3o_jax.miniature import scores
 
 
 def test_the_page_is_self_contained():
   image = np.full((4, 4, 3), 200, np.uint8)
   rows = [{"question": "how many <b>?", "answer": "2", "wanted": "2"}]
-  page = report.page(
+  page = pages.page(
     "a & b",
     [
-      ("Drawings", report.figures([image], ["a <circle>"], ["yes"])),
-      ("Rates", report.rates_table({"": {"single": miniature.rate(3, 4)}})),
-      ("Losses", report.curve([(1, 2.0), (2, 1.0)], "loss")),
-      ("Dialogues", report.dialogue(rows, [image])),
+      ("Drawings", pages.figures([image], ["a <circle>"], ["yes"])),
+      ("Rates", pages.rates_table({"": {"single": scores.rate(3, 4)}})),
+      ("Losses", pages.curve([(1, 2.0), (2, 1.0)], "loss")),
+      ("Dialogues", pages.dialogue(rows, [image])),
     ],
   )
   assert not re.findall(r"https?:|//|<script|<link|@import|url\(", page)
@@ -29,9 +29,9 @@ def test_the_page_is_self_contained():
 
 
 def test_rates_of_two_models_stand_side_by_side():
-  groups = {"new": {"a": miniature.rate(3, 4), "b": miniature.rate(1, 4)}}
-  groups["shipped"] = {"a": miniature.rate(2, 4)}
-  rows = re.findall(r"<tr>(.*?)</tr>", report.rates_table(groups))
+  groups = {"new": {"a": scores.rate(3, 4), "b": scores.rate(1, 4)}}
+  groups["shipped"] = {"a": scores.rate(2, 4)}
+  rows = re.findall(r"<tr>(.*?)</tr>", pages.rates_table(groups))
   cells = [re.findall(r"<t[dh]>(.*?)</t[dh]>", row) for row in rows]
   assert [len(row) for row in cells] == [7, 7, 7]
   assert cells[0][1::3] == ["new right", "shipped right"]
@@ -41,25 +41,25 @@ def test_rates_of_two_models_stand_side_by_side():
 
 def test_a_sheet_shows_pictures_over_captions():
   images = [np.full((8, 8, 3), value, np.uint8) for value in (10, 20, 30)]
-  found = np.asarray(report.sheet(images, ["a circle", "two", "x " * 40], ["yes", "no", ""], 2))
+  found = np.asarray(pages.sheet(images, ["a circle", "two", "x " * 40], ["yes", "no", ""], 2))
   assert found.shape == (2 * (16 + 52) + 10, 2 * 26 + 10, 3)
   assert [int(found[y, x, 0]) for y, x in ((12, 12), (12, 38), (80, 12))] == [10, 20, 30]
   assert (found[26:70, 10:30] == (0, 119, 0)).all(-1).any()  # green words below the first
 
 
 def test_a_curve_of_one_point_is_nothing():
-  assert report.curve([(1, 2.0)], "loss") == ""
-  assert "<polyline" in report.curve([(1, 2.0), (5, 2.0)], "flat")
+  assert pages.curve([(1, 2.0)], "loss") == ""
+  assert "<polyline" in pages.curve([(1, 2.0), (5, 2.0)], "flat")
 
 
 def test_chunks_and_rates():
-  assert list(miniature.chunks(range(3))) == [[0, 1, 2]]
-  first, last = miniature.chunks(range(miniature.BATCH + 2))
-  assert first == list(range(miniature.BATCH))
+  assert list(scores.chunks(range(3))) == [[0, 1, 2]]
+  first, last = scores.chunks(range(scores.BATCH + 2))
+  assert first == list(range(scores.BATCH))
   # Filled up to one shape with its first value, so that one program is compiled.
-  start = miniature.BATCH
-  assert last == [start, start + 1] + [start] * (miniature.BATCH - 2)
-  found = miniature.rate(50, 100)
+  start = scores.BATCH
+  assert last == [start, start + 1] + [start] * (scores.BATCH - 2)
+  found = scores.rate(50, 100)
   assert found["rate"] == 0.5
   assert 0.39 < found["low"] < 0.41
   assert 0.59 < found["high"] < 0.61

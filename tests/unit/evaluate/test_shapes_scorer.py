@@ -5,15 +5,15 @@ import pytest
 
 from blip3o_jax.data import shapes
 from blip3o_jax.evaluate import shapes as scorer
-from blip3o_jax.evaluate import shapes_check
+from blip3o_jax.evaluate.shapes import check
 
 
 def test_measured_rates():
-  found = shapes_check.measure(150, seed=1)
+  found = check.measure(150, seed=1)
   for name in ("accepted", "softened", "rejected"):
     assert min(found[name].values()) >= (0.95 if name == "softened" else 0.98), found[name]
   assert set(found["accepted"]) == set(shapes.CATEGORIES)
-  assert set(found["rejected"]) == set(shapes_check.WRONGS)
+  assert set(found["rejected"]) == set(check.WRONGS)
   assert found["accuracy"] >= 0.99
   assert found["rejection"] >= 0.99
   for field in ("shape", "color"):
@@ -24,7 +24,7 @@ def test_measured_rates():
 
 @pytest.mark.slow
 def test_measured_rates_of_each_kind():
-  found = shapes_check.measure(1000, seed=2)
+  found = check.measure(1000, seed=2)
   assert min(found["accepted"].values()) >= 0.99
   assert min(found["softened"].values()) >= 0.95
   assert min(found["rejected"].values()) >= 0.99

@@ -11,8 +11,8 @@ import pytest
 from blip3o_jax import sharding
 from blip3o_jax import trees
 from blip3o_jax.models import clip_text
-from blip3o_jax.weights import clip_text as names
 from blip3o_jax.weights import table
+from blip3o_jax.weights.rows import clip_text as names
 
 run = jax.jit(lambda model, tokens, segments: model(tokens, segments))
 SMALL = clip_text.Config(vocab_size=30, length=9, dim=16, depth=2, heads=2, mlp_dim=40)

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from blip3o_jax.recordings import compare
+from blip3o_jax.verify import compare
 
 
 def test_relative_and_largest_error():

@@ -6,25 +6,25 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from blip3o_jax.recordings import names
-from blip3o_jax.recordings import verify
-from blip3o_jax.weights.files import Tensors
+from blip3o_jax.verify import recordings
+from blip3o_jax.verify import verify
+from blip3o_jax.weights.safetensors import Tensors
 
 TINY = Path(__file__).parents[2] / "data" / "tiny-blip3o"
 SYSTEM, DECODER = TINY / "io.safetensors", TINY / "diffusion-decoder" / "io.safetensors"
 
 
 def test_kinds_are_told_from_names():
-  assert names.kind_of(Tensors(SYSTEM)) == "system"
-  assert names.kind_of(Tensors(DECODER)) == "decoder"
-  assert names.kind_of(["null_features"]) == "decoder"
-  assert names.kind_of(["gen3.noise"]) == "system"
+  assert recordings.kind_of(Tensors(SYSTEM)) == "system"
+  assert recordings.kind_of(Tensors(DECODER)) == "decoder"
+  assert recordings.kind_of(["null_features"]) == "decoder"
+  assert recordings.kind_of(["gen3.noise"]) == "system"
 
 
 @pytest.mark.parametrize("file", [SYSTEM, DECODER])
 def test_every_recorded_name_is_an_input_or_an_output(file):
   tensors = Tensors(file)
-  found = names.calls(tensors, str(file))
+  found = recordings.calls(tensors, str(file))
   inputs = {n for call, _ in found.values() for n in call.inputs}
   outputs = [n for _, wanted in found.values() for n in wanted]
   assert inputs | set(outputs) == set(tensors)
@@ -35,7 +35,7 @@ def test_every_recorded_name_is_an_input_or_an_output(file):
 def test_all_faults_at_once():
   recorded = ["dit.x", "dit.velocity", "dit.velocty", "eva.pooled", "gen0.features"]
   with pytest.raises(ValueError, match=r"a.safetensors: 6 fault\(s\)") as caught:
-    names.calls(recorded, "a.safetensors")
+    recordings.calls(recorded, "a.safetensors")
   message = str(caught.value)
   for fault in (
     "dit.timestep is missing, the input of dit.velocity",
@@ -50,14 +50,14 @@ def test_all_faults_at_once():
 
 def test_nothing_to_compare():
   with pytest.raises(ValueError, match=r"holds no recorded output; expected some of dit\.timestep"):
-    names.calls(["dit.x", "dit.timestep", "dit.z"], "file")
+    recordings.calls(["dit.x", "dit.timestep", "dit.z"], "file")
   with pytest.raises(ValueError, match="holds no recorded output"):
-    names.calls([], "file")
+    recordings.calls([], "file")
 
 
 def test_the_two_kinds_do_not_mix():
   with pytest.raises(ValueError, match=r"eva\.pooled is not a name of a recording"):
-    names.calls(["vae.image", "vae.mean", "eva.pooled", "eva.pixel_values"], "file")
+    recordings.calls(["vae.image", "vae.mean", "eva.pooled", "eva.pixel_values"], "file")
 
 
 @pytest.mark.parametrize(
@@ -75,27 +75,27 @@ def test_the_two_kinds_do_not_mix():
   ],
 )
 def test_bars(name, bar):
-  assert names.bar(name) == bar
-  assert names.tolerance(name, "float32") == 1.5 * bar
+  assert recordings.bar(name) == bar
+  assert recordings.tolerance(name, "float32") == 1.5 * bar
 
 
 def test_tolerances_in_bfloat16():
-  assert names.tolerance("und.logits", "bfloat16") > 1e-2
-  assert names.tolerance("train.grad.latent_queries", "bfloat16") > 0.1
+  assert recordings.tolerance("und.logits", "bfloat16") > 1e-2
+  assert recordings.tolerance("train.grad.latent_queries", "bfloat16") > 0.1
   for name in ("und.position_ids", "loop.timesteps", "train.sigmas", "vae.decoded"):
-    same = names.tolerance(name, "float32")
-    assert names.tolerance(name, "bfloat16") == same
+    same = recordings.tolerance(name, "float32")
+    assert recordings.tolerance(name, "bfloat16") == same
 
 
 def test_tolerances_of_the_user():
-  given = [names.parse_tolerance(text) for text in ("1e-3", "train.grad.*=0.5", "*.loss=0")]
-  assert names.tolerance("dit.velocity", "float32", given) == 1e-3
-  assert names.tolerance("train.grad.latent_queries", "float32", given) == 0.5
-  assert names.tolerance("train.loss", "float32", given) == 0
+  given = [recordings.parse_tolerance(text) for text in ("1e-3", "train.grad.*=0.5", "*.loss=0")]
+  assert recordings.tolerance("dit.velocity", "float32", given) == 1e-3
+  assert recordings.tolerance("train.grad.latent_queries", "float32", given) == 0.5
+  assert recordings.tolerance("train.loss", "float32", given) == 0
   # What must be equal stays so unless it is named.
-  assert names.tolerance("und.greedy_tokens", "float32", given) == 0
-  named = [names.parse_tolerance("und.greedy_tokens=0.1")]
-  assert names.tolerance("und.greedy_tokens", "float32", named) == 0.1
+  assert recordings.tolerance("und.greedy_tokens", "float32", given) == 0
+  named = [recordings.parse_tolerance("und.greedy_tokens=0.1")]
+  assert recordings.tolerance("und.greedy_tokens", "float32", named) == 0.1
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_tolerances_of_the_user():
 )
 def test_tolerances_that_are_none(text, message):
   with pytest.raises(ValueError, match=message):
-    names.parse_tolerance(text)
+    recordings.parse_tolerance(text)
 
 
 def test_damaged_recordings_are_named_before_a_model_is_read(tmp_path):

@@ -12,17 +12,17 @@ import pytest
 
 from blip3o_jax import sharding
 from blip3o_jax import trees
+from blip3o_jax.miniature import sizes
 from blip3o_jax.models import decoder_lm
 from blip3o_jax.models import next_dit
 from blip3o_jax.systems import blip3o
-from blip3o_jax.systems import variants
 from blip3o_jax.train import optimizer
 from blip3o_jax.train import state as train_state
 from blip3o_jax.train import step as train_step
 
 TRAINED = ("slots/.*", "denoiser/.*")
 VOCAB = 523  # a size that nothing else has
-SHAPES = variants.blip3o_shapes()
+SHAPES = sizes.blip3o_shapes()
 BASE = dataclasses.replace(
   SHAPES,
   backbone=decoder_lm.Config(

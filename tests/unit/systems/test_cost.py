@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from blip3o_jax.miniature import sizes
 from blip3o_jax.models import autoencoder
 from blip3o_jax.systems import blip3o
-from blip3o_jax.systems import cost
-from blip3o_jax.systems import variants
+from blip3o_jax.systems.blip3o import flops
+from blip3o_jax.systems.blip3o import sizes as released_sizes
 
 TERA = 1e12
 # Spec 11, TF a sample: (size, T of prompt + 1 + 64) -> language model forward, head.
@@ -26,21 +27,21 @@ FORWARD = {
 
 @pytest.mark.parametrize(("size", "length"), FORWARD)
 def test_language_model(size, length):
-  cfg, (forward, head) = variants.blip3o_released(size).backbone, FORWARD[size, length]
-  assert cost.decoder(cfg, length) / TERA == pytest.approx(forward, rel=0.02)
-  assert cost.head(cfg, length) / TERA == pytest.approx(head, abs=0.006)
-  parts = cost.decoder(cfg, length - 64) + cost.decoder(cfg, 64, length - 64)
-  assert parts == pytest.approx(cost.decoder(cfg, length))
+  cfg, (forward, head) = released_sizes.released(size).backbone, FORWARD[size, length]
+  assert flops.decoder(cfg, length) / TERA == pytest.approx(forward, rel=0.02)
+  assert flops.head(cfg, length) / TERA == pytest.approx(head, abs=0.006)
+  parts = flops.decoder(cfg, length - 64) + flops.decoder(cfg, 64, length - 64)
+  assert parts == pytest.approx(flops.decoder(cfg, length))
 
 
 @pytest.mark.parametrize(("size", "query"), [("4b", 0.36), ("8b", 0.84)])
 def test_generator_and_tower(size, query):
-  cfg = variants.blip3o_released(size)
-  assert cost.decoder(cfg.backbone, 64, 151) / TERA == pytest.approx(query, rel=0.02)
-  both = cost.condition(cfg.denoiser, 64) + cost.velocity(cfg.denoiser, 64)
+  cfg = released_sizes.released(size)
+  assert flops.decoder(cfg.backbone, 64, 151) / TERA == pytest.approx(query, rel=0.02)
+  both = flops.condition(cfg.denoiser, 64) + flops.velocity(cfg.denoiser, 64)
   assert both / TERA == pytest.approx(0.153, rel=0.01)
-  assert cost.eva(cfg.features.tower) / TERA == pytest.approx(9.39, rel=0.01)
-  assert cost.qwen(cfg.visual, 1024) / TERA == pytest.approx(1.35, rel=0.03)
+  assert flops.eva(cfg.features.tower) / TERA == pytest.approx(9.39, rel=0.01)
+  assert flops.qwen(cfg.visual, 1024) / TERA == pytest.approx(1.35, rel=0.03)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,7 @@ def test_generator_and_tower(size, query):
 )
 def test_a_step(size, full, total):
   cfg = dataclasses.replace(
-    variants.blip3o_released(size),
+    released_sizes.released(size),
     parts=("denoiser",),
     prompt_gradient="full" if full else "stop",
   )
@@ -62,22 +63,24 @@ def test_a_step(size, full, total):
 
 
 def test_more_draws_share_the_prompt():
-  cfg = dataclasses.replace(variants.blip3o_released("4b"), parts=("denoiser",))
+  cfg = dataclasses.replace(released_sizes.released("4b"), parts=("denoiser",))
   twice = dataclasses.replace(cfg, loss=blip3o.Loss(draws=2))
   spec = blip3o.batch_spec(cfg, 1, 151)
   extra = blip3o.flops(twice, spec) - blip3o.flops(cfg, spec)
-  assert extra == pytest.approx(3 * cost.velocity(cfg.denoiser, 64))
+  assert extra == pytest.approx(3 * flops.velocity(cfg.denoiser, 64))
 
 
 def test_text_rows_count_head_and_tower():
-  cfg = variants.blip3o_shapes()
+  cfg = sizes.blip3o_shapes()
   text = dataclasses.replace(cfg, parts=("visual", "head"), loss=blip3o.Loss(image=0, text=1))
   ids = jax.ShapeDtypeStruct((2, 64), jnp.int32)
   patches = jax.ShapeDtypeStruct((2, 64, cfg.visual.patch_dim), jnp.float32)
   alone = blip3o.flops(text, {"tokens": ids})
-  assert alone == pytest.approx(6 * (cost.decoder(cfg.backbone, 64) + cost.head(cfg.backbone, 64)))
+  assert alone == pytest.approx(
+    6 * (flops.decoder(cfg.backbone, 64) + flops.head(cfg.backbone, 64))
+  )
   seen = blip3o.flops(text, {"tokens": ids, "patches": patches})
-  assert seen - alone == pytest.approx(6 * cost.qwen(cfg.visual, 64))
+  assert seen - alone == pytest.approx(6 * flops.qwen(cfg.visual, 64))
 
 
 def test_autoencoder_against_xla():
@@ -85,4 +88,4 @@ def test_autoencoder_against_xla():
   model = nnx.eval_shape(lambda: autoencoder.Autoencoder(cfg, rngs=nnx.Rngs(0)))
   images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
   done = jax.jit(lambda m, x: m.encode(x)).lower(model, images).compile()
-  assert cost.encode(cfg, 64) == pytest.approx(done.cost_analysis()["flops"], rel=0.1)
+  assert flops.encode(cfg, 64) == pytest.approx(done.cost_analysis()["flops"], rel=0.1)

@@ -9,27 +9,27 @@ import numpy as np
 import pytest
 
 from blip3o_jax import trees
-from blip3o_jax.systems import decoder_files
-from blip3o_jax.systems import export
-from blip3o_jax.systems import inference
-from blip3o_jax.weights.files import Tensors
+from blip3o_jax.systems.blip3o import save
+from blip3o_jax.systems.blip3o import verbs
+from blip3o_jax.systems.parts import diffusers_files
+from blip3o_jax.weights.safetensors import Tensors
 
 TINY = Path(__file__).parents[2] / "data" / "tiny-blip3o"
 
 
 @pytest.fixture(scope="module")
-def model() -> inference.Model:
-  return inference.load(TINY)
+def model() -> verbs.Model:
+  return verbs.load(TINY)
 
 
 def test_prompts_are_padded_to_buckets(model):
   for count, bucket in ((1, 32), (32, 32), (33, 64), (448, 448)):
-    tokens, segments = model._pad([[5] * count], inference.BUCKETS)
+    tokens, segments = model._pad([[5] * count], verbs.BUCKETS)
     assert tokens.shape == (1, bucket)
     assert segments.sum() == count
     assert tokens[0, -1] == 5
   with pytest.raises(ValueError, match="449 tokens is longer than the limit of 448"):
-    model._pad([[5] * 449], inference.BUCKETS)
+    model._pad([[5] * 449], verbs.BUCKETS)
 
 
 def test_one_seed_an_image(model):
@@ -74,7 +74,7 @@ def test_a_sampled_end_stops_the_answer(model, monkeypatch):
 
 
 def test_without_a_decoder_nothing_is_drawn(model):
-  bare = inference.Model(model.cfg, model.settings, model.system, None, model.tokenizer)
+  bare = verbs.Model(model.cfg, model.settings, model.system, None, model.tokenizer)
   with pytest.raises(ValueError, match="no pixel decoder"):
     bare.generate(["a cat"], [0], steps=1)
 
@@ -82,7 +82,7 @@ def test_without_a_decoder_nothing_is_drawn(model):
 def test_two_pictures_in_one_call_as_alone(model):
   rng = np.random.default_rng(0)
   pictures = [
-    inference.Image.fromarray(rng.integers(0, 255, (*size, 3), np.uint8))
+    verbs.Image.fromarray(rng.integers(0, 255, (*size, 3), np.uint8))
     for size in ((56, 84), (112, 56))
   ]
   asked = ["what is this?", "how many?"]
@@ -93,7 +93,7 @@ def test_two_pictures_in_one_call_as_alone(model):
 
 def test_saved_and_loaded_is_the_same(model, tmp_path):
   """Every tensor of the release comes back under its name, bit for bit, and draws the same."""
-  export.save(model, TINY, tmp_path / "again")
+  save.save(model, TINY, tmp_path / "again")
   before, after = Tensors(TINY), Tensors(tmp_path / "again")
   assert set(after) <= set(before)
   lost = set(before) - set(after)
@@ -102,7 +102,7 @@ def test_saved_and_loaded_is_the_same(model, tmp_path):
     np.testing.assert_array_equal(
       np.asarray(before.read(name), np.float32), after.read(name), err_msg=name
     )
-  again = inference.load(tmp_path / "again")
+  again = verbs.load(tmp_path / "again")
   # Only the autoencoder of latents, which files of features do not describe, may differ.
   assert dataclasses.replace(again.cfg, latents=model.cfg.latents) == model.cfg
   assert again.settings == model.settings
@@ -120,14 +120,14 @@ def test_saved_and_loaded_is_the_same(model, tmp_path):
 
 def test_saved_in_half_precision(model, tmp_path):
   """Every tensor in the files is float16, and is read as float32 of the same values."""
-  export.save(model, TINY, tmp_path / "half", dtype="float16")
-  home = tmp_path / "half" / decoder_files.FOLDER
+  save.save(model, TINY, tmp_path / "half", dtype="float16")
+  home = tmp_path / "half" / diffusers_files.FOLDER
   for tensors in (
     Tensors(tmp_path / "half"),
-    *(Tensors(home / folder, decoder_files.STEM) for folder in decoder_files.FOLDERS.values()),
+    *(Tensors(home / folder, diffusers_files.STEM) for folder in diffusers_files.FOLDERS.values()),
   ):
     assert {tensors.dtype(name) for name in tensors} == {np.dtype(np.float16)}
-  again = inference.load(tmp_path / "half")
+  again = verbs.load(tmp_path / "half")
   found = trees.flatten(again.system.params)
   for path, value in trees.flatten(model.system.params).items():
     assert found[path].dtype == np.float32
@@ -140,14 +140,14 @@ def test_a_value_too_large_for_half_precision(model, tmp_path):
   path = min(tower)
   tower[path] = np.asarray(tower[path]) + 1e5
   with pytest.raises(ValueError, match=r"gen_vision_tower\..*: float16 cannot hold 1e\+05"):
-    export.write_weights(tower, tmp_path, dtype="float16")
+    save.write_weights(tower, tmp_path, dtype="float16")
   assert not list(tmp_path.iterdir())
 
 
 def _tolerated(name: str) -> bool:
   import re
 
-  from blip3o_jax.weights import blip3o as names
+  from blip3o_jax.systems.blip3o import rows as names
 
   return any(re.fullmatch(pattern, name) for pattern in names.LEFTOVERS)
 
@@ -155,23 +155,23 @@ def _tolerated(name: str) -> bool:
 def test_a_folder_of_something_else_is_not_overwritten(model, tmp_path):
   (tmp_path / "notes.txt").write_text("mine")
   with pytest.raises(FileExistsError, match="holds no model; nothing was written"):
-    export.save(model, TINY, tmp_path)
+    save.save(model, TINY, tmp_path)
   assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_some_parts_alone(model, tmp_path):
   flat = trees.flatten(model.system.params)
   tower = {p: v for p, v in flat.items() if p.startswith("encoder/")}
-  export.write_weights(tower, tmp_path)
+  save.write_weights(tower, tmp_path)
   names = list(Tensors(tmp_path))
   assert names
   assert all(".gen_vision_tower." in name for name in names)
   abstract = {p: jax.ShapeDtypeStruct(v.shape, v.dtype) for p, v in flat.items()}
-  found = inference.blip3o.load_params(model.cfg, tmp_path, abstract)
+  found = verbs.blip3o.load_params(model.cfg, tmp_path, abstract)
   assert set(found) == set(tower)
 
 
 def test_special_ids_are_written(model, tmp_path):
-  export._write_json(tmp_path, model)
+  save._write_json(tmp_path, model)
   written = json.loads((tmp_path / "tiny.json").read_text())["special_token_ids"]
   assert written == json.loads((TINY / "tiny.json").read_text())["special_token_ids"]

@@ -19,8 +19,8 @@ from blip3o_jax.models import next_dit
 from blip3o_jax.models import qwen_vision
 from blip3o_jax.systems import blip3o
 from blip3o_jax.systems import contrast
-from blip3o_jax.systems import features
-from blip3o_jax.systems import slots
+from blip3o_jax.systems.parts import features
+from blip3o_jax.systems.parts import slots
 
 Fill = Callable[..., Any]
 TOWER = eva_vit.Config(image_size=16, patch_size=4, dim=16, depth=1, heads=2, mlp_dim=16)

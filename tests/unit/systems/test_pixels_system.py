@@ -19,10 +19,10 @@ from blip3o_jax import trees
 from blip3o_jax.diffusion import eps
 from blip3o_jax.models import autoencoder
 from blip3o_jax.models import unet
-from blip3o_jax.systems import decoder_files
-from blip3o_jax.systems import export
-from blip3o_jax.systems import features as feature_space
 from blip3o_jax.systems import pixels
+from blip3o_jax.systems.blip3o import save
+from blip3o_jax.systems.parts import diffusers_files
+from blip3o_jax.systems.parts import features as feature_space
 
 TINY = pixels.Config(
   unet=unet.Config(
@@ -190,8 +190,8 @@ def test_places_are_told_apart_and_saved(tmp_path: Path) -> None:
     max(float(jnp.abs(x - y).max()) for x, y in zip(*map(jax.tree.leaves, (a, moved)), strict=True))
     > 1e-3
   )
-  export.save_decoder(
-    cfg, tmp_path / decoder_files.FOLDER, trees.flatten(nnx.to_pure_dict(nnx.state(module)))
+  save.save_decoder(
+    cfg, tmp_path / diffusers_files.FOLDER, trees.flatten(nnx.to_pure_dict(nnx.state(module)))
   )
   assert pixels.read_config(tmp_path, feature_grid=2) == cfg
   with pytest.raises(ValueError, match="places 3: expected an even number"):
@@ -200,7 +200,7 @@ def test_places_are_told_apart_and_saved(tmp_path: Path) -> None:
 
 def test_files_round_trip(decoder: pixels.PixelDecoder, tmp_path: Path) -> None:
   params = trees.flatten(nnx.to_pure_dict(nnx.state(decoder)))
-  export.save_decoder(TINY, tmp_path / decoder_files.FOLDER, params)
+  save.save_decoder(TINY, tmp_path / diffusers_files.FOLDER, params)
   assert pixels.read_config(tmp_path, feature_grid=2) == TINY
   abstract = {p: jax.ShapeDtypeStruct(v.shape, v.dtype) for p, v in params.items()}
   again = pixels.load_params(TINY, tmp_path, abstract)
@@ -208,7 +208,7 @@ def test_files_round_trip(decoder: pixels.PixelDecoder, tmp_path: Path) -> None:
   for path, value in params.items():
     np.testing.assert_array_equal(again[path], value)
   part = {p: v for p, v in abstract.items() if p.startswith("autoencoder/")}
-  found = pixels.load_params(TINY, tmp_path / decoder_files.FOLDER, part)
+  found = pixels.load_params(TINY, tmp_path / diffusers_files.FOLDER, part)
   assert set(found) == set(part)
   with pytest.raises(FileNotFoundError, match="diffusion-decoder"):
     pixels.load_params(TINY, tmp_path / "nowhere", abstract)
@@ -225,13 +225,13 @@ def test_config_is_a_config() -> None:
 
 
 def test_absent_fields_have_documented_defaults_and_unknown_ones_are_ignored() -> None:
-  cfg = decoder_files.unet_config({"_diffusers_version": "9", "novelty": 3})
+  cfg = diffusers_files.unet_config({"_diffusers_version": "9", "novelty": 3})
   assert cfg.channels == (320, 640, 1280, 1280)
   assert cfg.depths == (1, 1, 1, 0)
   assert (cfg.heads, cfg.time_ids_dim, cfg.resnets) == ((8,) * 4, 0, 2)
-  vae = decoder_files.vae_config({"block_out_channels": [32, 64], "shift_factor": None, "odd": 1})
+  vae = diffusers_files.vae_config({"block_out_channels": [32, 64], "shift_factor": None, "odd": 1})
   assert vae == autoencoder.Config(channels=(32, 64), depth=1, scaling_factor=0.18215)
-  assert decoder_files.schedule_config({}) == eps.Schedule(
+  assert diffusers_files.schedule_config({}) == eps.Schedule(
     1e-4, 0.02, "linear", 1000, "linspace", 0
   )
 
@@ -250,16 +250,16 @@ def test_absent_fields_have_documented_defaults_and_unknown_ones_are_ignored() -
 )
 def test_what_is_not_built_is_named(fields: dict[str, Any], words: str) -> None:
   with pytest.raises(ValueError, match=words):
-    decoder_files.unet_config(fields)
+    diffusers_files.unet_config(fields)
 
 
 @pytest.mark.parametrize(
   ("read", "fields", "words"),
   [
-    (decoder_files.vae_config, {"latents_mean": [0.0]}, "latents_mean"),
-    (decoder_files.vae_config, {"up_block_types": ["Odd"]}, "up_block_types"),
-    (decoder_files.schedule_config, {"prediction_type": "v_prediction"}, "only 'epsilon'"),
-    (decoder_files.schedule_config, {"beta_schedule": "cosine"}, "'cosine' is not built"),
+    (diffusers_files.vae_config, {"latents_mean": [0.0]}, "latents_mean"),
+    (diffusers_files.vae_config, {"up_block_types": ["Odd"]}, "up_block_types"),
+    (diffusers_files.schedule_config, {"prediction_type": "v_prediction"}, "only 'epsilon'"),
+    (diffusers_files.schedule_config, {"beta_schedule": "cosine"}, "'cosine' is not built"),
   ],
 )
 def test_other_files_too(read: Callable[..., Any], fields: dict[str, Any], words: str) -> None:
@@ -269,10 +269,12 @@ def test_other_files_too(read: Callable[..., Any], fields: dict[str, Any], words
 
 def test_released_sizes_survive_their_own_files() -> None:
   cfg = pixels.VARIANTS["emu2_gen"]
-  text = json.loads(json.dumps(decoder_files.unet_json(cfg.unet, grid=cfg.grid)))
+  text = json.loads(json.dumps(diffusers_files.unet_json(cfg.unet, grid=cfg.grid)))
   assert text["projection_class_embeddings_input_dim"] == 3328
   assert text["transformer_layers_per_block"] == [1, 2, 10]
-  assert decoder_files.unet_config(text, dtype="bfloat16") == cfg.unet
-  text = json.loads(json.dumps(decoder_files.vae_json(cfg.autoencoder, size=cfg.size)))
-  assert decoder_files.vae_config(text) == cfg.autoencoder
-  assert decoder_files.schedule_config(decoder_files.schedule_json(cfg.schedule)) == cfg.schedule
+  assert diffusers_files.unet_config(text, dtype="bfloat16") == cfg.unet
+  text = json.loads(json.dumps(diffusers_files.vae_json(cfg.autoencoder, size=cfg.size)))
+  assert diffusers_files.vae_config(text) == cfg.autoencoder
+  assert (
+    diffusers_files.schedule_config(diffusers_files.schedule_json(cfg.schedule)) == cfg.schedule
+  )

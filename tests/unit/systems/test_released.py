@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from blip3o_jax.miniature import sizes
 from blip3o_jax.systems import blip3o
-from blip3o_jax.systems import released
-from blip3o_jax.systems import variants
+from blip3o_jax.systems.blip3o import released
+from blip3o_jax.systems.blip3o import sizes as released_sizes
 
 TINY = Path(__file__).parents[2] / "data" / "tiny-blip3o"
 
@@ -40,7 +41,7 @@ def test_tiny_round_trip(tmp_path):
 
 @pytest.mark.parametrize("size", ["shapes", "4b", "8b"])
 def test_round_trip(size, tmp_path):
-  cfg = variants.blip3o_shapes(7) if size == "shapes" else variants.blip3o_released(size)
+  cfg = sizes.blip3o_shapes(7) if size == "shapes" else released_sizes.released(size)
   settings = released.Settings(null="zeros", pixel_scale=1.5, steps=20, min_pixels=4096)
   dtype = cfg.backbone.dtype
   found, again = released.read(_written(cfg, settings, tmp_path), dtype)
@@ -63,7 +64,7 @@ def _same_dtype(value: object) -> object:
 
 
 def test_without_tiny_json_the_sizes_are_the_release(tmp_path):
-  cfg = variants.blip3o_released("8b")
+  cfg = released_sizes.released("8b")
   (tmp_path / "config.json").write_text(json.dumps(released.config_json(cfg, eos=1, pad=2)))
   found, settings = released.read(tmp_path, "bfloat16")
   assert (found.denoiser.depth, found.features.tower.dim) == (24, 1792)
@@ -73,7 +74,7 @@ def test_without_tiny_json_the_sizes_are_the_release(tmp_path):
 def test_wrong_files_are_named(tmp_path):
   with pytest.raises(FileNotFoundError, match=r"no config\.json"):
     released.read(tmp_path, "float32")
-  directory = _written(variants.blip3o_shapes(), released.Settings(), tmp_path)
+  directory = _written(sizes.blip3o_shapes(), released.Settings(), tmp_path)
   tiny = json.loads((directory / "tiny.json").read_text())
   tiny["blip3o_jax"]["null"] = "grey"
   (directory / "tiny.json").write_text(json.dumps(tiny))

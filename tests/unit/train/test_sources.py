@@ -11,13 +11,13 @@ import pytest
 import toy
 
 from blip3o_jax import trees
+from blip3o_jax.systems.parts import loading
 from blip3o_jax.train import checkpoint
 from blip3o_jax.train import distributed
 from blip3o_jax.train import optimizer
-from blip3o_jax.train import sources
 from blip3o_jax.train import state as train_state
-from blip3o_jax.train.stage import Setup
-from blip3o_jax.train.stage import Train
+from blip3o_jax.train.setup import Setup
+from blip3o_jax.train.setup import Train
 
 CFG = toy.Config(depth=1)
 
@@ -37,9 +37,9 @@ def _arrays(seed):
 
 def _run(workdir, setup, step=5):
   """Leaves the checkpoint of a run that did nothing."""
-  state, _, used = sources.first_state(setup)
+  state, _, used = loading.first_state(setup)
   train = dataclasses.asdict(setup.cfg)
-  record = {"train": train, "model": {}, "sources": sources.to_record(used, workdir)}
+  record = {"train": train, "model": {}, "sources": loading.to_record(used, workdir)}
   with checkpoint.Writer(workdir, checkpoint.Checkpoint(), record) as writer:
     writer.save(state.replace(step=train_state.scalar(step, setup.mesh)))
     writer.wait()
@@ -50,18 +50,18 @@ def test_frozen_leaves_without_a_source_are_listed(tmp_path):
   with pytest.raises(
     ValueError, match=r"2 frozen .* \(it is empty\):\n  encoder/bias\n  encoder/k"
   ):
-    sources.first_state(_setup(tmp_path / "run"))
+    loading.first_state(_setup(tmp_path / "run"))
 
 
 def test_later_sources_win_and_the_rest_is_random(tmp_path):
   first = toy.released(tmp_path / "one", CFG, "", seed=1)
   second = toy.released(tmp_path / "two", CFG, "encoder", seed=2)
-  state, frozen, used = sources.first_state(_setup(tmp_path / "run", [first, second]))
+  state, frozen, used = loading.first_state(_setup(tmp_path / "run", [first, second]))
   np.testing.assert_array_equal(frozen["encoder"]["kernel"], _arrays(2)["encoder/kernel"])
   np.testing.assert_array_equal(state.params["head"]["kernel"], _arrays(1)["head/kernel"])
   assert [s.kind for s in used] == ["released", "released"]
-  state, _, _ = sources.first_state(_setup(tmp_path / "run", [second]))
-  again, _, _ = sources.first_state(_setup(tmp_path / "run", [second]))
+  state, _, _ = loading.first_state(_setup(tmp_path / "run", [second]))
+  again, _, _ = loading.first_state(_setup(tmp_path / "run", [second]))
   jax.tree.map(np.testing.assert_array_equal, state.params, again.params)
   assert (np.asarray(state.params["head"]["kernel"]) != _arrays(1)["head/kernel"]).any()
 
@@ -70,7 +70,7 @@ def test_a_run_stands_for_its_whole_model(tmp_path):
   weights = toy.released(tmp_path / "weights", CFG, "encoder", seed=2)
   before = _run(tmp_path / "one", _setup(tmp_path / "one", [weights]))
   setup = _setup(tmp_path / "two", [tmp_path / "one"], trainable=("head/.*",))
-  state, frozen, used = sources.first_state(setup)
+  state, frozen, used = loading.first_state(setup)
   assert [(s.kind, s.step) for s in used] == [("released", -1), ("run", 5)]
   np.testing.assert_array_equal(frozen["encoder"]["kernel"], _arrays(2)["encoder/kernel"])
   np.testing.assert_array_equal(
@@ -84,10 +84,10 @@ def test_an_earlier_checkpoint_of_a_run(tmp_path):
   setup = _setup(tmp_path / "run", [weights])
   _run(tmp_path / "run", setup, 5)
   _run(tmp_path / "run", setup, 7)
-  found = [sources.resolve([f"{tmp_path / 'run'}{end}"])[-1] for end in ("", "#params@5")]
+  found = [loading.resolve([f"{tmp_path / 'run'}{end}"])[-1] for end in ("", "#params@5")]
   assert [(s.item, s.step) for s in found] == [("params", 7), ("params", 5)]
   with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 6, only of \[5, 7\]"):
-    sources.resolve([f"{tmp_path / 'run'}#ema@6"])
+    loading.resolve([f"{tmp_path / 'run'}#ema@6"])
 
 
 def test_resume_goes_to_the_recorded_sources(tmp_path):
@@ -95,16 +95,16 @@ def test_resume_goes_to_the_recorded_sources(tmp_path):
   before = _run(tmp_path / "a/run", _setup(tmp_path / "a/run", [weights]))
   shutil.move(tmp_path / "a", tmp_path / "b")  # the run and its weights moved together
   run = tmp_path / "b/run"
-  state, frozen, _ = sources.first_state(_setup(run, ["ignored when there is a checkpoint"]))
+  state, frozen, _ = loading.first_state(_setup(run, ["ignored when there is a checkpoint"]))
   assert int(state.step) == 5
   jax.tree.map(np.testing.assert_array_equal, state.params, before.params)
   np.testing.assert_array_equal(frozen["encoder"]["kernel"], _arrays(2)["encoder/kernel"])
   (tmp_path / "b/weights/new.txt").write_text("x")
   with pytest.raises(ValueError, match="b/weights, whose files changed since"):
-    sources.first_state(_setup(run))
+    loading.first_state(_setup(run))
   shutil.rmtree(tmp_path / "b/weights")
   with pytest.raises(FileNotFoundError, match="a/weights, which is gone"):
-    sources.first_state(_setup(run))
+    loading.first_state(_setup(run))
 
 
 def test_sources_that_do_not_fit(tmp_path):
@@ -112,33 +112,33 @@ def test_sources_that_do_not_fit(tmp_path):
   with pytest.raises(
     ValueError, match=r"shape of encoder/kernel: expected \(8, 8\), found \(4, 4\)"
   ):
-    sources.first_state(_setup(tmp_path / "run", [wide]))
+    loading.first_state(_setup(tmp_path / "run", [wide]))
   weights = toy.released(tmp_path / "weights", CFG)
   with pytest.raises(FileNotFoundError, match="'/no/such': no such directory"):
-    sources.resolve(["/no/such"])
+    loading.resolve(["/no/such"])
   with pytest.raises(ValueError, match="expected nothing, #params, #ema or #ema@STEP"):
-    sources.resolve([f"{weights}#mean"])
+    loading.resolve([f"{weights}#mean"])
   with pytest.raises(ValueError, match="is no run directory, so it has no #ema"):
-    sources.resolve([f"{weights}#ema"])
+    loading.resolve([f"{weights}#ema"])
   (tmp_path / "empty/checkpoints").mkdir(parents=True)
   with pytest.raises(FileNotFoundError, match="holds no complete checkpoint"):
-    sources.resolve([str(tmp_path / "empty")])
+    loading.resolve([str(tmp_path / "empty")])
 
 
 def test_a_run_of_another_model_is_refused(tmp_path):
   weights = toy.released(tmp_path / "weights", CFG)
   setup = _setup(tmp_path / "run", [weights])
-  state, _, _ = sources.first_state(setup)
+  state, _, _ = loading.first_state(setup)
   other = pathlib.Path(tmp_path / "other")
   record = {"train": {}, "model": {}, "sources": []}
   with checkpoint.Writer(other, checkpoint.Checkpoint(), record) as writer:
     writer.save(state.replace(params={"tower": state.params}))
     writer.wait()
   with pytest.raises(ValueError, match=r"holds no parameter of this model, but .*tower/blocks"):
-    sources.first_state(_setup(tmp_path / "run", [weights, other]))
+    loading.first_state(_setup(tmp_path / "run", [weights, other]))
 
 
 def test_changes_of_a_config_are_named():
   now = dataclasses.asdict(Train(batch=32, trainable=("a",)))
   before = {**now, "batch": 64, "trainable": ["a"], "gone": 1}
-  assert sources.changes(before, now) == ["batch 64 -> 32", "gone 1 -> absent"]
+  assert loading.changes(before, now) == ["batch 64 -> 32", "gone 1 -> absent"]

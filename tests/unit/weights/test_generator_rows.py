@@ -10,9 +10,9 @@ import pytest
 from blip3o_jax import trees
 from blip3o_jax.models import eva_vit
 from blip3o_jax.models import next_dit
-from blip3o_jax.weights import eva_vit as eva_rows
-from blip3o_jax.weights import next_dit as dit_rows
 from blip3o_jax.weights import table
+from blip3o_jax.weights.rows import eva_vit as eva_rows
+from blip3o_jax.weights.rows import next_dit as dit_rows
 
 MANIFESTS = Path(__file__).parents[2] / "data" / "manifests"
 TOWER = "model.gen_vision_tower.vision_tower.model."

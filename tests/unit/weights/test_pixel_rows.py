@@ -13,8 +13,8 @@ from blip3o_jax import trees
 from blip3o_jax.models import autoencoder
 from blip3o_jax.models import unet
 from blip3o_jax.systems import pixels
-from blip3o_jax.weights import autoencoder as autoencoder_rows
 from blip3o_jax.weights import table
+from blip3o_jax.weights.rows import autoencoder as autoencoder_rows
 
 MANIFESTS = Path(__file__).parents[2] / "data" / "manifests"
 RELEASED = pixels.Config(unet.VARIANTS["emu2_gen"], autoencoder.VARIANTS["sdxl"])

@@ -11,9 +11,9 @@ import pytest
 from blip3o_jax import trees
 from blip3o_jax.models import decoder_lm
 from blip3o_jax.models import qwen_vision
-from blip3o_jax.weights import decoder_lm as lm_table
-from blip3o_jax.weights import qwen_vision as vision_table
 from blip3o_jax.weights import table
+from blip3o_jax.weights.rows import decoder_lm as lm_table
+from blip3o_jax.weights.rows import qwen_vision as vision_table
 
 MANIFESTS = Path(__file__).parents[2] / "data" / "manifests"
 ELSEWHERE = (r"model\.dit\..*", r"model\.gen_vision_tower\..*", r"model\.latent_queries")

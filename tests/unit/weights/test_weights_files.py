@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from blip3o_jax.weights import files
+from blip3o_jax.weights import safetensors
 
 TENSORS = {
   "a": np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -41,7 +41,7 @@ def write_index(folder, **weight_map):
 
 @pytest.mark.parametrize("kind", ["single", "sharded"])
 def test_names_shapes_dtypes_and_slices(kind, request):
-  tensors = files.Tensors(request.getfixturevalue(kind))
+  tensors = safetensors.Tensors(request.getfixturevalue(kind))
   assert dict(tensors) == {"a": (3, 4), "b": (2, 3), "c": (4,)}
   assert tensors.dtype("b") == bfloat16
   for name, value in TENSORS.items():
@@ -53,20 +53,20 @@ def test_names_shapes_dtypes_and_slices(kind, request):
 
 
 def test_one_file_by_its_own_name(single):
-  assert set(files.Tensors(single / "model.safetensors")) == set(TENSORS)
+  assert set(safetensors.Tensors(single / "model.safetensors")) == set(TENSORS)
 
 
 @pytest.mark.parametrize("name", ["other.safetensors", "other.bf16.safetensors"])
 def test_the_stem_of_another_component(tmp_path, name):
   save_file(TENSORS, tmp_path / name)
-  assert set(files.Tensors(tmp_path, "other")) == set(TENSORS)
+  assert set(safetensors.Tensors(tmp_path, "other")) == set(TENSORS)
 
 
 def test_an_absent_directory_or_file(tmp_path):
   with pytest.raises(FileNotFoundError, match="nowhere: no such file or directory"):
-    files.Tensors(tmp_path / "nowhere")
+    safetensors.Tensors(tmp_path / "nowhere")
   with pytest.raises(FileNotFoundError, match="holds neither model"):
-    files.Tensors(tmp_path)
+    safetensors.Tensors(tmp_path)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 30, -1])
@@ -74,14 +74,14 @@ def test_a_truncated_file(single, keep):
   file = single / "model.safetensors"
   file.write_bytes(file.read_bytes()[:keep])
   with pytest.raises(ValueError, match="truncated, "):
-    files.Tensors(single)
+    safetensors.Tensors(single)
 
 
 def test_a_file_with_bytes_too_many(single):
   file = single / "model.safetensors"
   file.write_bytes(file.read_bytes() + b"x")
   with pytest.raises(ValueError, match="where its header needs"):
-    files.Tensors(single)
+    safetensors.Tensors(single)
 
 
 def write_raw(path, header, data):
@@ -104,13 +104,13 @@ def write_raw(path, header, data):
 def test_a_damaged_header(tmp_path, header, message):
   write_raw(tmp_path / "model.safetensors", header, b"\0" * 8)
   with pytest.raises(ValueError, match=message):
-    files.Tensors(tmp_path)
+    safetensors.Tensors(tmp_path)
 
 
 def test_an_index_that_names_an_absent_shard(sharded):
   (sharded / "model-2.safetensors").unlink()
   with pytest.raises(FileNotFoundError, match=r"index.json names files .* absent: model-2"):
-    files.Tensors(sharded)
+    safetensors.Tensors(sharded)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_an_index_that_names_an_absent_shard(sharded):
 def test_an_index_that_leaves_the_directory(sharded, file):
   write_index(sharded, a=file)
   with pytest.raises(ValueError, match="a points outside the directory"):
-    files.Tensors(sharded)
+    safetensors.Tensors(sharded)
 
 
 @pytest.mark.parametrize(
@@ -133,16 +133,16 @@ def test_an_index_that_leaves_the_directory(sharded, file):
 def test_an_index_that_disagrees_with_its_shards(sharded, weight_map):
   write_index(sharded, **weight_map)
   with pytest.raises(ValueError, match="the index and the file disagree about"):
-    files.Tensors(sharded)
+    safetensors.Tensors(sharded)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"weight_map": 1}', '{"weight_map": ["a"]}'])
 def test_an_index_that_is_none(tmp_path, text):
   (tmp_path / "model.safetensors.index.json").write_text(text)
   with pytest.raises(ValueError, match="not a safetensors index"):
-    files.Tensors(tmp_path)
+    safetensors.Tensors(tmp_path)
 
 
 def test_the_recorded_miniature_is_there():
   root = Path(__file__).parents[2] / "data" / "tiny-blip3o"
-  assert len(files.Tensors(root)) > 100
+  assert len(safetensors.Tensors(root)) > 100

@@ -1,0 +1,1 @@
+"""Text as ids: tokenizer, chat, positions."""

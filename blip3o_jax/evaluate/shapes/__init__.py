@@ -1,0 +1,159 @@
+"""A scorer for the embedded set that looks at pixels only: is it what was asked for, and how often.
+
+Its own error rates are measured by `evaluate.shapes_check`.
+"""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from typing import Final
+
+import numpy as np
+
+from blip3o_jax.data.shapes import CATEGORIES
+from blip3o_jax.data.shapes import RELATIONS
+from blip3o_jax.data.shapes import Scene
+from blip3o_jax.evaluate.shapes.detect import Detection
+from blip3o_jax.evaluate.shapes.detect import detect_many
+
+_MIN_OFFSET: Final = 4.0  # px between centres for a relation to hold
+
+
+@dataclass(frozen=True)
+class Verdict:
+  """Whether a picture shows what was asked for; `reasons` names every mismatch."""
+
+  correct: bool
+  reasons: tuple[str, ...]
+
+
+def _holds(a: Detection, how: str, b: Detection) -> bool:
+  """Whether the centre of `a` is on that side of `b`, by at least 4 pixels (one axis counts)."""
+  if how not in RELATIONS:
+    raise ValueError(f"position {how!r}: expected one of {', '.join(RELATIONS)}")
+  offset = a.x - b.x if how in ("left of", "right of") else a.y - b.y
+  return -offset >= _MIN_OFFSET if how in ("left of", "above") else offset >= _MIN_OFFSET
+
+
+def judge_detections(found: Sequence[Detection], include: Sequence[Mapping[str, Any]]) -> Verdict:
+  """Compares detections with metadata [{class, count, color?, position?: [relation, entry]}].
+
+  A prompt names everything in its picture, so counts are exact and an object that nobody asked for,
+  or a group of pixels that is no object, is a mismatch. (GenEval proper ignores other classes.)
+
+  Raises:
+    ValueError: an unknown relation.
+  """
+  reasons = []
+  junk = [d for d in found if not d.shape or not d.color]
+  if junk:
+    reasons.append(f"{len(junk)} group(s) of pixels that are no object")
+  good = [d for d in found if d.shape and d.color]
+  wanted = sum(entry.get("count", 1) for entry in include)
+  if len(good) != wanted:
+    reasons.append(f"{len(good)} object(s), expected {wanted}")
+  groups: list[list[Detection]] = []
+  for entry in include:
+    color = entry.get("color", "")
+    group = [d for d in good if d.shape == entry["class"] and color in ("", d.color)]
+    groups.append(group)
+    count = entry.get("count", 1)
+    if len(group) != count:
+      name = f"{color} {entry['class']}".strip()
+      reasons.append(f"{len(group)} of {name}, expected {count}")
+    if "position" in entry:
+      how, other = entry["position"]
+      targets = groups[other]
+      if not any(_holds(a, how, b) for a in group for b in targets if a is not b):
+        reasons.append(f"no {entry['class']} {how} a {include[other]['class']}")
+  return Verdict(not reasons, tuple(reasons))
+
+
+def judge(image: np.ndarray, include: Sequence[Mapping[str, Any]]) -> Verdict:
+  """Whether a picture uint8[64, 64, 3] shows what metadata asks for, and why not.
+
+  Raises:
+    ValueError: another shape or dtype, or an unknown relation.
+  """
+  return judge_detections(detect_many(image[None])[0], include)
+
+
+def agree(images: np.ndarray, scenes: Sequence[Scene], distance: float = 4.0) -> np.ndarray:
+  """Whether pictures show exactly their scenes: every object, its colour, and its place.
+
+  Args:
+    images: uint8[n, 64, 64, 3], for example reconstructions.
+    scenes: the n scenes.
+    distance: largest error of a centre in pixels.
+
+  Returns:
+    bool[n].
+  """
+  out = []
+  for found, scene in zip(detect_many(images), scenes, strict=True):
+    ok = len(found) == len(scene.objects)
+    for o in scene.objects:
+      ok = ok and any(
+        (d.shape, d.color) == (o.shape, o.color) and np.hypot(d.x - o.x, d.y - o.y) <= distance
+        for d in found
+      )
+    out.append(ok)
+  return np.asarray(out, bool)
+
+
+def interval(correct: float, count: float, z: float = 1.959964) -> tuple[float, float]:
+  """Wilson's 95 % interval of a rate; (0, 1) for no trials."""
+  if count <= 0:
+    return 0.0, 1.0
+  rate, zz = correct / count, z * z / count
+  middle = (rate + zz / 2) / (1 + zz)
+  spread = z / (1 + zz) * float(np.sqrt(rate * (1 - rate) / count + zz / (4 * count)))
+  return max(0.0, middle - spread), min(1.0, middle + spread)
+
+
+def _rate(marks: Sequence[bool]) -> dict[str, float]:
+  low, high = interval(sum(marks), len(marks))
+  rate = sum(marks) / len(marks) if marks else 0.0
+  return {"correct": sum(marks), "count": len(marks), "rate": rate, "low": low, "high": high}
+
+
+def score(images: np.ndarray, prompts: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+  """Rates of pictures drawn for test prompts.
+
+  Args:
+    images: uint8[n, 64, 64, 3].
+    prompts: n entries of `data.shapes.test_prompts` (several images a prompt: repeat it).
+
+  Returns:
+    {category: {correct, count, rate, low, high}} with Wilson's 95 % interval for each category that
+    occurs; `overall`: the mean of the category rates, with the interval of as many trials as would
+    give its variance; `unseen`: prompts with a pair that the generator never trained on; `seen`:
+    the others of the same categories, so that the two compare.
+
+  Raises:
+    ValueError: numbers differ, or an unknown category.
+  """
+  if len(images) != len(prompts):
+    raise ValueError(f"{len(images)} images for {len(prompts)} prompts")
+  marks: dict[str, list[bool]] = {}
+  split: dict[tuple[str, bool], list[bool]] = {}
+  for found, prompt in zip(detect_many(images), prompts, strict=True):
+    if prompt["tag"] not in CATEGORIES:
+      raise ValueError(f"category {prompt['tag']!r}: expected one of {', '.join(CATEGORIES)}")
+    correct = judge_detections(found, prompt["include"]).correct
+    marks.setdefault(prompt["tag"], []).append(correct)
+    split.setdefault((prompt["tag"], prompt["unseen"]), []).append(correct)
+  out = {c: _rate(marks[c]) for c in CATEGORIES if c in marks}
+  rates = [(v["rate"], v["count"]) for v in out.values()]
+  mean = sum(r for r, _ in rates) / max(len(rates), 1)
+  variance = sum(r * (1 - r) / n for r, n in rates) / max(len(rates), 1) ** 2
+  total = sum(n for _, n in rates)
+  trials = mean * (1 - mean) / variance if variance > 0 else total
+  low, high = interval(mean * trials, trials)
+  whole = {"correct": sum(map(sum, marks.values())), "count": total}
+  out["overall"] = whole | {"rate": mean, "low": low, "high": high}
+  mixed = [c for c, unseen in split if unseen]
+  out["unseen"] = _rate([m for c in mixed for m in split[c, True]])
+  out["seen"] = _rate([m for c in mixed for m in split.get((c, False), [])])
+  return out

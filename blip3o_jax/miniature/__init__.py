@@ -1,0 +1,1 @@
+"""The shipped miniature: its stages, scores, report and files."""

@@ -1,0 +1,97 @@
+"""Where a miniature's frozen parts come from: trained in its working folder, or shipped.
+
+`WORK/parts.json` says which, from the first call on: a folder's stages rest on one choice. Imports
+no jax.
+"""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Literal
+
+from blip3o_jax import files
+from blip3o_jax.miniature import shipped
+
+Kind = Literal["shipped", "trained"]
+RECORD = "parts.json"
+# How a call of the quickstart asks for each.
+CALLS: dict[Kind, str] = {"shipped": "without --from-scratch", "trained": "with --from-scratch"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+  """The sources of the frozen parts, entries as `init_from` takes them.
+
+  Attributes:
+    kind: "shipped" or "trained". encoder: of the image tower with its whitening.
+    backbone: of the language model, as the generator's training starts from it.
+    reader: of language model and vision tower. decoder: of UNet and autoencoder.
+    home: of shipped parts their directory, of trained ones the working folder.
+  """
+
+  kind: Kind
+  encoder: str
+  backbone: str
+  reader: str
+  decoder: tuple[str, ...]
+  home: Path
+
+
+def choose(work: Path, kind: Kind) -> None:
+  """Records the choice in a new working folder; in one that has made it, checks that it is this.
+
+  Raises:
+    ValueError: a folder of the other choice, or of other shipped parts than are installed now.
+    FileNotFoundError: shipped parts that this installation has not.
+  """
+  path = work / RECORD
+  before = json.loads(path.read_text()) if path.exists() else {}
+  if not before and (work / "done").exists():
+    before = {"parts": "trained"}  # a folder older than the choice: all parts were trained
+  if before and before["parts"] != kind:
+    raise ValueError(
+      f"{work}: its frozen parts are {before['parts']}; call {CALLS[before['parts']]} to go on "
+      "there, or give another --workdir"
+    )
+  now = {"parts": kind, "sha256": _identity() if kind == "shipped" else ""}
+  if before.get("sha256", "") != now["sha256"] and before:
+    raise ValueError(
+      f"{work}: was begun with other shipped parts than are installed now; give another --workdir"
+    )
+  if not path.exists():
+    files.write_text(path, json.dumps(now))
+
+
+def read(work: Path) -> Parts:
+  """The sources of the frozen parts of a working folder.
+
+  Raises:
+    FileNotFoundError: a folder without a record, or shipped parts that are not installed.
+  """
+  path = work / RECORD
+  if not path.exists():
+    raise FileNotFoundError(f"{path}: absent; launch/quickstart.py writes it in its first call")
+  if json.loads(path.read_text())["parts"] == "trained":
+    return Parts(
+      kind="trained",
+      encoder=str(work / "features" / "encoder"),
+      backbone=str(work / "backbone"),
+      reader=str(work / "backbone"),
+      decoder=(str(work / "autoencoder"), f"{work / 'unet'}#ema"),
+      home=work,
+    )
+  home = shipped.directory()
+  return Parts(
+    kind="shipped",
+    encoder=f"{home}#only=encoder",
+    backbone=f"{home}#only=backbone",
+    reader=f"{home}#only=backbone+visual",
+    decoder=(str(home),),
+    home=home,
+  )
+
+
+def _identity() -> str:
+  """A hash of the shipped files, by their list of sums."""
+  return hashlib.sha256((shipped.directory() / shipped.SUMS).read_bytes()).hexdigest()

@@ -1,0 +1,135 @@
+"""What a model of the embedded set can do: answers, drawings and reconstructions, scored by pixels.
+
+Uses the test split and the test prompts only; nothing here was trained on.
+"""
+
+from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import Any
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image
+
+from blip3o_jax.data import shapes
+from blip3o_jax.evaluate import shapes as scorer
+from blip3o_jax.systems.blip3o.verbs import Model
+
+T = TypeVar("T")
+BATCH = 100
+
+
+def chunks(values: Sequence[T]) -> Iterator[list[T]]:
+  """Slices of `BATCH` values (of all, if fewer), the last filled up with its first value.
+
+  So every call of a verb has the same shapes, and one program is compiled.
+  """
+  size = min(BATCH, len(values))
+  for start in range(0, len(values), size):
+    part = list(values[start : start + size])
+    yield part + part[:1] * (size - len(part))
+
+
+def draw(model: Model, texts: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
+  """Pictures uint8[n, H, W, 3] of n prompts, one seed each."""
+  images: list[np.ndarray] = []
+  for part in chunks(list(zip(texts, seeds, strict=True))):
+    images += list(model.generate([t for t, _ in part], [s for _, s in part]))
+  return np.stack(images[: len(texts)])
+
+
+def rate(correct: int, count: int) -> dict[str, float]:
+  """A share with Wilson's 95 % interval."""
+  low, high = scorer.interval(correct, count)
+  return {"correct": correct, "count": count, "rate": correct / count, "low": low, "high": high}
+
+
+def understanding(
+  model: Model, per_kind: int = 100, *, seed: int = 0
+) -> tuple[dict[str, dict[str, float]], list[dict[str, Any]]]:
+  """Questions about test pictures: ({kind or "overall": rate}, some of the dialogues).
+
+  `overall` is the mean of the kinds with the interval of all answers together.
+  """
+  out, dialogues = {}, []
+  for kind in shapes.KINDS:
+    asked = [shapes.question_at(seed, i, "test", kind) for i in range(per_kind)]
+    answers: list[str] = []
+    for part in chunks(asked):
+      images = [Image.fromarray(shapes.render(q.scene)) for q in part]
+      answers += model.chat([q.question for q in part], images, length=8)
+    answers = answers[: len(asked)]
+    right = [a == q.answer for a, q in zip(answers, asked, strict=True)]
+    out[kind] = rate(sum(right), len(right))
+    dialogues += [
+      {"kind": kind, "scene": q.scene, "question": q.question, "wanted": q.answer, "answer": a}
+      for q, a in list(zip(asked, answers, strict=True))[:2]
+    ]
+  total = rate(sum(int(v["correct"]) for v in out.values()), per_kind * len(out))
+  out["overall"] = total | {"rate": float(np.mean([v["rate"] for v in out.values()]))}
+  return out, dialogues
+
+
+def test_prompts(per_category: int) -> list[dict[str, Any]]:
+  """The first `per_category` test prompts of each category; 0 for all."""
+  return [p for c in shapes.CATEGORIES for p in shapes.test_prompts(c)[: per_category or None]]
+
+
+def generation(
+  model: Model, prompts: Sequence[dict[str, Any]], *, seed: int = 0
+) -> tuple[dict[str, dict[str, float]], np.ndarray]:
+  """Draws prompts, image i with seed + i: (rates by `evaluate.shapes.score`, uint8[n, H, W, 3])."""
+  images = draw(model, [p["prompt"] for p in prompts], range(seed, seed + len(prompts)))
+  return scorer.score(images, prompts), images
+
+
+def reconstruction(
+  model: Model, count: int = 100, *, seed: int = 0
+) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+  """Test pictures through encoder and pixel decoder.
+
+  Returns:
+    {"psnr": dB, mean over pictures, "right": rate of those in which the scorer finds the same
+    objects}, and the pictures before and after, uint8[n, H, W, 3].
+  """
+  scenes = [shapes.scene(seed, i, "test") for i in range(count)]
+  before = shapes.render_many(scenes)
+  after: list[np.ndarray] = []
+  for part in chunks(list(enumerate(before))):
+    after += list(model.reconstruct([Image.fromarray(x) for _, x in part], [i for i, _ in part]))
+  rebuilt = np.stack(after[:count])
+  error = np.square(rebuilt.astype(np.float64) - before).mean((1, 2, 3))
+  psnr = float(np.mean(10 * np.log10(255.0**2 / np.maximum(error, 1e-9))))
+  right = scorer.agree(rebuilt, scenes)
+  return {"psnr": psnr, "right": rate(int(right.sum()), count)}, before, rebuilt
+
+
+def diversity(
+  model: Model, prompts: Sequence[dict[str, Any]], *, images: int = 8, seed: int = 0
+) -> tuple[float, float]:
+  """How different pictures of one prompt are: (of the model, of the data).
+
+  The mean distance of the encoder's features over all pairs of `images` pictures of a prompt, and
+  over the prompts. The data's pictures are random scenes that satisfy the prompt.
+  """
+  texts = [p["prompt"] for p in prompts for _ in range(images)]
+  seeds = [seed + 1000 * n + i for n in range(len(prompts)) for i in range(images)]
+  drawn = draw(model, texts, seeds)
+  scenes = [
+    shapes.scene_of(p["include"], s, n, "test")
+    for n, p in enumerate(prompts)
+    for s in seeds[n * images : (n + 1) * images]
+  ]
+  return _spread(model, drawn, images), _spread(model, shapes.render_many(scenes), images)
+
+
+def _spread(model: Model, pictures: np.ndarray, size: int) -> float:
+  """Mean pairwise distance within groups of `size` pictures, and over the groups."""
+  x = model.encode([Image.fromarray(i) for i in pictures]).reshape(-1, size, 1, model_dim(model))
+  distances = np.linalg.norm(x - x.swapaxes(1, 2), axis=-1)
+  return float(distances.sum() / (len(x) * size * (size - 1)))
+
+
+def model_dim(model: Model) -> int:
+  """Numbers in the features of a picture."""
+  return model.cfg.grid**2 * model.cfg.channels

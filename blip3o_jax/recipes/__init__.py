@@ -1,0 +1,1 @@
+"""The released stages as configs, one file a system."""

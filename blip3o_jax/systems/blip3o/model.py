@@ -1,0 +1,395 @@
+"""BLIP3-o: a frozen language model that reads images, and a generator that makes them.
+
+    prompt tokens ─► backbone ─► hidden vectors at the slots = condition z
+    image ─► encoder ─► features x0;  x_t = (1 - t) x0 + t noise;  denoiser(x_t, 1000 t, z) ≈
+        noise - x0
+    noise ─► denoiser, guided, from t = 1 to 0 ─► features ─► systems/pixels.py ─► image
+    image patches ─► visual ─► embeddings inside a prompt ─► backbone ─► text
+
+B batch, P prompt length, T row length, Q slots, D width, V vocabulary, h w cells, C channels.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from blip3o_jax import layers
+from blip3o_jax.diffusion import flow
+from blip3o_jax.diffusion import guidance
+from blip3o_jax.models import autoencoder
+from blip3o_jax.models import decoder_lm
+from blip3o_jax.models import next_dit
+from blip3o_jax.models import qwen_vision
+from blip3o_jax.systems.blip3o import flops as operations
+from blip3o_jax.systems.blip3o import rows as names
+from blip3o_jax.systems.parts import diffusers_files
+from blip3o_jax.systems.parts import features as feature_space
+from blip3o_jax.systems.parts import slots as visual_slots
+
+# "denoiser" is all of generation: slots, projector, and DiT or regressor.
+Part = Literal["visual", "head", "denoiser", "encoder"]
+TIME_BINS = 10
+Batch = Mapping[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+  """Which terms, and how.
+
+  Attributes:
+    image: weight of the generation term. text: weight of the next-token term.
+    drop: share of samples whose condition is dropped (classifier-free guidance).
+    times: density of the training times: the released table, or another.
+    draws: (noise, time) pairs per condition, so that one prompt pass serves several (released: 1).
+  """
+
+  image: float = 1.0
+  text: float = 0.0
+  drop: float = 0.1
+  times: flow.Law = flow.Law()
+  draws: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Sizes and design.
+
+  Attributes:
+    backbone, visual, denoiser, features: of the networks.
+    latents: the autoencoder whose space is the target with `target="latents"`.
+    slots: how many. slots_std: of their random start (released: 1). projector: between slots and
+      denoiser. image_token: id that image embeddings replace in a prompt.
+    objective: flow matching, or regression by a linear map of what the slots read (the paper's
+      CLIP + MSE design, spec 6.1). target: the space of x0.
+    parts: the networks that are built; cached features need no encoder, generation no head.
+    prompt_gradient: "stop" is exact while the backbone is frozen (see `slots.read`).
+  """
+
+  backbone: decoder_lm.Config
+  visual: qwen_vision.Config
+  denoiser: next_dit.Config
+  features: feature_space.Config
+  latents: autoencoder.Config
+  slots: int = 64
+  slots_std: float = 1.0
+  projector: Literal["identity", "linear", "mlp"] = "identity"
+  image_token: int = 151655
+  objective: Literal["flow", "mse"] = "flow"
+  target: Literal["features", "latents"] = "features"
+  parts: tuple[Part, ...] = ("visual", "head", "denoiser", "encoder")
+  prompt_gradient: Literal["stop", "full"] = "stop"
+  loss: Loss = Loss()
+
+  def __post_init__(self) -> None:
+    if self.denoiser.condition_dim != self.backbone.dim:
+      raise ValueError(
+        f"denoiser.condition_dim {self.denoiser.condition_dim} is not backbone.dim "
+        f"{self.backbone.dim}"
+      )
+    if self.target == "features" and (self.grid, self.channels) != (
+      self.features.grid,
+      self.features.channels,
+    ):
+      raise ValueError(
+        f"denoiser takes {self.grid} x {self.grid} x {self.channels}, features are "
+        f"{self.features.grid} x {self.features.grid} x {self.features.channels}"
+      )
+    if self.target == "latents" and self.channels != self.latents.latent_channels:
+      raise ValueError(f"denoiser.in_channels {self.channels} is not that of config.latents")
+    if self.objective == "mse" and self.target == "latents":
+      raise ValueError(
+        "objective 'mse' with target 'latents' has no diffusion part and is none of the paper's "
+        "designs (spec 6.1): choose 'flow', or target 'features'"
+      )
+    if self.objective == "mse" and self.slots != self.grid**2:
+      raise ValueError(f"objective 'mse' needs one slot a cell: {self.slots} is not {self.grid}^2")
+    if self.loss.text and "head" not in self.parts:
+      raise ValueError("loss.text needs the part 'head'")
+
+  @property
+  def grid(self) -> int:
+    """Cells a side of x0."""
+    return self.denoiser.grid
+
+  @property
+  def channels(self) -> int:
+    """Channels of x0."""
+    return self.denoiser.in_channels
+
+
+class Blip3o(nnx.Module):
+  """The trained and frozen networks of the system; the pixel decoder stands apart."""
+
+  def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+    backbone = cfg.backbone
+    if "head" not in cfg.parts:  # a head that no loss reads is not built
+      backbone = dataclasses.replace(backbone, tie_embeddings=True)
+    self.cfg = cfg
+    self.backbone = decoder_lm.DecoderLM(backbone, rngs=rngs)
+    has = cfg.parts.__contains__
+    self.visual = qwen_vision.QwenVision(cfg.visual, rngs=rngs) if has("visual") else None
+    sizes = (cfg.slots, cfg.backbone.dim, cfg.slots_std)
+    self.slots = visual_slots.Slots(*sizes, rngs=rngs) if has("denoiser") else None
+    dtype: layers.Dtype = cfg.backbone.dtype
+    self.projector = (
+      None
+      if cfg.projector == "identity" or not has("denoiser")
+      else visual_slots.Projector(cfg.projector, cfg.backbone.dim, dtype=dtype, rngs=rngs)
+    )
+    # Each attribute is assigned once: a None that later becomes a module is an error in nnx.
+    flows = has("denoiser") and cfg.objective == "flow"
+    self.denoiser = next_dit.NextDiT(cfg.denoiser, rngs=rngs) if flows else None
+    self.regressor = (
+      layers.linear(cfg.backbone.dim, cfg.channels, ("embed", "rest"), dtype=dtype, rngs=rngs)
+      if has("denoiser") and not flows
+      else None
+    )
+    self.encoder = _encoder(cfg, rngs) if has("encoder") else None
+
+  # Understanding -------------------------------------------------------------------------------
+
+  def embed(
+    self,
+    tokens: jax.Array,
+    patches: jax.Array | None = None,
+    layout: qwen_vision.Layout | None = None,
+  ) -> jax.Array:
+    """Token embeddings with image embeddings in the places of `image_token`.
+
+    Args:
+      tokens: int[B, T]. patches: float[I, N, patch_dim], images in the order of their places, row
+        by row. layout: of the patches; an image of segment 0 throughout is absent.
+
+    Returns:
+      float[B, T, D].
+
+    Raises:
+      ValueError: patches without the part "visual".
+    """
+    x = self.backbone.embed(tokens)
+    if patches is None or layout is None:
+      return x
+    if self.visual is None:
+      raise ValueError("images in a prompt need the part 'visual', absent from config.parts")
+    images = self.visual(patches, layout)
+    merged = self.cfg.visual.merge**2
+    valid = (layout.segments[:, ::merged] > 0).reshape(-1)
+    images = images.reshape(-1, images.shape[-1])[jnp.argsort(~valid, stable=True)]
+    places = tokens == self.cfg.image_token
+    index = jnp.cumsum(places.reshape(-1)).reshape(places.shape) - 1
+    index = jnp.clip(index, 0, len(images) - 1)
+    return jnp.where(places[..., None], images[index].astype(x.dtype), x)
+
+  def text_hidden(self, batch: Batch, layout: qwen_vision.Layout | None = None) -> jax.Array:
+    """Hidden float[B, T, D] of rows that may hold images; positions int[B, 3, T]."""
+    x = self.embed(batch["tokens"], batch.get("patches"), layout)
+    return self.backbone(x, jnp.moveaxis(batch["positions"], 1, 0), batch["segments"])
+
+  # Generation ----------------------------------------------------------------------------------
+
+  def condition(self, tokens: jax.Array, segments: jax.Array) -> jax.Array:
+    """What the slots read after each prompt: float[B, Q, D] (see `slots.read`)."""
+    if self.slots is None:
+      raise ValueError("generation needs the part 'denoiser', absent from config.parts")
+    z = visual_slots.read(
+      self.backbone, self.slots, tokens, segments, prompt_gradient=self.cfg.prompt_gradient
+    )
+    return z if self.projector is None else self.projector(z)
+
+  def targets(self, images: jax.Array) -> jax.Array:
+    """x0 float32[B, h, w, C] of images: normalised for EVA, or in [-1, 1] for latents."""
+    if self.encoder is None:
+      raise ValueError("a batch of images needs the part 'encoder', absent from config.parts")
+    if isinstance(self.encoder, autoencoder.Autoencoder):
+      mean, _ = self.encoder.encode(images)
+      cfg = self.cfg.latents
+      return (mean.astype(jnp.float32) - cfg.shift_factor) * cfg.scaling_factor
+    return self.encoder(images)
+
+  def generate(
+    self,
+    tokens: jax.Array,
+    segments: jax.Array,
+    noise: jax.Array,
+    *,
+    steps: int = 30,
+    scale: float = 3.0,
+    sampler: Literal["euler", "heun"] = "euler",
+    truncate: bool = True,
+  ) -> jax.Array:
+    """Features for prompts (spec 4.4); jit-able, the whole loop in one program.
+
+    Args:
+      tokens, segments: int[B, P] left-padded prompts. noise: float32[B, h, w, C] at t = 1.
+      steps: network calls of Euler. scale: of guidance; 1 costs one evaluation a step, not two.
+      truncate: integer timesteps as released, or exact ones.
+
+    Returns:
+      float32[B, h, w, C].
+    """
+    z = self.condition(tokens, segments)
+    if self.regressor is not None:
+      return self.regressor(z).astype(jnp.float32).reshape(noise.shape)
+    assert self.denoiser is not None
+    condition = self.denoiser.prepare(z)
+    null = None if scale == 1 else self.denoiser.prepare(jnp.zeros_like(z[:1]))
+    velocity = guidance.cfg(self.denoiser, condition, null, scale, next_dit.BATCH_AXES)
+    sample = flow.euler if sampler == "euler" else flow.heun
+    return sample(velocity, noise, steps=steps, truncate=truncate)
+
+  # Training ------------------------------------------------------------------------------------
+
+  def prepare(self, batch: Batch) -> Batch:
+    """Replaces `images` by `features`, without gradient; a batch with features stays as it is."""
+    if "images" not in batch or "features" in batch:
+      return batch
+    out = dict(batch)
+    out["features"] = jax.lax.stop_gradient(self.targets(out.pop("images")))
+    return out
+
+  def weights(self, batch: Batch) -> dict[str, jax.Array]:
+    """Normalisers of the whole batch, float32[]: samples, and tokens that carry a text loss."""
+    out = {"image": jnp.float32(batch["tokens"].shape[0])}
+    if "labels" in batch:
+      out["text"] = jnp.maximum(jnp.sum(batch["labels"] >= 0), 1).astype(jnp.float32)
+    return out
+
+  def loss(
+    self, batch: Batch, key: jax.Array, weights: Mapping[str, jax.Array]
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The weighted sum of the terms of `Config.loss`, each a sum over its normaliser.
+
+    Args:
+      batch: see `batch_spec`. key: of the step. weights: from `weights` on the whole batch.
+
+    Returns:
+      float32[] and additive metrics.
+    """
+    total = jnp.float32(0.0)
+    metrics: dict[str, jax.Array] = {}
+    if self.cfg.loss.image:
+      value, metrics = self._image_loss(batch, key, weights["image"])
+      total += self.cfg.loss.image * value
+    if self.cfg.loss.text:
+      value, more = self._text_loss(batch, weights["text"])
+      total, metrics = total + self.cfg.loss.text * value, metrics | more
+    return total, metrics
+
+  def _image_loss(
+    self, batch: Batch, key: jax.Array, weight: jax.Array
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    cfg = self.cfg.loss
+    k_time, k_noise, k_drop = jax.random.split(key, 3)
+    z = self.condition(batch["tokens"], batch["segments"])
+    x0 = batch["features"].astype(jnp.float32)
+    if self.denoiser is None:
+      assert self.regressor is not None
+      guess = self.regressor(z).astype(jnp.float32).reshape(x0.shape)
+      each = jnp.mean(jnp.square(guess - x0), (1, 2, 3))
+      value = jnp.sum(each) / weight
+      return value, {"image_loss": value}
+    denoiser = self.denoiser
+    keep = jax.random.bernoulli(k_drop, 1 - cfg.drop, (len(z), 1, 1))
+    z = jnp.where(keep, z, jnp.zeros_like(z))
+    condition = denoiser.prepare(z)
+    if cfg.draws > 1:
+      x0 = jnp.repeat(x0, cfg.draws, axis=0)
+      condition = jax.tree.map(
+        lambda axis, v: jnp.repeat(v, cfg.draws, axis=axis), next_dit.BATCH_AXES, condition
+      )
+    t = flow.times(k_time, len(x0), cfg.times)
+    noise = jax.random.normal(k_noise, x0.shape, jnp.float32)
+    each = flow.loss(lambda x, s: denoiser(x, s, condition), x0, noise, t)
+    value = jnp.sum(each) / (weight * cfg.draws)
+    which = jax.nn.one_hot(jnp.minimum((t * TIME_BINS).astype(jnp.int32), TIME_BINS - 1), TIME_BINS)
+    return value, {
+      "image_loss": value,
+      "image_loss_by_t/sum": each @ which,
+      "image_loss_by_t/count": jnp.sum(which, 0),
+    }
+
+  def _text_loss(self, batch: Batch, weight: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    layout = None
+    if "patches" in batch:
+      layout = qwen_vision.Layout(
+        positions=batch["patch_positions"],
+        windows=batch["patch_windows"],
+        segments=batch["patch_segments"],
+      )
+    hidden = self.text_hidden(batch, layout)
+    labels = batch["labels"]
+    scores = jax.nn.log_softmax(self.backbone.logits(hidden), -1)
+    picked = jnp.take_along_axis(scores, jnp.maximum(labels, 0)[..., None], -1)[..., 0]
+    counted = (labels >= 0).astype(jnp.float32)
+    value = -jnp.sum(picked * counted) / weight
+    right = jnp.sum((jnp.argmax(scores, -1) == labels) * counted) / weight
+    return value, {"text_loss": value, "text_accuracy": right}
+
+
+def _encoder(cfg: Config, rngs: nnx.Rngs) -> feature_space.FeatureEncoder | autoencoder.Autoencoder:
+  if cfg.target == "features":
+    return feature_space.FeatureEncoder(cfg.features, rngs=rngs)
+  return autoencoder.Autoencoder(cfg.latents, rngs=rngs)
+
+
+def build(cfg: Config, rngs: nnx.Rngs) -> Blip3o:
+  """The module; abstract under `nnx.eval_shape`."""
+  return Blip3o(cfg, rngs=rngs)
+
+
+def check(cfg: Config, trained: list[str]) -> None:
+  """Raises ValueError for a choice of trained leaves that the design does not allow."""
+  if cfg.loss.image and cfg.prompt_gradient == "stop":
+    wrong = [p for p in trained if p.startswith("backbone/")]
+    if wrong:
+      raise ValueError(
+        f"config.model.prompt_gradient: 'stop' gives no gradient of the prompt, but "
+        f"{wrong[0]!r} is to be trained; choose 'full'"
+      )
+  fixed = [p for p in trained if p.startswith("encoder/")]
+  if fixed:
+    raise ValueError(
+      f"config.trainable: the encoder makes the targets and stays frozen: {fixed[0]}"
+    )
+
+
+def batch_spec(cfg: Config, batch: int, bucket: int) -> dict[str, jax.ShapeDtypeStruct]:
+  """Arrays of a generation batch with prompts of length `bucket`; images if there is an encoder."""
+  ids = jax.ShapeDtypeStruct((batch, bucket), jnp.int32)
+  name, cells = "features", (cfg.grid, cfg.grid, cfg.channels)
+  if "encoder" in cfg.parts:
+    pixels = cfg.features.tower.image_size
+    side = pixels if cfg.target == "features" else cfg.grid * cfg.latents.factor
+    name, cells = "images", (side, side, 3)
+  made = jax.ShapeDtypeStruct((batch, *cells), jnp.float32)
+  return {"tokens": ids, "segments": ids, name: made}
+
+
+flops = operations.step
+
+
+def load_params(
+  cfg: Config, directory: str | Path, abstract: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.Array]:
+  """Reads parameters from a released-layout or converted directory, strictly.
+
+  Args:
+    cfg: tells whose encoder is wanted. directory: with `model.safetensors` or its shards.
+    abstract: {path: shape, dtype, sharding} of what is wanted.
+
+  Returns:
+    {path: array} of those wanted parameters whose part the directory holds.
+
+  Raises:
+    WeightsError: all missing, unexpected and wrongly shaped tensors at once.
+  """
+  found: dict[str, jax.Array] = {}
+  if cfg.target == "latents":
+    found = diffusers_files.load_autoencoder(directory, cfg.latents, abstract, "encoder/")
+    abstract = {p: v for p, v in abstract.items() if not p.startswith("encoder/")}
+  return found | names.load(directory, abstract)

@@ -1,0 +1,1 @@
+"""The weight tables of the networks, one a file."""
