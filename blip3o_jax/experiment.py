@@ -19,13 +19,12 @@ from blip3o_jax import config
 from blip3o_jax import sharding
 from blip3o_jax.data.pipeline import Data
 from blip3o_jax.data.pipeline import Pipeline
+from blip3o_jax.data.pipeline import open_source
 from blip3o_jax.data.text.tokenizer import Tokenizer
-from blip3o_jax.models import qwen_vision
 from blip3o_jax.systems import blip3o
 from blip3o_jax.systems import contrast
 from blip3o_jax.systems import pixels
 from blip3o_jax.systems.blip3o import released
-from blip3o_jax.systems.blip3o import tasks
 from blip3o_jax.systems.blip3o import verbs
 from blip3o_jax.train import loop
 from blip3o_jax.train.setup import Train
@@ -103,22 +102,13 @@ def make_data(experiment: Experiment, cfg: Data) -> Pipeline:
   Raises:
     FileNotFoundError, ValueError: data or tokenizer that is absent or does not fit.
   """
-  if cfg.source == "tars" and not cfg.path:
-    raise ValueError("config.data.path: expected a folder of tars (docs/data.md)")
-  source = tasks.open_source(cfg)
-  tokenizer: Any = None
-  if cfg.task != "pixels":
-    if not experiment.tokenizer:
-      raise ValueError(f"config.tokenizer: task {cfg.task!r} needs a directory with tokenizer.json")
-    tokenizer = Tokenizer.load(experiment.tokenizer)
-  layout: dict[str, np.ndarray] = {}
-  if cfg.task == "understand" and cfg.image_size:
-    vision = experiment.model.visual
-    side = cfg.image_size // vision.patch_size
-    places = qwen_vision.layout([(side, side)], side * side, vision)
-    layout = {f"patch_{f.name}": getattr(places, f.name)[0] for f in dataclasses.fields(places)}
+  system = SYSTEMS[experiment.train.system]
+  tokenizer = None
+  if experiment.tokenizer:
+    tokenizer = Tokenizer.load(experiment.tokenizer, system.SPECIAL)
+  made = system.transforms(experiment.model, cfg, tokenizer)
   rows = range(jax.process_index(), cfg.batch, jax.process_count())
-  return tasks.build(source, cfg, tokenizer, rows=rows, layout=layout)
+  return Pipeline(open_source(cfg), made, cfg, rows)
 
 
 def check_mesh(train: Train, devices: int) -> None:
@@ -168,7 +158,7 @@ def make_sampler(experiment: Experiment) -> loop.Sample:
   cfg = experiment.model
   decoder = verbs.load_decoder(Path(samples.decoder), cfg.grid, cfg.backbone.dtype)
   settings = released.read_settings(Path(samples.decoder))
-  tokenizer = Tokenizer.load(experiment.tokenizer)
+  tokenizer = Tokenizer.load(experiment.tokenizer, blip3o.SPECIAL)
 
   def draw(module: Any, step: int) -> np.ndarray:
     del step  # the same noise each time shows what training changes
