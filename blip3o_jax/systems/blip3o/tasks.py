@@ -11,9 +11,12 @@ Rows are padded on the left. There are no patches where `Data.image_size` is 0. 
 S, 3], normalised as `Data.values` says; features float32[B, h, w, C].
 """
 
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
+import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +26,7 @@ from blip3o_jax.data.pipeline import Data
 from blip3o_jax.data.pipeline import Pipeline
 from blip3o_jax.data.pipeline import Transform
 from blip3o_jax.data.records import BadRecord
+from blip3o_jax.data.records import InMemory
 from blip3o_jax.data.records import Record
 from blip3o_jax.data.records import Source
 from blip3o_jax.data.records import Subset
@@ -31,6 +35,7 @@ from blip3o_jax.data.shapes import source as embedded
 from blip3o_jax.data.sources import tars
 from blip3o_jax.data.text import chat
 from blip3o_jax.data.text import mrope
+from blip3o_jax.models import qwen_vision
 
 SAMPLE = 256  # records that are tokenised to estimate the lengths of all
 UNLIMITED = 1 << 30
@@ -229,6 +234,50 @@ def build(
       case "pixels":
         made[bucket] = pixels_transform(cfg)
   return Pipeline(source, made, token_lengths(source, cfg, tokenizer), cfg, rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+  """A transform, and how many tokens its rows would have without padding."""
+
+  call: Transform
+  count: Callable[[Record], int]
+
+  def __call__(self, record: Record, rng: np.random.Generator) -> Arrays:
+    return self.call(record, rng)
+
+  def tokens(self, record: Record) -> int:
+    return self.count(record)
+
+
+def transforms(model: Any, cfg: Data, tokenizer: Any) -> dict[int, Transform]:
+  """{bucket: transform} of a task; ValueError for a tokenizer that is wanted and not there."""
+  if cfg.task != "pixels" and tokenizer is None:
+    raise ValueError(f"config.tokenizer: task {cfg.task!r} needs a directory with tokenizer.json")
+  layout: dict[str, np.ndarray] = {}
+  if cfg.task == "understand" and cfg.image_size:
+    vision = model.visual
+    side = cfg.image_size // vision.patch_size
+    places = qwen_vision.layout([(side, side)], side * side, vision)
+    layout = {f"patch_{f.name}": getattr(places, f.name)[0] for f in dataclasses.fields(places)}
+  whole = build(InMemory([Record(prompt="x")] * cfg.batch), cfg, tokenizer, layout=layout)
+
+  def count(record: Record) -> int:
+    if cfg.task == "pixels":
+      return 0
+    prompt, places = record.prompt, [cfg.image_tokens] * (record.image is not None)
+    if record.reads:
+      asked = chat.generation_ids(tokenizer, prompt, limit=UNLIMITED, form=cfg.form)
+      return len(asked) + len(record.reads)
+    if cfg.task == "understand":
+      return len(
+        chat.chat_row(tokenizer, prompt, record.answer, places, record.turns, limit=UNLIMITED)[0]
+      )
+    if cfg.task == "contrast":
+      return len(chat.text_ids(tokenizer, prompt, limit=UNLIMITED))
+    return len(chat.generation_ids(tokenizer, prompt, limit=UNLIMITED, form=cfg.form))
+
+  return {b: Made(t, count) for b, t in zip(whole.buckets, whole._transforms, strict=True)}
 
 
 def _tokens(ids: list[int], length: int, pad: int) -> Arrays:
