@@ -4,11 +4,8 @@ import argparse
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
-import difflib
-import importlib.util
 import os
 from pathlib import Path
-import re
 import sys
 import time
 from typing import Any
@@ -73,86 +70,26 @@ def train(args: list[str]) -> int:
   parser.add_argument("--processes", type=int, default=0, help="how many there are")
   parser.add_argument("--process", type=int, default=-1, help="which one this is, from 0")
   options, overrides = parser.parse_known_args(args)
-  values = _config(options.config, overrides)
+  from blip3o_jax import config
+
+  values = config.load(options.config, overrides)
   if options.show:
-    print("\n".join(_flags("config", values)))
+    print("\n".join(config.lines(values)))
     return 0
   from absl import flags
   from absl import logging
 
-  from blip3o_jax import experiment
+  from blip3o_jax import systems
   from blip3o_jax.train import distributed
+  from blip3o_jax.train import loop
 
   flags.FLAGS.mark_as_parsed()  # absl complains of lines before that
   logging.set_verbosity(logging.INFO)
   logging.use_absl_handler()
   distributed.initialize(options.coordinator, options.processes, options.process)
-  done = experiment.run(values, options.workdir)
+  done = loop.start(values, systems.SYSTEMS, options.workdir)
   print(f"{'interrupted' if done.interrupted else 'finished'} at step {done.step}")
   return 0
-
-
-def _config(source: str, overrides: list[str]) -> Any:
-  """The ConfigDict of FILE[:ARG] with overrides ["--config.field=value", ...].
-
-  Raises:
-    FileNotFoundError: no such file. ValueError: a file without get_config, an unknown field, a
-      value of the wrong type.
-  """
-  from absl import flags
-  from ml_collections import config_flags
-
-  name, _, argument = source.partition(":")
-  if not Path(name).is_file():
-    raise FileNotFoundError(f"--config {name}: no such file")
-  spec = importlib.util.spec_from_file_location(Path(name).stem, name)
-  if spec is None or spec.loader is None:
-    raise ValueError(f"--config {name}: not a Python file")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  if not hasattr(module, "get_config"):
-    raise ValueError(f"--config {name}: defines no get_config")
-  config = module.get_config(argument)
-  for word in overrides:
-    if word.startswith("-"):
-      _check_field(config, word)
-  values = flags.FlagValues()
-  argv = ["blip3o", *overrides]
-  try:
-    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
-    rest = values(argv)[1:]
-  except (flags.Error, TypeError) as error:
-    raise ValueError(" ".join(str(error).split())) from None
-  if rest:
-    raise ValueError(f"{rest[0]!r}: unexpected; fields are given as --config.field=value")
-  return config
-
-
-def _check_field(config: Any, word: str) -> None:
-  """Raises ValueError for an override of a field that the config lacks."""
-  name = word.lstrip("-").partition("=")[0]
-  if not name.startswith("config."):
-    raise ValueError(f"{word.partition('=')[0]}: unknown option; fields are --config.field=value")
-  path, node = "config", config
-  for part in name.split(".")[1:]:
-    known = list(node) if hasattr(node, "keys") else []
-    key = re.sub(r"\[\d+\]$", "", part)  # an element of a tuple
-    if key not in known:
-      near = difflib.get_close_matches(key, known, 1)
-      hint = (
-        f", did you mean {near[0]!r}?" if near else f"; {path} has {', '.join(known) or 'none'}"
-      )
-      raise ValueError(f"{path}.{key}: no such field{hint}")
-    path, node = f"{path}.{key}", node[key]
-
-
-def _flags(name: str, value: Any) -> Iterator[str]:
-  """A line for each field, as it can be given."""
-  if not hasattr(value, "keys"):
-    yield f"--{name}={value!r}"
-    return
-  for key in value:
-    yield from _flags(f"{name}.{key}", value[key])
 
 
 def _describe(verb: str, what: str) -> argparse.ArgumentParser:

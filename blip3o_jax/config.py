@@ -1,21 +1,63 @@
-"""Frozen dataclasses <-> ConfigDict. Imports no jax; a wrong field is an error with its path.
+"""Config files, and frozen dataclasses <-> ConfigDict. A wrong field is an error with its path.
 
 A config file starts from `to_config(Train())` (every field present, so every field is a flag) and
-edits it; `build` turns the ConfigDict into frozen dataclasses once, and below that line there is no
-ConfigDict.
+edits it; `load` reads it for a command and puts flags into it; `build` turns the ConfigDict into
+frozen dataclasses once, and below that line there is no ConfigDict. Imports no jax.
 """
 
+from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import difflib
+import importlib.util
+from pathlib import Path
+import re
 import types
 import typing
 from typing import Any
 from typing import TypeVar
 
+from absl import flags
 from ml_collections import ConfigDict
+from ml_collections import config_flags
 
 T = TypeVar("T")
+
+
+def load(source: str | ConfigDict, overrides: Sequence[str] = ()) -> ConfigDict:
+  """The ConfigDict of a source, with overrides ["--config.field=value", ...] put in.
+
+  Args:
+    source: FILE[:ARG], what `get_config(ARG)` of that Python file returns; or a ConfigDict, which
+      stays as it is.
+
+  Raises:
+    FileNotFoundError: no such file.
+    ValueError: a file without get_config, an unknown field, a value of the wrong type.
+  """
+  out = _run_file(source) if isinstance(source, str) else source.copy_and_resolve_references()
+  for word in overrides:
+    if word.startswith("-"):
+      _check_field(out, word)
+  values, argv = flags.FlagValues(), ["command", *overrides]
+  try:
+    config_flags.DEFINE_config_dict("config", out, flag_values=values, sys_argv=argv)
+    rest = values(argv)[1:]
+  except (flags.Error, TypeError) as error:
+    raise ValueError(" ".join(str(error).split())) from None
+  if rest:
+    raise ValueError(f"{rest[0]!r}: unexpected; fields are given as --config.field=value")
+  return out
+
+
+def lines(value: Any, name: str = "config") -> Iterator[str]:
+  """A line for each field of a ConfigDict, as it can be given."""
+  if not hasattr(value, "keys"):
+    yield f"--{name}={value!r}"
+    return
+  for key in value:
+    yield from lines(value[key], f"{name}.{key}")
 
 
 def to_config(value: Any) -> ConfigDict:
@@ -89,6 +131,39 @@ def parse_arg(arg: str, **spec: Any) -> ConfigDict:
           f"config argument {name}={text!r}: expected {type(default).__name__}"
         ) from None
   return out
+
+
+def _run_file(source: str) -> ConfigDict:
+  """What FILE[:ARG] describes."""
+  name, _, argument = source.partition(":")
+  if not Path(name).is_file():
+    raise FileNotFoundError(f"--config {name}: no such file")
+  spec = importlib.util.spec_from_file_location(Path(name).stem, name)
+  if spec is None or spec.loader is None:
+    raise ValueError(f"--config {name}: not a Python file")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if not hasattr(module, "get_config"):
+    raise ValueError(f"--config {name}: defines no get_config")
+  return module.get_config(argument)
+
+
+def _check_field(config: Any, word: str) -> None:
+  """Raises ValueError for an override of a field that the config lacks."""
+  name = word.lstrip("-").partition("=")[0]
+  if not name.startswith("config."):
+    raise ValueError(f"{word.partition('=')[0]}: unknown option; fields are --config.field=value")
+  path, node = "config", config
+  for part in name.split(".")[1:]:
+    known = list(node) if hasattr(node, "keys") else []
+    key = re.sub(r"\[\d+\]$", "", part)  # an element of a tuple
+    if key not in known:
+      near = difflib.get_close_matches(key, known, 1)
+      hint = (
+        f", did you mean {near[0]!r}?" if near else f"; {path} has {', '.join(known) or 'none'}"
+      )
+      raise ValueError(f"{path}.{key}: no such field{hint}")
+    path, node = f"{path}.{key}", node[key]
 
 
 def _show(hint: Any) -> str:

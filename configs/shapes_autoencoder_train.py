@@ -8,13 +8,13 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from blip3o_jax import config
-from blip3o_jax import experiment
 from blip3o_jax.data.pipeline import Data
 from blip3o_jax.miniature import sizes
 from blip3o_jax.systems import pixels
 from blip3o_jax.train.metrics import Log
 from blip3o_jax.train.optimizer import Optimizer
-from blip3o_jax.train.setup import Train
+from blip3o_jax.train.run import Train
+from blip3o_jax.train.run import to_config
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -46,4 +46,4 @@ def get_config(arg: str = "") -> ConfigDict:
     ),
     log=Log(every=50),
   )
-  return experiment.to_config("pixels", model, train, data)
+  return to_config("pixels", model, train, data)

@@ -12,7 +12,6 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from blip3o_jax import config
-from blip3o_jax import experiment
 from blip3o_jax.data.pipeline import Data
 from blip3o_jax.data.shapes.source import Mixture
 from blip3o_jax.data.text.tokenizer import Tokenizer
@@ -21,7 +20,8 @@ from blip3o_jax.systems import blip3o
 from blip3o_jax.train.checkpoint import Checkpoint
 from blip3o_jax.train.metrics import Log
 from blip3o_jax.train.optimizer import Optimizer
-from blip3o_jax.train.setup import Train
+from blip3o_jax.train.run import Train
+from blip3o_jax.train.run import to_config
 
 DEFAULT = "two_object+counting+colors+position+color_attribution+single_object"
 
@@ -64,6 +64,6 @@ def get_config(arg: str = "") -> ConfigDict:
     checkpoint=Checkpoint(every_steps=kept, keep=1, keep_every=kept),
     log=Log(every=10),
   )
-  out = experiment.to_config("blip3o", model, train, data)
+  out = to_config("blip3o", model, train, data)
   out.tokenizer = options.work
   return out

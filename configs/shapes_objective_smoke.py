@@ -19,7 +19,6 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from blip3o_jax import config
-from blip3o_jax import experiment
 from blip3o_jax.data.pipeline import Data
 from blip3o_jax.systems import blip3o
 from blip3o_jax.systems.blip3o import released
@@ -27,7 +26,8 @@ from blip3o_jax.systems.parts import diffusers_files
 from blip3o_jax.train.checkpoint import Checkpoint
 from blip3o_jax.train.metrics import Log
 from blip3o_jax.train.optimizer import Optimizer
-from blip3o_jax.train.setup import Train
+from blip3o_jax.train.run import Train
+from blip3o_jax.train.run import to_config
 
 TINY = Path(__file__).parents[1] / "tests" / "data" / "tiny-blip3o"
 GRID = 8  # cells a side of the latents, two to a token
@@ -67,6 +67,6 @@ def get_config(arg: str = "") -> ConfigDict:
     checkpoint=Checkpoint(every_steps=0),
     log=Log(every=10),
   )
-  out = experiment.to_config("blip3o", model, train, data)
+  out = to_config("blip3o", model, train, data)
   out.tokenizer = options.model
   return out

@@ -9,13 +9,13 @@ cost and what it reaches stand in docs/miniature.md.
 from ml_collections import ConfigDict
 
 from blip3o_jax import config
-from blip3o_jax import experiment
 from blip3o_jax.data.pipeline import Data
 from blip3o_jax.data.shapes.source import Mixture
 from blip3o_jax.miniature import sizes
 from blip3o_jax.train.metrics import Log
 from blip3o_jax.train.optimizer import Optimizer
-from blip3o_jax.train.setup import Train
+from blip3o_jax.train.run import Train
+from blip3o_jax.train.run import to_config
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -37,6 +37,6 @@ def get_config(arg: str = "") -> ConfigDict:
     optimizer=Optimizer(name="muon", lr=2e-3, lr_end=1e-5, muon_lr=6e-3, warmup_steps=50),
     log=Log(every=50),
   )
-  out = experiment.to_config("contrast", sizes.contrast_shapes(), train, data)
+  out = to_config("contrast", sizes.contrast_shapes(), train, data)
   out.tokenizer = options.work
   return out

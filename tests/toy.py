@@ -11,6 +11,10 @@ import numpy as np
 from blip3o_jax import layers
 from blip3o_jax import sharding
 from blip3o_jax import trees
+from blip3o_jax.data import pipeline as datasets
+from blip3o_jax.data.records import Record
+from blip3o_jax.train.run import Train
+from blip3o_jax.train.run import to_config
 
 TRAINED = ("blocks/.*", "head/.*")
 BINS = 4
@@ -51,7 +55,7 @@ class Toy(nnx.Module):
     return {"samples": batch["mask"].sum()}
 
   def loss(self, batch: Any, key: jax.Array, weights: Any) -> Any:
-    x = batch["x"] * batch["scale"]
+    x = batch["x"] * batch.get("scale", 1.0)
     x = x + self.noise * jax.random.normal(key, x.shape)
     x = sharding.constrain(x, "batch", "length", None)
     x, _ = layers.scan(self.blocks, x, lambda block, y: (block(y), None))
@@ -67,34 +71,66 @@ class Toy(nnx.Module):
 
 
 class Data:
-  """Rows of batches that depend on (seed, step, row) alone; two lengths in turn when `buckets`."""
+  """Batches that depend on the step alone, with a scalar beside the rows."""
 
-  def __init__(
-    self, batch: int, dim: int = 8, seed: int = 0, rows: range | None = None, buckets: bool = False
-  ):
-    self.batch, self.dim, self.seed, self.buckets = batch, dim, seed, buckets
-    self.rows = rows or range(batch)
+  def __init__(self, batch: int, dim: int = 8):
+    self.batch, self.dim = batch, dim
 
   def batch_at(self, step: int) -> dict[str, np.ndarray]:
-    length = 5 if self.buckets and step % 2 else 3
-    rows = [np.random.default_rng((self.seed, step, r)) for r in self.rows]
+    rows = range(self.batch)
+    made = [np.random.default_rng((step, r)).normal(size=(3, self.dim)) for r in rows]
     return {
-      "x": np.stack([r.normal(size=(length, self.dim)) for r in rows]).astype(np.float32),
-      "mask": np.asarray([(step + r) % 3 > 0 for r in self.rows], np.float32),
-      "bin": np.asarray([r % 3 for r in self.rows], np.int32),
+      "x": np.stack(made).astype(np.float32),
+      "mask": np.asarray([(step + r) % 3 > 0 for r in rows], np.float32),
+      "bin": np.asarray([r % 3 for r in rows], np.int32),
       "scale": np.ones((), np.float32),
     }
 
 
+class Row:
+  """What a record becomes: noise of its own, of `length` cells; long captions have many tokens."""
+
+  def __init__(self, length: int, dim: int):
+    self.length, self.dim = length, dim
+
+  def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    return {
+      "x": rng.normal(size=(self.length, self.dim)).astype(np.float32),
+      "mask": np.float32(rng.random() < 0.7),
+      "bin": np.int32(rng.integers(BINS)),
+    }
+
+  def tokens(self, record: Record) -> int:
+    return len(record.prompt) // 8
+
+
 class System:
-  """The functions of a system's module; `save` writes what `load_params` reads."""
+  """The contract of a system; `released` writes what `load_params` reads."""
+
+  Config = Config
 
   def build(self, cfg: Config, rngs: nnx.Rngs) -> Toy:
     return Toy(cfg, rngs)
 
-  def flops(self, cfg: Config, batch: Any) -> float:
-    rows, length, dim = batch["x"].shape
+  def check(self, cfg: Config, trained: Any, mesh: Any) -> None:
+    pass
+
+  def batch_spec(self, cfg: Config, batch: int, bucket: int) -> dict[str, jax.ShapeDtypeStruct]:
+    return {
+      "x": jax.ShapeDtypeStruct((batch, bucket, cfg.dim), jnp.float32),
+      "mask": jax.ShapeDtypeStruct((batch,), jnp.float32),
+      "bin": jax.ShapeDtypeStruct((batch,), jnp.int32),
+    }
+
+  def flops(self, cfg: Config, spec: Any) -> float:
+    rows, length, dim = spec["x"].shape
     return 6.0 * rows * length * (4 * cfg.depth + 1) * dim * dim
+
+  def transforms(self, cfg: Config, data: Any, tokenizer: Any) -> dict[int, Any]:
+    return {bucket: Row(bucket, cfg.dim) for bucket in data.buckets}
+
+  def sampler(self, cfg: Config, samples: Any, tokenizer: str) -> Any:
+    return lambda module, step: np.full((3, 4, 4, 3), step, np.uint8)
 
   def load_params(self, cfg: Config, directory: str, abstract: Any) -> dict[str, jax.Array]:
     with np.load(f"{directory}/weights.npz") as stored:
@@ -103,6 +139,15 @@ class System:
         for p, leaf in abstract.items()
         if p in stored
       }
+
+
+def values(cfg: Config, train: Train, buckets: tuple[int, ...] = (3,)) -> Any:
+  """The config of a run of the toy, as a config file gives it; 64 records, 16 held out."""
+  data = datasets.Data(source="shapes", split="generator", records=64, buckets=buckets)
+  held_out = dataclasses.replace(data, split="validation", records=16, shuffle=False)
+  out = to_config("toy", cfg, train, data, held_out)
+  out.samples.update(decoder="the toy's own", prompts=("anything",))
+  return out
 
 
 def released(directory: Any, cfg: Config, pattern: str = "", seed: int = 7) -> str:

@@ -5,9 +5,11 @@
 
 Prints the table of parameters, bytes of arguments and temporaries a chip, and the collectives in
 the compiled program by kind and dtype (those of a loop's body count once). Needs libtpu, no TPU and
-no weights; takes minutes. A program that does not fit a chip is an error of the compiler.
+no weights; takes minutes. `--topology=here` compiles for the devices of this machine instead. A
+program that does not fit a chip is an error of the compiler.
 """
 
+import argparse
 from collections import Counter
 from collections.abc import Sequence
 import json
@@ -18,58 +20,36 @@ import sys
 import time
 from typing import Any
 
-from absl import app
-from absl import flags
 import jax
 from jax.experimental import topologies
-from ml_collections import config_flags
 
-from blip3o_jax import experiment
-from blip3o_jax import sharding
-from blip3o_jax.train import optimizer
+from blip3o_jax import cli
+from blip3o_jax import config
+from blip3o_jax import systems
+from blip3o_jax.train import run as train_run
+from blip3o_jax.train import setup as train_setup
 from blip3o_jax.train import state as train_state
-from blip3o_jax.train import step as train_step
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, FILE or FILE:ARG.")
-TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "Slice, as jax.experimental.topologies.")
-BUCKET = flags.DEFINE_integer("bucket", 0, "Prompt length; 0 is the longest of the config.")
-JSON = flags.DEFINE_bool("json", False, "Print the figures as one line of JSON, last.")
 COLLECTIVE = re.compile(
   r"= (\(?[^=]*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
 )
 BYTES = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1, "f16": 2, "u8": 1, "s8": 1}
 
 
-def lower(experiment_: experiment.Experiment, devices: Sequence[Any], bucket: int) -> Any:
-  """(lowered step, lines of the parameter table, operations of a step) on these devices."""
-  train, model = experiment_.train, experiment_.model
-  system = experiment.SYSTEMS[train.system]
-  shape = train.mesh
-  mesh = sharding.make_mesh(
-    replica=shape.replica, fsdp=shape.fsdp, tensor=shape.tensor, devices=devices
-  )
-  part = train_state.partition(system, model, mesh, train.trainable, train.frozen_dtype)
-  tx = optimizer.make(train.optimizer, train.steps, {p: part.axes[p] for p in part.trained})
-  abstract = train_state.abstract_state(part, tx, mesh, ema=train.ema_decay > 0)
-  step = train_step.make_step(
-    part,
-    tx,
-    accumulate=train.accumulate,
-    cast_params=train.cast_params,
-    ema_decay=train.ema_decay,
-    learning_rate=optimizer.schedule(train.optimizer, train.steps),
-  )
-  spec = system.batch_spec(model, train.batch, bucket)
-  rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-  batch = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=rows) for k, v in spec.items()}
-  frozen = train_state.trees.unflatten(part.frozen)
-  key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=whole)
-  places = jax.tree.map(lambda x: x.sharding, abstract)
-  with jax.set_mesh(mesh):
-    made = jax.jit(step, donate_argnums=0, out_shardings=(places, whole))
-    lowered = made.lower(abstract, frozen, batch, key)
-  count = getattr(system, "flops", lambda *_: 0.0)
-  return lowered, train_state.table(part), count(model, spec)
+def devices_of(topology: str) -> list[Any]:
+  """The devices of a slice, as `jax.experimental.topologies` names it, or of this machine.
+
+  Raises:
+    ValueError: libtpu is absent or does not know the slice.
+  """
+  if topology == "here":
+    return jax.devices()
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+  try:
+    return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+  except Exception as error:  # the compiler's library has no narrower one
+    raise ValueError(f"--topology {topology}: {' '.join(str(error).split())}") from error
 
 
 def collectives(text: str) -> dict[str, dict[str, int]]:
@@ -85,24 +65,21 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
   return {name: dict(found) for name, found in sorted(out.items())}
 
 
-def main(argv: Sequence[str]) -> None:
-  if len(argv) > 1 or not CONFIG.value:
-    raise app.UsageError("expected --config=FILE")
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-  jax.config.update("jax_platforms", "cpu")
-  values = experiment.parse(CONFIG.value)
-  bucket = BUCKET.value or max(values.data.buckets)
-  devices = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGY.value).devices
-  lowered, table, operations = lower(values, devices, bucket)
-  print(*table, sep="\n")
+def plan(options: argparse.Namespace, overrides: Sequence[str]) -> dict[str, Any]:
+  """Compiles the step and prints what it needs: the same facts, JSON-ready."""
+  run = train_run.parse(config.load(options.config, overrides), systems.SYSTEMS)
+  devices = devices_of(options.topology)
+  bucket = options.bucket or max(run.data.buckets)
+  setup = train_setup.prepare(run, systems.SYSTEMS[run.system], devices)
+  print(*train_state.table(setup.part), sep="\n")
   began = time.monotonic()
-  compiled = lowered.compile()
+  compiled = setup.lower_step(bucket).compile()
   memory, text = compiled.memory_analysis(), compiled.as_text()
+  operations = setup.flops(setup.batch_spec(bucket))
   facts = {
-    "topology": TOPOLOGY.value,
+    "topology": options.topology,
     "chips": len(devices),
-    "batch": values.train.batch,
+    "batch": run.train.batch,
     "bucket": bucket,
     "compile_seconds": round(time.monotonic() - began, 1),
     "argument_bytes": memory.argument_size_in_bytes,
@@ -111,16 +88,44 @@ def main(argv: Sequence[str]) -> None:
     "collectives": collectives(text),
   }
   gib = 1 / 2**30
-  print(f"\n{len(devices)} chips of {TOPOLOGY.value}, batch {values.train.batch}, prompts {bucket}")
+  print(f"\n{len(devices)} chips of {options.topology}, batch {run.train.batch}, prompts {bucket}")
   print(f"compiled in {facts['compile_seconds']} s")
   print(f"arguments {memory.argument_size_in_bytes * gib:.2f} GiB a chip")
   print(f"temporary {memory.temp_size_in_bytes * gib:.2f} GiB a chip")
   print(f"model operations {facts['model_tflop_per_chip']:.1f} TFLOP a step and chip")
   for name, found in collectives(text).items():
     print(f"{name}: {found['count']} in the text, {found['bytes'] / 2**20:.1f} MiB")
-  if JSON.value:
-    print(json.dumps(facts))
+  return facts
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Plans what the arguments say; returns the exit status."""
+  parser = argparse.ArgumentParser(
+    prog="plan.py",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="what to train")
+  parser.add_argument(
+    "--config.FIELD", dest="_", metavar="VALUE", help="any field, e.g. --config.batch=256"
+  )
+  parser.add_argument(
+    "--topology", default="v5e:4x4", help='as jax.experimental.topologies names it, or "here"'
+  )
+  parser.add_argument("--bucket", type=int, default=0, help="prompt length (0: the longest)")
+  parser.add_argument("--json", action="store_true", help="print the facts as JSON, last")
+  options, overrides = parser.parse_known_args(argv)
+  jax.config.update("jax_platforms", "cpu")
+
+  def run() -> int:
+    facts = plan(options, overrides)
+    if options.json:
+      print(json.dumps(facts))
+    return 0
+
+  return cli.guarded("plan.py", run)
 
 
 if __name__ == "__main__":
-  sys.exit(app.run(main))
+  sys.exit(main())

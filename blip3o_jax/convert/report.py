@@ -77,7 +77,7 @@ def _converted(path: Path) -> dict[str, Any]:
 def _run(path: Path) -> dict[str, Any]:
   record = checkpoint.read_record(path)
   leaves = Run(path, "params", int(record["step"]))
-  system = record["train"].get("system", "")
+  system = record.get("system", "")
   cfg = config.build(blip3o.Config, record["model"], "model") if system == "blip3o" else None
   notes = [
     f"from {s['path']}" + (f" ({s['item']})" if s["item"] else "") for s in record["sources"]

@@ -126,7 +126,7 @@ def of_run(run: Path, item: checkpoint.Item, step: int, tokenizer: Path) -> Foun
       has no released layout, or one without a tokenizer.
   """
   record = checkpoint.read_record(run, step)
-  system = record["train"]["system"]
+  system = record["system"]
   if system not in ("blip3o", "pixels"):
     raise ValueError(f"{run}: trained the system {system!r}, which has no released layout")
   used = [*loading.recorded(run, record), loading.Source(str(run), "run", item, record["step"])]

@@ -5,17 +5,17 @@ batches of all buckets; so shapes are static and one program is compiled a bucke
 one integer, the step. Knows no system, no task and no jax.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import functools
 import math
 import threading
 from typing import Literal
 from typing import Protocol
 
 from absl import logging
-import grain
 import numpy as np
 
 from blip3o_jax.data.records import BadRecord
@@ -30,7 +30,6 @@ Arrays = dict[str, np.ndarray]
 
 SAMPLE = 256  # records whose tokens are counted to estimate the lengths of all
 ATTEMPTS = 8  # replacements in a row that may fail before the data itself is to blame
-FOREVER = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,32 +164,32 @@ class Pipeline:
 
   def batch_at(self, step: int) -> Arrays:
     """This process's rows of the batch of a step: {name: array[rows, ...]}."""
-    epoch, at = divmod(step, self.steps_per_epoch)
-    bucket = int(self._epoch(epoch).bucket[at])
-    return _stack([self._record(i, bucket, epoch) for i in self.ids_at(step)])
+    return stack([row() for row in self.rows_at(step)])
+
+  def rows_at(self, step: int) -> list[Callable[[], Arrays]]:
+    """For each of this process's rows of a step a function that loads it; `stack` joins them."""
+    bucket, chosen = self._chosen(step)
+    epoch = step // self.steps_per_epoch
+    return [functools.partial(self._record, index, bucket, epoch) for index in chosen]
 
   def ids_at(self, step: int) -> list[int]:
-    """The records of this process's rows at a step, by their index in the source, row by row.
+    """The index in the source of the record in each of this process's rows of a step.
 
-    Where a record is damaged, another stands in for it.
+    A damaged one is named although another stands in for it.
     """
+    return self._chosen(step)[1]
+
+  def _chosen(self, step: int) -> tuple[int, list[int]]:
+    """The number of a step's bucket, and the records of this process's rows."""
     epoch, at = divmod(step, self.steps_per_epoch)
     order = self._epoch(epoch)
-    chosen = order.members[int(order.bucket[at])][order.start[at] + self._rows]
-    return [int(i) for i in chosen]
+    bucket = int(order.bucket[at])
+    return bucket, order.members[bucket][order.start[at] + self._rows].tolist()
 
   def bucket_at(self, step: int) -> int:
     """The bucket of a step, without reading a record."""
     epoch, at = divmod(step, self.steps_per_epoch)
     return self.buckets[int(self._epoch(epoch).bucket[at])]
-
-  def iterate(self, start_step: int = 0, stop_step: int = FOREVER) -> Iterator[Arrays]:
-    """Batches from a step on, loaded ahead by threads; the same as `batch_at` of each step."""
-    steps = grain.MapDataset.range(start_step, stop_step).map(self.batch_at)
-    options = grain.ReadOptions(
-      num_threads=min(self.cfg.threads, self.cfg.prefetch), prefetch_buffer_size=self.cfg.prefetch
-    )
-    return iter(steps.to_iter_dataset(options))
 
   def _epoch(self, epoch: int) -> _Epoch:
     with self._lock:
@@ -298,7 +297,8 @@ def _divide(lengths: np.ndarray, buckets: tuple[int, ...], batch: int) -> list[n
   return members
 
 
-def _stack(rows: list[Arrays]) -> Arrays:
+def stack(rows: Sequence[Arrays]) -> Arrays:
+  """Rows as one batch; ValueError for rows of different shapes, by name."""
   out = {}
   for name in rows[0]:
     shapes = {row[name].shape for row in rows}

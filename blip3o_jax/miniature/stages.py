@@ -25,8 +25,8 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from blip3o_jax import config
-from blip3o_jax import experiment
 from blip3o_jax import sharding
+from blip3o_jax import systems
 from blip3o_jax import trees
 from blip3o_jax.data import images as pictures
 from blip3o_jax.data import shapes
@@ -49,6 +49,7 @@ from blip3o_jax.systems.blip3o import verbs
 from blip3o_jax.systems.parts import features
 from blip3o_jax.systems.parts import loading
 from blip3o_jax.train import distributed
+from blip3o_jax.train import loop
 from blip3o_jax.train import state as train_state
 from blip3o_jax.weights import table
 
@@ -91,7 +92,7 @@ def train(cfg: ConfigDict, work: Path, name: str) -> dict[str, Any]:
   """Runs a stage's config in work/name on every device; returns its last metrics."""
   cfg.mesh.replica, cfg.mesh.fsdp = jax.device_count(), 1
   cfg.checkpoint.every_minutes = 5.0
-  done = experiment.run(cfg, work / name)
+  done = loop.start(cfg, systems.SYSTEMS, work / name)
   if done.interrupted:
     raise SystemExit(f"{name}: interrupted at step {done.step}; the next call goes on from there")
   facts: dict[str, Any] = {"step": done.step, "metrics": done.metrics}
@@ -325,7 +326,7 @@ def _filled(
   """
   leaves = train_state.partition(system, cfg, _mesh(), FREE).leaves
   wanted = {p: v for p, v in leaves.items() if p.startswith(prefix)}
-  found, left = loading.load(system, cfg, loading.resolve(entries), wanted, leaves)
+  found, left = loading.fill(system, cfg, loading.resolve(entries), wanted, leaves)
   if left:
     raise ValueError(f"{', '.join(entries)}: nothing fills {len(left)} leaves, {next(iter(left))}")
   return {p.removeprefix(prefix): found[p] for p in wanted}

@@ -12,7 +12,6 @@ from typing import Literal
 from ml_collections import ConfigDict
 
 from blip3o_jax import config
-from blip3o_jax import experiment
 from blip3o_jax.data.pipeline import Data
 from blip3o_jax.layers import Remat
 from blip3o_jax.systems import blip3o
@@ -20,7 +19,8 @@ from blip3o_jax.systems.blip3o import sizes as released_sizes
 from blip3o_jax.train.checkpoint import Checkpoint
 from blip3o_jax.train.metrics import Log
 from blip3o_jax.train.optimizer import Optimizer
-from blip3o_jax.train.setup import Train
+from blip3o_jax.train.run import Train
+from blip3o_jax.train.run import to_config
 
 Size = Literal["4b", "8b"]
 Stage = Literal["pretrain", "sft"]
@@ -69,7 +69,7 @@ def get_config(size: Size, stage: Stage, arg: str) -> ConfigDict:
   data = _data(stage, options, pixels)
   train = _train(stage, options, pixels)
   held_out = dataclasses.replace(data, split="test", shuffle=False)
-  out = experiment.to_config("blip3o", _model(size, options, pixels), train, data, held_out)
+  out = to_config("blip3o", _model(size, options, pixels), train, data, held_out)
   out.tokenizer = options.tokenizer or options.qwen or options.init
   return out
 

@@ -4,6 +4,7 @@ A system is a module with the names of `System`; nothing is guessed by `getattr`
 converts, loads, draws, plans or verifies asks one of `SYSTEMS`, and knows none of them by name.
 """
 
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -48,8 +49,15 @@ class System(Protocol):
     weights) -> (float32[], metrics)`, with additive metrics.
     """
 
-  def check(self, cfg: Any, trained: Sequence[str]) -> None:
-    """Raises ValueError for a choice of trained leaves (their paths) that cannot be trained."""
+  def check(self, cfg: Any, trained: Sequence[str], mesh: Mapping[str, int]) -> None:
+    """Refuses what cannot be trained, before anything is allocated.
+
+    Args:
+      trained: paths of the leaves that are to be trained. mesh: {axis: ways} of the run.
+
+    Raises:
+      ValueError: such leaves, or a mesh on which the system's numbers would be wrong.
+    """
 
   def batch_spec(self, cfg: Any, batch: int, bucket: int) -> Spec:
     """The arrays of one global batch of `batch` rows whose prompts have `bucket` tokens."""
@@ -63,6 +71,20 @@ class System(Protocol):
     Raises:
       ValueError: a task that the system has not, a tokenizer that it needs, a bucket in which the
         template of the prompt does not fit, sizes that do not divide.
+    """
+
+  def sampler(
+    self, cfg: Any, samples: Any, tokenizer: str
+  ) -> Callable[[nnx.Module, int], np.ndarray]:
+    """What draws pictures while training: (module, step) -> uint8[n, H, W, 3].
+
+    Args:
+      samples: a `train.run.Samples`: decoder, prompts, and options of the samplers.
+      tokenizer: the run's directory with tokenizer.json.
+
+    Raises:
+      ValueError: the system draws no pictures of prompts, or the decoder does not fit.
+      FileNotFoundError: no such directory.
     """
 
   # Files -----------------------------------------------------------------------------------------

@@ -9,9 +9,12 @@ Released systems take their tower trained (spec 2.2); this system exists so that
 one made by the package's own parts. Only `encoder` is kept afterwards.
 """
 
+from collections.abc import Callable
 from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from flax import nnx
 import jax
@@ -27,6 +30,7 @@ from blip3o_jax.data.text import chat
 from blip3o_jax.models import clip_text
 from blip3o_jax.systems.blip3o import rows as names
 from blip3o_jax.systems.parts import features as feature_space
+from blip3o_jax.systems.parts import flops as parts
 from blip3o_jax.systems.parts import targets
 
 SPECIAL = {name: chat.QWEN[name] for name in ("pad", "im_end")}
@@ -120,6 +124,34 @@ class Contrast(nnx.Module):
 def build(cfg: Config, rngs: nnx.Rngs) -> Contrast:
   """The module; abstract under `nnx.eval_shape`."""
   return Contrast(cfg, rngs=rngs)
+
+
+def check(cfg: Config, trained: Sequence[str], mesh: Mapping[str, int]) -> None:
+  """Raises ValueError for a choice of trained leaves or a mesh that fits not; all do."""
+  del cfg, trained, mesh
+
+
+def batch_spec(cfg: Config, batch: int, bucket: int) -> dict[str, jax.ShapeDtypeStruct]:
+  """Arrays of a batch of pictures with captions of `bucket` tokens."""
+  ids = jax.ShapeDtypeStruct((batch, bucket), jnp.int32)
+  side = cfg.features.tower.image_size
+  images = jax.ShapeDtypeStruct((batch, side, side, 3), jnp.float32)
+  return {"tokens": ids, "segments": ids, "images": images}
+
+
+def flops(cfg: Config, spec: Mapping[str, Any]) -> float:
+  """Operations of one training step on a batch {name: anything with a shape}; all is trained."""
+  rows, length = spec["tokens"].shape
+  tower, cell = cfg.features.tower, cfg.features.tower.image_size // cfg.features.grid
+  each = parts.eva(tower) + parts.text(cfg.text, length)
+  each += 2 * cfg.dim * (tower.dim + cfg.text.dim + rows)  # projections, and every other text
+  rebuilt = tower.dim * cfg.channels + cfg.channels * cfg.hidden + cfg.hidden * 3 * cell**2
+  return 3.0 * rows * (each + 2 * cfg.features.grid**2 * rebuilt)
+
+
+def sampler(cfg: Config, samples: Any, tokenizer: str) -> Callable[[nnx.Module, int], np.ndarray]:
+  """Raises ValueError: this system draws no pictures."""
+  raise ValueError("config.log.samples_every: the system contrast draws no pictures")
 
 
 def load_params(

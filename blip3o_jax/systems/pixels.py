@@ -7,7 +7,9 @@ Two trainings share the module, chosen by `Config.train`: first the autoencoder 
 on its frozen latents. B batch, H W pixels, h w cells, C channels.
 """
 
+from collections.abc import Callable
 from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import functools
 import json
@@ -31,6 +33,7 @@ from blip3o_jax.models import autoencoder
 from blip3o_jax.models import unet
 from blip3o_jax.systems.parts import diffusers_files
 from blip3o_jax.systems.parts import features as feature_space
+from blip3o_jax.systems.parts import flops as parts
 from blip3o_jax.systems.parts import targets
 from blip3o_jax.weights import store
 from blip3o_jax.weights import table
@@ -323,7 +326,25 @@ def build(cfg: Config, rngs: nnx.Rngs) -> PixelDecoder:
   return PixelDecoder(cfg, rngs=rngs)
 
 
-def batch_spec(cfg: Config, batch: int, bucket: int = 0) -> dict[str, jax.ShapeDtypeStruct]:
+def check(cfg: Config, trained: Sequence[str], mesh: Mapping[str, int]) -> None:
+  """Refuses a mesh on which gradients are known to be wrong.
+
+  XLA of JAX 0.10 and 0.12 gives wrong gradients of convolutions on a mesh that uses all three axes;
+  the transformers are right there (tests/mesh/test_networks_mesh.py).
+
+  Raises:
+    ValueError: such a mesh.
+  """
+  del cfg, trained
+  if min(mesh.values()) > 1:
+    ways = " x ".join(f"{axis} {size}" for axis, size in mesh.items())
+    raise ValueError(
+      f"config.mesh: {ways} gives wrong gradients of convolutions in this JAX; set one of the "
+      "three to 1 for the pixel decoder"
+    )
+
+
+def batch_spec(cfg: Config, batch: int, bucket: int) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes of one batch: images [-1, 1], and for the UNet features. There are no buckets."""
   del bucket
   g, c = cfg.feature_grid, cfg.unet.context_dim - cfg.places
@@ -331,6 +352,24 @@ def batch_spec(cfg: Config, batch: int, bucket: int = 0) -> dict[str, jax.ShapeD
   if cfg.train == "unet":
     out["features"] = jax.ShapeDtypeStruct((batch, g, g, c), jnp.float32)
   return out
+
+
+def flops(cfg: Config, spec: Mapping[str, Any]) -> float:
+  """Operations of one training step on a batch {name: anything with a shape}.
+
+  Training the UNet, the autoencoder only encodes, without gradients.
+  """
+  rows, side = next(iter(spec.values())).shape[0], cfg.size
+  if cfg.train == "autoencoder":
+    return 3.0 * rows * (parts.encode(cfg.autoencoder, side) + parts.decode(cfg.autoencoder, side))
+  tokens = cfg.feature_grid**2
+  call = parts.paint_condition(cfg.unet, tokens) + parts.paint(cfg.unet, cfg.grid, tokens)
+  return rows * (3.0 * call + (parts.encode(cfg.autoencoder, side) if "images" in spec else 0))
+
+
+def sampler(cfg: Config, samples: Any, tokenizer: str) -> Callable[[nnx.Module, int], np.ndarray]:
+  """Raises ValueError: nothing here makes features of a prompt."""
+  raise ValueError("config.log.samples_every: the system pixels draws nothing from prompts")
 
 
 def tables(cfg: Config) -> dict[str, list[table.Row]]:

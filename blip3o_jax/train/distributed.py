@@ -1,12 +1,13 @@
 """Processes, the mesh of a run, and batches on it. Knows no system and no data format."""
 
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import queue
 import threading
 from typing import Any
-from typing import Protocol
 
 import jax
 import numpy as np
@@ -14,13 +15,6 @@ import numpy as np
 from blip3o_jax import sharding
 
 HostBatch = Mapping[str, np.ndarray]
-
-
-class Data(Protocol):
-  """Batches by step. `batch_at` depends on the step alone, so the step is the data's position."""
-
-  def batch_at(self, step: int) -> HostBatch:
-    """This process's rows of the global batch of `step`, each array [rows, ...] or a scalar."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,13 +62,13 @@ def initialize(address: str = "", processes: int = 0, index: int = -1) -> None:
     jax.distributed.initialize(address, processes, index)
 
 
-def make_mesh(cfg: Mesh) -> jax.sharding.Mesh:
-  """The mesh of `cfg` over all devices.
+def make_mesh(cfg: Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+  """The mesh of `cfg` over `devices`, by default all.
 
   Raises:
     ValueError: the product is not the number of devices.
   """
-  return sharding.make_mesh(replica=cfg.replica, fsdp=cfg.fsdp, tensor=cfg.tensor)
+  return sharding.make_mesh(replica=cfg.replica, fsdp=cfg.fsdp, tensor=cfg.tensor, devices=devices)
 
 
 def check_batch(mesh: jax.sharding.Mesh, batch: int, accumulate: int = 1) -> None:
@@ -87,50 +81,75 @@ def check_batch(mesh: jax.sharding.Mesh, batch: int, accumulate: int = 1) -> Non
     )
 
 
-def local_rows(mesh: jax.sharding.Mesh, batch: int) -> range:
-  """The rows of a global batch that this process has to supply.
+def local_rows(mesh: jax.sharding.Mesh, batch: int) -> tuple[int, ...]:
+  """The rows of a global batch that the devices of this process hold, ascending.
 
-  The same sample stands in the same global row whatever the number of processes.
-
-  Raises:
-    ValueError: a mesh that gives this process rows with gaps.
+  Rows that several devices hold (over `tensor`) occur once; processes that share devices of one row
+  have it both. A mesh may lay out devices so that there are gaps. What stands in a row of the
+  global batch does not depend on who loads it, so any number of processes trains the same batches.
   """
   placed = sharding.batch_sharding(mesh).addressable_devices_indices_map((batch,))
-  slices = {at[0].indices(batch) for at in placed.values() if at is not None}
-  rows = sorted({i for bounds in slices for i in range(*bounds)})
-  if rows != list(range(rows[0], rows[-1] + 1)):
-    raise ValueError(f"mesh {dict(mesh.shape)}: the rows of this process have gaps: {rows[:20]}")
-  return range(rows[0], rows[-1] + 1)
+  bounds = {at[0].indices(batch) for at in placed.values() if at is not None}
+  return tuple(sorted({row for each in bounds for row in range(*each)}))
 
 
-def put(batch: HostBatch, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
+def put(batch: HostBatch, mesh: jax.sharding.Mesh, size: int) -> dict[str, jax.Array]:
   """Global arrays from this process's rows; rows lie over replica and fsdp, scalars everywhere.
 
+  Args:
+    batch: {name: array[rows, ...], the rows being `local_rows(mesh, size)`, or a scalar}.
+    size: rows of the global batch.
+
   Raises:
-    ValueError: an array whose rows the mesh does not divide, by name.
+    ValueError: an array that has not just these rows, by name.
   """
+  rows = np.asarray(local_rows(mesh, size))
   split, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-  ways = sharding.ways(mesh, sharding.RULES["batch"])
-  mine = max(1, ways // jax.process_count())
-  out = {}
+  out: dict[str, jax.Array] = {}
   for name, value in batch.items():
     value = np.asarray(value)
-    if value.ndim and value.shape[0] % mine:
-      raise ValueError(f"batch {name}: {value.shape[0]} rows do not divide into {mine} devices")
-    out[name] = jax.make_array_from_process_local_data(split if value.ndim else whole, value)
+    if value.ndim and len(value) != len(rows):
+      raise ValueError(
+        f"batch {name}: {len(value)} rows, but this process's devices hold {len(rows)} of the "
+        f"{size} of the global batch"
+      )
+    # From a callback, which is told the rows of each device: nothing is inferred from the number
+    # of processes, which with `tensor` across processes is not that of the batch's parts.
+    if value.ndim:
+      shape, place = (size, *value.shape[1:]), split
+    else:
+      shape, place = (), whole
+
+    def shard(at: Any, value: np.ndarray = value) -> np.ndarray:
+      if not value.ndim:
+        return value
+      first, last, _ = at[0].indices(size)
+      start = int(np.searchsorted(rows, first))
+      return value[(slice(start, start + last - first), *at[1:])]
+
+    out[name] = jax.make_array_from_callback(shape, place, shard)
   return out
 
 
 class Prefetch:
-  """Iterates (step, batch on device), made in order by one background thread `depth` ahead.
+  """Iterates (step, batch on device), put there in order by one background thread, `depth` ahead.
 
-  Iteration raises whatever the thread raised. `close` ends the thread; it is a context manager.
+  Iteration raises whatever the batches raised. `close` ends the thread; it is a context manager.
+
+  Args:
+    batches: (step, this process's rows). size: rows of the global batch.
   """
 
-  def __init__(self, data: Data, mesh: jax.sharding.Mesh, start: int, stop: int, depth: int = 2):
+  def __init__(
+    self,
+    batches: Iterable[tuple[int, HostBatch]],
+    mesh: jax.sharding.Mesh,
+    size: int,
+    depth: int = 2,
+  ):
     self._queue: queue.Queue[Any] = queue.Queue(depth)
     self._stop = threading.Event()
-    args = (data, mesh, range(start, stop))
+    args = (batches, mesh, size)
     self._thread = threading.Thread(target=self._work, args=args, daemon=True, name="prefetch")
     self._thread.start()
 
@@ -151,12 +170,14 @@ class Prefetch:
     self._stop.set()
     self._thread.join()
 
-  def _work(self, data: Data, mesh: jax.sharding.Mesh, steps: range) -> None:
+  def _work(
+    self, batches: Iterable[tuple[int, HostBatch]], mesh: jax.sharding.Mesh, size: int
+  ) -> None:
     try:
-      for step in steps:
+      for step, batch in batches:
         if self._stop.is_set():
           return
-        self._offer((step, put(data.batch_at(step), mesh)))
+        self._offer((step, put(batch, mesh, size)))
       self._offer(None)
     except Exception as error:
       self._offer(error)

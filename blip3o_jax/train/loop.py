@@ -16,20 +16,24 @@ from etils import epath
 from flax import nnx
 import jax
 from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
 import numpy as np
 
 import blip3o_jax
 from blip3o_jax import config
+from blip3o_jax.data.loader import Loader
+from blip3o_jax.data.pipeline import Pipeline
 from blip3o_jax.systems.parts import loading
 from blip3o_jax.train import checkpoint
 from blip3o_jax.train import distributed
 from blip3o_jax.train import metrics
-from blip3o_jax.train import optimizer
-from blip3o_jax.train import state as train_state
-from blip3o_jax.train.compiled import Compiled
+from blip3o_jax.train.run import Run
+from blip3o_jax.train.run import parse
+from blip3o_jax.train.setup import Compiled
 from blip3o_jax.train.setup import Setup
-from blip3o_jax.train.setup import Train
-from blip3o_jax.train.state import System
+from blip3o_jax.train.setup import first_state
+from blip3o_jax.train.setup import open_data
+from blip3o_jax.train.setup import prepare
 from blip3o_jax.train.state import TrainState
 
 Sample = Callable[[nnx.Module, int], np.ndarray]
@@ -54,63 +58,52 @@ class Finished:
   metrics: dict[str, metrics.Value]
 
 
-def run(
-  cfg: Train,
-  system: System,
-  model_cfg: Any,
-  train_data: distributed.Data,
-  eval_data: distributed.Data | None,
-  workdir: epath.PathLike,
-  *,
-  sample: Sample | None = None,
+def start(
+  values: ConfigDict | Mapping[str, Any], systems: Mapping[str, Any], workdir: epath.PathLike
 ) -> Finished:
-  """Trains a system from `cfg` in `workdir`; goes on from the latest checkpoint there.
+  """Trains what a config says, by the system of `systems` that it names; see `run`."""
+  parsed = parse(values, systems)
+  return run(parsed, systems[parsed.system], workdir)
+
+
+def run(run: Run, system: Any, workdir: epath.PathLike) -> Finished:
+  """Trains a system in `workdir`; goes on from the latest checkpoint there.
 
   Args:
-    system: see `state.System`. model_cfg: its config.
-    train_data: batches by step, from 0. eval_data: held-out batches from 0 to log.eval_batches.
-    workdir: gets config.json, metrics.jsonl, tensorboard/, samples/, profile/ and checkpoints/.
-    sample: (module, step) -> uint8[n, H, W, 3], drawn every log.samples_every steps.
+    run: the config. system: see `systems.System`.
+    workdir: gets config.json, metrics.jsonl, tensorboard/, samples/, profile/, records/ and
+      checkpoints/.
 
   Raises:
-    ValueError: configs, weights or checkpoints that do not fit; NonFiniteError (a ValueError) at
-      a loss that is not finite.
+    ValueError: configs, data, weights or checkpoints that do not fit; NonFiniteError (a ValueError)
+      at a loss that is not finite.
     FileNotFoundError: a source or a checkpoint that is not there.
   """
   # ---- 1. logging and config ---------------------------------------------------------------
-  workdir = epath.Path(workdir).absolute()
+  workdir, cfg = epath.Path(workdir).absolute(), run.train
   logging.info(
     "blip3o_jax %s, JAX %s, workdir %s", blip3o_jax.__version__, jax.__version__, workdir
   )
-  configs = {"train": config.to_dict(cfg), "model": config.to_dict(model_cfg)}
-  if jax.process_index() == 0:
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.json").write_text(json.dumps(configs, indent=2) + "\n")
+  configs = config.to_dict(run)
 
-  # ---- 2. mesh -----------------------------------------------------------------------------
-  mesh = distributed.make_mesh(cfg.mesh)
-  logging.info("mesh %s of %s", dict(mesh.shape), jax.devices()[0].device_kind)
-
-  # ---- 3. data and batch spec --------------------------------------------------------------
-  distributed.check_batch(mesh, cfg.batch, cfg.accumulate)
-
-  # ---- 4. abstract model, partition, table of parameters -----------------------------------
-  part = train_state.partition(system, model_cfg, mesh, cfg.trainable, cfg.frozen_dtype)
-  for line in train_state.table(part):
-    logging.info("%s", line)
-
-  # ---- 5. optimiser and shardings ----------------------------------------------------------
-  axes = {path: part.axes[path] for path in part.trained}
-  tx = optimizer.make(cfg.optimizer, cfg.steps, axes)
-  abstract = train_state.abstract_state(part, tx, mesh, ema=cfg.ema_decay > 0)
-  setup = Setup(cfg, system, model_cfg, workdir, mesh, part, tx, abstract)
+  # ---- 2 to 5. mesh; data and batch spec; model, partition, table; optimiser, shardings ----
+  setup = prepare(run, system)
+  data = open_data(setup, run.data)
+  held_out = open_data(setup, run.eval_data) if cfg.log.eval_every else None
+  sample: Sample | None = None
+  if cfg.log.samples_every:
+    sample = system.sampler(run.model, run.samples, run.tokenizer)
+  logging.info("data: %d records, %d steps an epoch", len(data.source), data.steps_per_epoch)
 
   with contextlib.ExitStack() as stack:
     stack.enter_context(metrics.without_chatter())
-    stack.enter_context(jax.set_mesh(mesh))
+    stack.enter_context(jax.set_mesh(setup.mesh))
     # ---- 6. arrays: resume, or init_from, or fresh -----------------------------------------
-    state, frozen, used = loading.first_state(setup)
-    start = int(state.step)
+    if jax.process_index() == 0:
+      workdir.mkdir(parents=True, exist_ok=True)
+      (workdir / "config.json").write_text(json.dumps(configs, indent=2) + "\n")
+    state, frozen, used = first_state(setup, workdir)
+    first = int(state.step)
 
     # ---- 7. compile: at the first batch of each shape, timed, memory printed ----------------
     compiled = Compiled(setup)
@@ -119,17 +112,29 @@ def run(
     facts = {"version": blip3o_jax.__version__, "sources": loading.to_record(used, workdir)}
     saver = stack.enter_context(checkpoint.Writer(workdir, cfg.checkpoint, configs | facts))
     writer = stack.enter_context(
-      metrics.Writer(workdir, start, cfg.steps, tensorboard=cfg.log.tensorboard)
+      metrics.Writer(workdir, first, cfg.steps, tensorboard=cfg.log.tensorboard)
     )
-    batches = stack.enter_context(distributed.Prefetch(train_data, mesh, start, cfg.steps))
-    loop = Loop(setup, compiled, saver, writer, frozen, eval_data, sample)
+    ids = metrics.RecordIds(workdir, first, setup.rows) if cfg.log.record_ids else None
+    loaded = stack.enter_context(Loader(data, first, cfg.steps))
+    batches = stack.enter_context(distributed.Prefetch(loaded, setup.mesh, cfg.batch))
+    loop = Loop(Files(workdir, saver, writer, ids), setup, compiled, frozen, data, held_out, sample)
     state, interrupted = loop(state, iter(batches))
 
     # ---- 9. finish -------------------------------------------------------------------------
     loop.save(state)
     saver.wait()
-  module = part.module(state.ema or state.params, frozen)
+  module = setup.part.module(state.ema or state.params, frozen)
   return Finished(int(state.step), interrupted, module, loop.latest)
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+  """What writes into the folder of a run."""
+
+  workdir: epath.Path
+  saver: checkpoint.Writer
+  writer: metrics.Writer
+  ids: metrics.RecordIds | None
 
 
 class Loop:
@@ -137,25 +142,25 @@ class Loop:
 
   def __init__(
     self,
+    files: Files,
     setup: Setup,
     compiled: Compiled,
-    saver: checkpoint.Writer,
-    writer: metrics.Writer,
     frozen: Any,
-    eval_data: distributed.Data | None,
+    data: Pipeline,
+    eval_data: Pipeline | None,
     sample: Sample | None,
   ):
-    self.setup, self.compiled, self.saver, self.writer = setup, compiled, saver, writer
-    self.frozen, self.eval_data, self.sample = frozen, eval_data, sample
+    self.files, self.setup, self.compiled, self.frozen = files, setup, compiled, frozen
+    self.data, self.eval_data, self.sample = data, eval_data, sample
     self.latest: dict[str, metrics.Value] = {}
     self._flops = 0.0
 
   def __call__(self, state: TrainState, batches: Iterator[Any]) -> tuple[TrainState, bool]:
     """Runs to the last step, or to a SIGTERM: (state, interrupted)."""
-    cfg, log = self.setup.cfg, self.setup.cfg.log
+    cfg, log = self.setup.run.train, self.setup.run.train.log
     history: list[Any] = []
     clock = saved = time.monotonic()
-    with _sigterm() as asked, _profile(self.setup) as trace:
+    with _sigterm() as asked, _profile(cfg.profile, self.files.workdir) as trace:
       for index, batch in batches:
         done = index + 1
         trace(index)
@@ -163,8 +168,10 @@ class Loop:
         state, found = self.compiled.step(state, self.frozen, batch)
         clock += self.compiled.seconds - compiling
         history.append(found)
-        self._flops += self._count(batch)
-        self.writer.advance(done)
+        self._flops += self.setup.flops(batch)
+        self.files.writer.advance(done)
+        if self.files.ids is not None:
+          self.files.ids.write(done, self.data.ids_at(index))
         if metrics.due(done, log.every, cfg.steps):
           self._report(state, done, history, clock)
           history, clock = [], time.monotonic()
@@ -173,7 +180,7 @@ class Loop:
           self._evaluate(state, done)
         if self.sample is not None and metrics.due(done, log.samples_every, cfg.steps):
           module = self.setup.part.module(state.ema or state.params, self.frozen)
-          self.writer.images(done, "samples", np.asarray(self.sample(module, done)))
+          self.files.writer.images(done, "samples", np.asarray(self.sample(module, done)))
         stopped = self._stopped(asked, done)
         on_time = not history and self._on_time(saved)
         if stopped or on_time or metrics.due(done, cfg.checkpoint.every_steps, cfg.steps):
@@ -188,15 +195,15 @@ class Loop:
   def save(self, state: TrainState) -> None:
     """Saves a state unless it is bad, which raises."""
     self._check(state)
-    self.saver.save(state)
+    self.files.saver.save(state)
 
   def _check(self, state: TrainState) -> None:
     bad = int(state.bad)
     if bad < 0:
       return
-    self.saver.wait()
-    good = checkpoint.steps(self.setup.workdir)
-    where = f"step {good[-1]} in {checkpoint.folder(self.setup.workdir)}" if good else "none"
+    self.files.saver.wait()
+    good = checkpoint.steps(self.files.workdir)
+    where = f"step {good[-1]} in {checkpoint.folder(self.files.workdir)}" if good else "none"
     raise NonFiniteError(
       f"the loss, the gradients or the parameters stopped being finite at step {bad} (counted from "
       f"0); nothing was saved since. Last good checkpoint: {where}. Lower optimizer.lr, or look at "
@@ -207,31 +214,25 @@ class Loop:
     values = metrics.reduce(history)
     jax.block_until_ready(state.step)  # before the clock is read: steps are only dispatched
     seconds = time.monotonic() - clock
-    values["images_per_second"] = self.setup.cfg.batch * len(history) / seconds
+    values["images_per_second"] = self.setup.run.train.batch * len(history) / seconds
     if self._flops:
       rate = self._flops / seconds / self.setup.mesh.size
       values["model_tflops_per_second_per_device"] = rate / 1e12
     self._flops = 0.0
     self.latest = self.latest | values
-    self.writer.scalars(done, values)
+    self.files.writer.scalars(done, values)
     self._check(state)
 
   def _evaluate(self, state: TrainState, done: int) -> None:
     assert self.eval_data is not None
-    found = []
-    for i in range(self.setup.cfg.log.eval_batches):
-      batch = distributed.put(self.eval_data.batch_at(i), self.setup.mesh)
-      found.append(self.compiled.evaluate(state.ema or state.params, self.frozen, batch, i))
+    train, found = self.setup.run.train, []
+    with Loader(self.eval_data, 0, train.log.eval_batches) as batches:
+      for i, rows in batches:
+        batch = distributed.put(rows, self.setup.mesh, train.batch)
+        found.append(self.compiled.evaluate(state.ema or state.params, self.frozen, batch, i))
     values = {f"eval/{name}": value for name, value in metrics.reduce(found).items()}
     self.latest = self.latest | values
-    self.writer.scalars(done, values)
-
-  def _count(self, batch: Mapping[str, jax.Array]) -> float:
-    count = getattr(self.setup.system, "flops", None)
-    if count is None:
-      return 0.0
-    spec = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in batch.items()}
-    return float(count(self.setup.model_cfg, spec))
+    self.files.writer.scalars(done, values)
 
   def _stopped(self, asked: threading.Event, done: int) -> bool:
     """Whether to leave after this step; all processes agree on the step."""
@@ -241,7 +242,7 @@ class Loop:
 
   def _on_time(self, saved: float) -> bool:
     """Whether the time policy asks for a checkpoint, by the clock of process 0."""
-    minutes = self.setup.cfg.checkpoint.every_minutes
+    minutes = self.setup.run.train.checkpoint.every_minutes
     if not minutes:
       return False
     asks = np.asarray(time.monotonic() - saved >= 60 * minutes)
@@ -269,15 +270,15 @@ def _sigterm() -> Iterator[threading.Event]:
 
 
 @contextlib.contextmanager
-def _profile(setup: Setup) -> Iterator[Callable[[int], None]]:
-  """A function to call before each step, which starts and stops the trace of `cfg.profile`."""
-  first, last = setup.cfg.profile or (-1, -1)
+def _profile(steps: tuple[int, ...], workdir: epath.Path) -> Iterator[Callable[[int], None]]:
+  """A function to call before each step, which starts and stops a trace of `steps` (or none)."""
+  first, last = steps or (-1, -1)
   running = False
 
   def at(index: int) -> None:
     nonlocal running
     if index == first:
-      jax.profiler.start_trace(str(setup.workdir / "profile"))
+      jax.profiler.start_trace(str(workdir / "profile"))
       running = True
     elif index == last and running:
       jax.profiler.stop_trace()

@@ -35,6 +35,7 @@ class Log:
     eval_every: held-out loss, over `eval_batches` batches; 0 is off.
     samples_every: a grid of samples; 0 is off. Both are also made at the last step.
     tensorboard: write TensorBoard files beside metrics.jsonl.
+    record_ids: each process writes which records it trained on, records/process_N.jsonl.
   """
 
   every: int = 100
@@ -42,6 +43,7 @@ class Log:
   eval_batches: int = 8
   samples_every: int = 0
   tensorboard: bool = True
+  record_ids: bool = False
 
   def __post_init__(self) -> None:
     if self.every < 1:
@@ -184,6 +186,30 @@ class Writer:
     done = max(step - self._start, 1)
     seconds = int((time.monotonic() - self._began) / done * (self.steps - step))
     return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+class RecordIds:
+  """records/process_N.jsonl of a run: which records stood in which rows of each step's batch.
+
+  Args:
+    workdir: of the run. start: the step it continues from; later lines of an interrupted run are
+      dropped. rows: of the global batch that this process loads.
+  """
+
+  def __init__(self, workdir: epath.PathLike, start: int, rows: Sequence[int]):
+    self._path = epath.Path(workdir) / "records" / f"process_{jax.process_index()}.jsonl"
+    self._path.parent.mkdir(parents=True, exist_ok=True)
+    self._rows = list(rows)
+    if self._path.exists():
+      lines = [x for x in self._path.read_text().splitlines() if x.endswith("}")]
+      kept = [x for x in lines if json.loads(x)["step"] <= start]
+      self._path.write_text("".join(f"{x}\n" for x in kept))
+
+  def write(self, step: int, records: Sequence[int]) -> None:
+    """One line: the step, counted from 1 as everywhere in a run's files, its rows and records."""
+    with self._path.open("a") as file:
+      line = {"step": step, "rows": self._rows, "records": list(records)}
+      file.write(json.dumps(line) + "\n")
 
 
 def grid(images: np.ndarray, gap: int = 2) -> np.ndarray:

@@ -1,86 +1,247 @@
-"""What a run is before it has arrays: its config, and the setup that follows from it."""
+"""From a config to everything that a run needs before it has arrays, and to its compiled step.
 
+The loop trains what `prepare` sets up, and `tools/plan.py` compiles it for devices that are not
+there: the plan is the step, not a copy of it.
+"""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
+import time
 from typing import Any
-from typing import Literal
 
+from absl import logging
 from etils import epath
 import jax
 import optax
 
-from blip3o_jax.train.checkpoint import Checkpoint
-from blip3o_jax.train.distributed import Mesh
-from blip3o_jax.train.metrics import Log
-from blip3o_jax.train.optimizer import Optimizer
+from blip3o_jax import config
+from blip3o_jax import sharding
+from blip3o_jax import trees
+from blip3o_jax.data.pipeline import Data
+from blip3o_jax.data.pipeline import Pipeline
+from blip3o_jax.data.pipeline import open_source
+from blip3o_jax.data.text.tokenizer import Tokenizer
+from blip3o_jax.systems.parts import loading
+from blip3o_jax.train import checkpoint
+from blip3o_jax.train import distributed
+from blip3o_jax.train import optimizer
+from blip3o_jax.train import state as train_state
+from blip3o_jax.train import step as train_step
+from blip3o_jax.train.run import Run
+from blip3o_jax.train.state import Params
 from blip3o_jax.train.state import Partition
-from blip3o_jax.train.state import System
 from blip3o_jax.train.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
-class Train:
-  """Everything of a run but model and data. `0`, `""` and `()` mean off.
+class Setup:
+  """What every part of a run needs to know and none changes.
 
   Attributes:
-    system: name, for the record of the run; the caller knows what it stands for.
-    steps: updates. batch: samples of an update over all devices. accumulate: micro-batches of it.
-    seed: of parameters and of all noise.
-    trainable: regexes of the whole paths of trained leaves; all others are frozen.
-    frozen_dtype: how frozen leaves are stored. cast_params: cast what bfloat16 layers use once a
-      step, not in each layer.
-    ema_decay: of an average of the trained leaves, which held-out losses and samples then use.
-    init_from: directories that fill parameters, the later one wins: released weights, or run
-      directories ("#ema" at the end takes the average).
-    profile: (first, last) step of a trace that is written to <workdir>/profile.
+    run: the config. system: its module, see `systems.System`. mesh: over the run's devices.
+    part: the model's leaves, trained and frozen. tx: the optimiser. abstract: the train state.
   """
 
-  system: str = ""
-  steps: int = 1000
-  batch: int = 64
-  accumulate: int = 1
-  seed: int = 0
-  trainable: tuple[str, ...] = (".*",)
-  frozen_dtype: Literal["float32", "bfloat16"] = "float32"
-  cast_params: bool = True
-  ema_decay: float = 0.0
-  init_from: tuple[str, ...] = ()
-  profile: tuple[int, ...] = ()
-  optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
-  mesh: Mesh = dataclasses.field(default_factory=Mesh)
-  checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
-  log: Log = dataclasses.field(default_factory=Log)
-
-  def __post_init__(self) -> None:
-    for name in ("steps", "batch", "accumulate"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"{name} {getattr(self, name)}: expected at least 1")
-    ways = self.mesh.replica * max(self.mesh.fsdp, 1)
-    if self.batch % (self.accumulate * ways):
-      raise ValueError(
-        f"batch {self.batch} is not divisible by accumulate x mesh.replica x mesh.fsdp = "
-        f"{self.accumulate} x {self.mesh.replica} x {max(self.mesh.fsdp, 1)}"
-      )
-    if self.optimizer.warmup(self.steps) > self.steps:
-      raise ValueError(
-        f"optimizer.warmup_steps {self.optimizer.warmup_steps} exceeds steps {self.steps}"
-      )
-    if not 0 <= self.ema_decay < 1:
-      raise ValueError(f"ema_decay {self.ema_decay}: expected 0 (off) to below 1")
-    if not self.trainable:
-      raise ValueError("trainable: no pattern, so nothing would be trained")
-    if self.profile and (len(self.profile) != 2 or not 0 <= self.profile[0] < self.profile[1]):
-      raise ValueError(f"profile {self.profile}: expected (first, last) step with first < last")
-
-
-@dataclasses.dataclass(frozen=True)
-class Setup:
-  """What every part of a run needs to know and none changes."""
-
-  cfg: Train
-  system: System
-  model_cfg: Any
-  workdir: epath.Path
+  run: Run
+  system: Any
   mesh: jax.sharding.Mesh
   part: Partition
   tx: optax.GradientTransformation
   abstract: TrainState
+
+  @property
+  def rows(self) -> tuple[int, ...]:
+    """Of the global batch, those that this process loads."""
+    return distributed.local_rows(self.mesh, self.run.train.batch)
+
+  def jit_step(self) -> Any:
+    """The training step, to be called or lowered: (state, frozen, batch, key)."""
+    cfg = self.run.train
+    step = train_step.make_step(
+      self.part,
+      self.tx,
+      accumulate=cfg.accumulate,
+      cast_params=cfg.cast_params,
+      ema_decay=cfg.ema_decay,
+      learning_rate=optimizer.schedule(cfg.optimizer, cfg.steps),
+    )
+    places = jax.tree.map(lambda x: x.sharding, self.abstract)
+    whole = sharding.replicated(self.mesh)
+    return jax.jit(step, donate_argnums=0, out_shardings=(places, whole))
+
+  def lower_step(self, bucket: int) -> Any:
+    """The step lowered for prompts of `bucket` tokens, without arrays and without devices."""
+    rows, whole = sharding.batch_sharding(self.mesh), sharding.replicated(self.mesh)
+    batch = {
+      name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows)
+      for name, leaf in self.batch_spec(bucket).items()
+    }
+    key: Any = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=whole)
+    with jax.set_mesh(self.mesh):
+      return self.jit_step().lower(self.abstract, trees.unflatten(self.part.frozen), batch, key)
+
+  def batch_spec(self, bucket: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arrays of a global batch whose prompts have `bucket` tokens."""
+    return self.system.batch_spec(self.run.model, self.run.train.batch, bucket)
+
+  def flops(self, batch: Mapping[str, Any]) -> float:
+    """Operations of a step on a batch {name: anything with a shape}."""
+    return float(self.system.flops(self.run.model, batch))
+
+
+def prepare(run: Run, system: Any, devices: Sequence[jax.Device] | None = None) -> Setup:
+  """Sets a run up on `devices`, by default all that there are; allocates nothing.
+
+  Raises:
+    ValueError: a mesh that the devices do not fill or the system refuses; a batch that the mesh
+      does not divide; patterns of trained leaves that match nothing or that the system refuses.
+  """
+  cfg = run.train
+
+  # ---- 2. mesh -----------------------------------------------------------------------------
+  mesh = distributed.make_mesh(cfg.mesh, devices)
+  logging.info("mesh %s of %s", dict(mesh.shape), mesh.devices.flat[0].device_kind)
+
+  # ---- 3. data and batch spec --------------------------------------------------------------
+  distributed.check_batch(mesh, cfg.batch, cfg.accumulate)
+
+  # ---- 4. abstract model, partition, table of parameters -----------------------------------
+  part = train_state.partition(system, run.model, mesh, cfg.trainable, cfg.frozen_dtype)
+  for line in train_state.table(part):
+    logging.info("%s", line)
+
+  # ---- 5. optimiser and shardings ----------------------------------------------------------
+  tx = optimizer.make(cfg.optimizer, cfg.steps, {path: part.axes[path] for path in part.trained})
+  abstract = train_state.abstract_state(part, tx, mesh, ema=cfg.ema_decay > 0)
+  return Setup(run, system, mesh, part, tx, abstract)
+
+
+def open_data(setup: Setup, cfg: Data) -> Pipeline:
+  """The rows of `cfg`'s batches that the devices of this process hold.
+
+  Raises:
+    FileNotFoundError, ValueError: data or tokenizer that is absent or does not fit.
+  """
+  run = setup.run
+  tokenizer = Tokenizer.load(run.tokenizer, setup.system.SPECIAL) if run.tokenizer else None
+  made = setup.system.transforms(run.model, cfg, tokenizer)
+  return Pipeline(open_source(cfg), made, cfg, setup.rows)
+
+
+class Compiled:
+  """The step and the held-out loss, compiled once for each shape of batch."""
+
+  def __init__(self, setup: Setup):
+    whole = sharding.replicated(setup.mesh)
+    self._cache: dict[Any, Any] = {}
+    self.seconds = 0.0  # spent on compiling so far
+    make_key = jax.jit(train_state.named_key, static_argnums=(0, 1), out_shardings=whole)
+    seed = setup.run.train.seed
+    self.key, self.eval_key = make_key(seed, "train"), make_key(seed, "eval")
+    self._step = setup.jit_step()
+    self._evaluate = jax.jit(train_step.make_evaluate(setup.part), out_shardings=whole)
+    self._fold = jax.jit(jax.random.fold_in, out_shardings=whole)
+
+  def step(self, state: TrainState, frozen: Any, batch: Any) -> tuple[TrainState, Any]:
+    """One update; the state's buffers are donated."""
+    return self._get("step", self._step, (state, frozen, batch, self.key))
+
+  def evaluate(self, params: Any, frozen: Any, batch: Any, index: int) -> Any:
+    """Metrics of held-out batch `index`, with the same noise at every step of the run."""
+    key = self._fold(self.eval_key, index)
+    return self._get("held-out loss", self._evaluate, (params, frozen, batch, key))
+
+  def _get(self, name: str, function: Any, args: tuple[Any, ...]) -> Any:
+    spec = {k: (v.shape, str(v.dtype)) for k, v in args[2].items()}
+    key = (name, tuple(sorted(spec.items())))
+    if key not in self._cache:
+      began = time.monotonic()
+      self._cache[key] = function.lower(*args).compile()
+      shapes = ", ".join(f"{k} {t}{list(s)}" for k, (s, t) in spec.items())
+      seconds = time.monotonic() - began
+      self.seconds += seconds
+      logging.info("compiled the %s in %.1f s for %s", name, seconds, shapes)
+      logging.info("memory per device: %s", memory(self._cache[key]))
+    return self._cache[key](*args)
+
+
+def memory(compiled: Any) -> str:
+  """What XLA says a compiled function needs on a device."""
+  found = compiled.memory_analysis()
+  if found is None:
+    return "not reported by this backend"
+  parts = {
+    "arguments": found.argument_size_in_bytes,
+    "outputs": found.output_size_in_bytes,
+    "of them shared": found.alias_size_in_bytes,
+    "temporary": found.temp_size_in_bytes,
+  }
+  return ", ".join(f"{name} {train_state.readable(size)}" for name, size in parts.items())
+
+
+def first_state(
+  setup: Setup, workdir: epath.PathLike
+) -> tuple[TrainState, Params, list[loading.Source]]:
+  """The first train state, the frozen leaves, and the sources that the run rests on.
+
+  Order: 1. a checkpoint in the workdir (frozen leaves: from the sources it names). 2. init_from,
+  the later entry wins. 3. Random numbers, for trained leaves only.
+
+  Raises:
+    ValueError: frozen leaves that no source fills (all listed), and whatever does not fit.
+    FileNotFoundError: a source that is not there.
+  """
+  if checkpoint.steps(workdir):
+    return _resumed(setup, workdir)
+  run, part = setup.run, setup.part
+  used = loading.resolve(run.train.init_from)
+  filled, left = loading.fill(setup.system, run.model, used, part.leaves, part.leaves)
+  frozen = _frozen(part, filled, used)
+  fresh = {path: leaf for path, leaf in left.items() if path in part.trained}
+  logging.info("parameters: %d leaves are random, seed %d", len(fresh), run.train.seed)
+  filled |= train_state.fresh_params(setup.system, run.model, run.train.seed, fresh)
+  params = trees.unflatten({path: filled[path] for path in part.trained})
+  return train_state.start(setup.abstract, setup.tx, params, setup.mesh), frozen, used
+
+
+def _resumed(
+  setup: Setup, workdir: epath.PathLike
+) -> tuple[TrainState, Params, list[loading.Source]]:
+  part = setup.part
+  record = checkpoint.read_record(workdir)
+  logging.info("parameters: resuming from step %d in %s", record["step"], workdir)
+  for line in changes(record["train"], config.to_dict(setup.run.train)):
+    logging.warning("config changed since the run began: %s", line)
+  state = checkpoint.restore_state(workdir, record["step"], setup.abstract, setup.mesh)
+  used = loading.recorded(workdir, record)
+  filled, _ = loading.fill(setup.system, setup.run.model, used, part.frozen, part.leaves)
+  return state, _frozen(part, filled, used), used
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+  """Fields of two nested configs that differ, as "optimizer.lr 0.1 -> 0.2"; lists equal tuples."""
+
+  def plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+  old, new = trees.flatten(before), trees.flatten(now)
+  return [
+    f"{path.replace('/', '.')} {old.get(path, 'absent')} -> {plain(new.get(path, 'absent'))}"
+    for path in old | new
+    if plain(old.get(path)) != plain(new.get(path))
+  ]
+
+
+def _frozen(
+  part: Partition, filled: Mapping[str, jax.Array], used: Sequence[loading.Source]
+) -> Params:
+  """The frozen leaves as a nested dict; raises ValueError with the list of those not filled."""
+  left = [path for path in part.frozen if path not in filled]
+  if left:
+    shown = left[:40] + [f"... and {len(left) - 40} more"] * (len(left) > 40)
+    where = ", ".join(map(str, used)) or "it is empty"
+    raise ValueError(
+      f"{len(left)} frozen parameters are in none of init_from ({where}):\n  " + "\n  ".join(shown)
+    )
+  return trees.unflatten({path: filled[path] for path in part.frozen})

@@ -9,7 +9,6 @@ import dataclasses
 import math
 from typing import Any
 from typing import Literal
-from typing import Protocol
 
 from flax import nnx
 from flax import struct
@@ -24,27 +23,6 @@ from blip3o_jax import trees
 KEYS = {"params": 0, "data": 1, "train": 2, "eval": 3, "sample": 4}
 Params = dict[Any, Any]
 Leaves = dict[str, jax.ShapeDtypeStruct]
-
-
-class System(Protocol):
-  """What training asks of a system: a module (or any object) with these two functions.
-
-  `load_params` gets the leaves of some of the model's top-level modules, each module whole, and
-  returns those of them that the directory holds, in the shape, dtype and sharding of `abstract`; it
-  raises ValueError for a directory that it cannot read. A system may also offer
-  `flops(cfg, batch) -> float`, the operations of one training step on a global batch
-  {name: jax.ShapeDtypeStruct}, and `check(cfg, trained)`, which raises ValueError for a choice of
-  trained leaves (their paths) that it cannot train.
-
-  The module that `build` returns has `loss(batch, key, weights) -> (float32[], metrics)`,
-  `weights(batch) -> {term: float32[]}` and `prepare(batch) -> batch`.
-  """
-
-  def build(self, cfg: Any, rngs: nnx.Rngs) -> nnx.Module:
-    """The model, with random parameters."""
-
-  def load_params(self, cfg: Any, directory: str, abstract: Leaves) -> dict[str, jax.Array]:
-    """Released weights of a directory."""
 
 
 @struct.dataclass
@@ -97,7 +75,7 @@ def named_key(seed: int, name: str) -> jax.Array:
 
 
 def partition(
-  system: System,
+  system: Any,
   model_cfg: Any,
   mesh: jax.sharding.Mesh,
   trainable: Sequence[str],
@@ -106,11 +84,12 @@ def partition(
   """Builds the model abstractly and splits its leaves: trained are those that a regex matches.
 
   Args:
-    trainable: regexes of whole paths. frozen_dtype: how frozen leaves are stored; trained ones
-      are float32.
+    system: see `systems.System`. trainable: regexes of whole paths. frozen_dtype: how frozen leaves
+      are stored; trained ones are float32.
 
   Raises:
-    ValueError: a pattern that matches nothing; a variable that is no parameter, or has no axes.
+    ValueError: a pattern that matches nothing; a variable that is no parameter, or has no axes;
+      leaves or a mesh that the system refuses to train.
   """
   model = nnx.eval_shape(lambda: system.build(model_cfg, nnx.Rngs(jax.random.key(0))))
   graphdef, variables = nnx.split(model)
@@ -132,9 +111,7 @@ def partition(
     dtype = stored if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
     group = trained if is_trained(path) else frozen
     group[path] = jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=places[path])
-  check = getattr(system, "check", None)
-  if check is not None:
-    check(model_cfg, list(trained))
+  system.check(model_cfg, list(trained), dict(mesh.shape))
   cast = _computed_in_bfloat16(model) & set(trained)
   return Partition(graphdef, trained, frozen, sharding.param_axes(model), frozenset(cast))
 
@@ -182,7 +159,7 @@ def abstract_state(
   return TrainState(number, params, opt, params if ema else {}, number)
 
 
-def fresh_params(system: System, model_cfg: Any, seed: int, leaves: Leaves) -> dict[str, jax.Array]:
+def fresh_params(system: Any, model_cfg: Any, seed: int, leaves: Leaves) -> dict[str, jax.Array]:
   """Random values of some leaves, {path: array}; the same on any mesh."""
 
   def init() -> dict[str, jax.Array]:

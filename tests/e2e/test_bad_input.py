@@ -1,4 +1,4 @@
-"""What a user gets wrong, through the command line and `experiment`: one line that says what."""
+"""What a user gets wrong, through the command line and from code: one line that says what."""
 
 import collections
 from collections.abc import Callable
@@ -15,14 +15,16 @@ from safetensors.numpy import load_file
 from safetensors.numpy import save_file
 
 from blip3o_jax import cli
-from blip3o_jax import experiment
 from blip3o_jax.data.pipeline import Data
 from blip3o_jax.data.text import chat
 from blip3o_jax.data.text.tokenizer import Tokenizer
 from blip3o_jax.miniature import sizes
+from blip3o_jax.systems import SYSTEMS
 from blip3o_jax.systems import pixels
 from blip3o_jax.systems.blip3o import prompts
-from blip3o_jax.train.setup import Train
+from blip3o_jax.train import loop
+from blip3o_jax.train import run
+from blip3o_jax.train.run import Train
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests" / "data" / "tiny-blip3o"
@@ -243,7 +245,7 @@ def test_special_tokens_in_a_caption_are_text():
 def _values() -> dict[str, object]:
   data = Data(source="shapes", split="world", task="pixels", records=64, image_size=64)
   model = sizes.pixels_shapes()
-  return experiment.to_config("pixels", model, Train(steps=2, batch=8), data).to_dict()
+  return run.to_config("pixels", model, Train(steps=2, batch=8), data).to_dict()
 
 
 @pytest.mark.parametrize(
@@ -259,7 +261,7 @@ def _values() -> dict[str, object]:
 )
 def test_a_wrong_config(change, message, tmp_path):
   with pytest.raises(ValueError, match=message):
-    experiment.run(_values() | change, tmp_path)
+    loop.start(_values() | change, SYSTEMS, tmp_path)
 
 
 def test_a_damaged_checkpoint(tmp_path):
@@ -269,11 +271,11 @@ def test_a_damaged_checkpoint(tmp_path):
   values = _values()
   values["model"] = config_of_tiny_autoencoder(values["model"])
   values["trainable"] = ("autoencoder/.*",)
-  assert experiment.run(values, tmp_path).step == 2
+  assert loop.start(values, SYSTEMS, tmp_path).step == 2
   damaged = checkpoint.folder(tmp_path) / "2" / "step"
   shutil.rmtree(damaged)
   with pytest.raises(ValueError, match="item 'step' is missing, truncated or damaged"):
-    experiment.run(values | {"steps": 3}, tmp_path)
+    loop.start(values | {"steps": 3}, SYSTEMS, tmp_path)
 
 
 def config_of_tiny_autoencoder(model: object) -> object:
@@ -292,6 +294,6 @@ def test_pixels_config_names_what_differs():
   values = _values()
   values["model"]["unet"]["in_channels"] = 5  # type: ignore[index]
   with pytest.raises(ValueError, match=r"config.model: unet takes 5 and gives 8 channels"):
-    experiment.parse(values)
-  assert isinstance(experiment.parse(_values()).model, pixels.Config)
-  assert np.isfinite(experiment.parse(_values()).train.optimizer.lr)
+    run.parse(values, SYSTEMS)
+  assert isinstance(run.parse(_values(), SYSTEMS).model, pixels.Config)
+  assert np.isfinite(run.parse(_values(), SYSTEMS).train.optimizer.lr)

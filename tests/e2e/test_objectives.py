@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from blip3o_jax import experiment
+from blip3o_jax.systems import SYSTEMS
+from blip3o_jax.train import loop
+from blip3o_jax.train import run
 
 CONFIG = Path(__file__).parents[2] / "configs" / "shapes_objective_smoke.py"
 
@@ -24,7 +26,7 @@ def test_the_loss_falls(objective, target, tmp_path):
   values.steps, values.log.every, values.log.tensorboard = 20, 5, False
   values.optimizer.schedule = "constant"
   values.data.records = values.eval_data.records = 64
-  found = experiment.run(values, tmp_path / "run")
+  found = loop.start(values, SYSTEMS, tmp_path / "run")
   lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
   losses = [json.loads(line)["loss"] for line in lines]
   assert found.step == 20
@@ -40,6 +42,6 @@ def test_regression_of_latents_is_no_design():
 
 def test_unknown_values_are_named():
   with pytest.raises(ValueError, match=r"config\.model\.objective: 'gan' is not one of"):
-    experiment.parse(smoke("objective=gan"))
+    run.parse(smoke("objective=gan"), SYSTEMS)
   with pytest.raises(ValueError, match=r"config\.model\.target: 'tokens' is not one of"):
-    experiment.parse(smoke("target=tokens"))
+    run.parse(smoke("target=tokens"), SYSTEMS)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 from typing import Any
 
 from absl import logging
@@ -15,7 +16,9 @@ from blip3o_jax import config
 from blip3o_jax import trees
 from blip3o_jax.train import checkpoint
 from blip3o_jax.train import loop
-from blip3o_jax.train.setup import Train
+from blip3o_jax.train import setup
+from blip3o_jax.train.run import Train
+from blip3o_jax.train.run import parse
 
 CFG = toy.Config(depth=1, noise=0.1)
 FIELDS: dict[str, Any] = dict(
@@ -29,14 +32,33 @@ FIELDS: dict[str, Any] = dict(
 )
 
 
-def _run(workdir: Any, weights: str, data: Any = None, **fields: Any) -> loop.Finished:
-  cfg = config.build(Train, {**FIELDS, "init_from": (weights,), **fields})
+def _values(weights: str, buckets: tuple[int, ...] = (3,), **fields: Any) -> Any:
+  train = config.build(Train, {**FIELDS, "init_from": (weights,), **fields})
+  return toy.values(CFG, train, buckets)
 
-  def sample(module: Any, step: int) -> np.ndarray:
-    return np.full((3, 4, 4, 3), step, np.uint8)
 
-  held_out = toy.Data(8, seed=1)
-  return loop.run(cfg, toy.System(), CFG, data or toy.Data(8), held_out, workdir, sample=sample)
+def _run(workdir: Any, weights: str, system: Any = None, **fields: Any) -> loop.Finished:
+  return loop.start(_values(weights, **fields), {"toy": system or toy.System()}, workdir)
+
+
+def _acting(weights: str, step: int, act: Any, **fields: Any) -> toy.System:
+  """A system that calls `act(row)` for the first record of a step, whichever thread loads it."""
+  parsed = parse(_values(weights, **fields), {"toy": toy.System()})
+  data = setup.open_data(setup.prepare(parsed, toy.System()), parsed.data)
+  name = data.source[data.ids_at(step)[0]].name
+
+  class Row(toy.Row):
+    def __call__(self, record: Any, rng: Any) -> Any:
+      out = super().__call__(record, rng)
+      if record.name == name:
+        act(out)
+      return out
+
+  class Acting(toy.System):
+    def transforms(self, cfg: Any, data: Any, tokenizer: Any) -> Any:
+      return {bucket: Row(bucket, cfg.dim) for bucket in data.buckets}
+
+  return Acting()
 
 
 @pytest.fixture(scope="module")
@@ -83,29 +105,28 @@ def test_two_steps_then_four_equal_four(tmp_path, weights):
 
 
 def test_non_finite_loss_stops_and_saves_nothing(tmp_path, weights):
-  class Bad(toy.Data):
-    def batch_at(self, step: int) -> Any:
-      batch = super().batch_at(step)
-      if step == 3:
-        batch["x"][0, 0, 0] = np.inf
-      return batch
+  def spoil(row: Any) -> None:
+    row["x"][0, 0], row["mask"] = np.inf, np.float32(1)
 
-  every = dict(every_steps=1)
+  fields = dict(steps=6, checkpoint=dict(every_steps=1), log=dict(every=6))
   match = r"finite at step 3 .*Last good checkpoint: step 3 in .*run/checkpoints"
   with pytest.raises(loop.NonFiniteError, match=match):
-    _run(tmp_path / "run", weights, Bad(8), steps=6, checkpoint=every, log=dict(every=6))
+    _run(tmp_path / "run", weights, _acting(weights, 3, spoil, **fields), **fields)
   assert checkpoint.steps(tmp_path / "run") == [1, 2, 3]
 
 
 def test_sigterm_saves_once_and_leaves(tmp_path, weights):
-  class Terminating(toy.Data):
-    def batch_at(self, step: int) -> Any:
-      if step == 8:  # well after the batches that are made before the first step
-        os.kill(os.getpid(), signal.SIGTERM)
-      return super().batch_at(step)
+  fields = dict(steps=1000, log=dict(every=50))
+  sent: list[int] = []
+
+  def terminate(row: Any) -> None:
+    if not sent:
+      sent.append(1)
+      os.kill(os.getpid(), signal.SIGTERM)
 
   before = signal.getsignal(signal.SIGTERM)
-  found = _run(tmp_path / "run", weights, Terminating(8), steps=1000, log=dict(every=50))
+  # The record of step 7 is loaded after the batches that are made before the first step.
+  found = _run(tmp_path / "run", weights, _acting(weights, 7, terminate, **fields), **fields)
   assert found.interrupted
   assert found.step < 1000
   assert checkpoint.steps(tmp_path / "run") == [found.step]
@@ -118,7 +139,7 @@ def test_shapes_compile_once_each_and_time_policy(tmp_path, weights, caplog):
     found = _run(
       tmp_path / "run",
       weights,
-      toy.Data(8, buckets=True),
+      buckets=(4, 8),
       steps=6,
       accumulate=1,
       checkpoint=dict(every_steps=0, every_minutes=1e-9),
@@ -136,12 +157,12 @@ def test_shapes_compile_once_each_and_time_policy(tmp_path, weights, caplog):
 
 
 def test_errors_of_the_data_reach_the_caller(tmp_path, weights):
-  class Broken(toy.Data):
-    def batch_at(self, step: int) -> Any:
-      raise ValueError("shard 3 is damaged")
+  def fail(row: Any) -> None:
+    raise ValueError("shard 3 is damaged")
 
   with pytest.raises(ValueError, match="shard 3 is damaged"):
-    _run(tmp_path / "run", weights, Broken(8))
+    _run(tmp_path / "run", weights, _acting(weights, 2, fail))
+  assert not [t for t in threading.enumerate() if t.name.startswith(("loader", "prefetch"))]
 
 
 def test_batch_must_fit_the_mesh(tmp_path, weights):

@@ -20,7 +20,6 @@ from jax.sharding import AbstractMesh
 from jax.sharding import AxisType
 import pytest
 
-from blip3o_jax import experiment
 from blip3o_jax import sharding
 from blip3o_jax import trees
 from blip3o_jax.models import autoencoder
@@ -29,8 +28,10 @@ from blip3o_jax.models import eva_vit
 from blip3o_jax.models import next_dit
 from blip3o_jax.models import qwen_vision
 from blip3o_jax.models import unet
+from blip3o_jax.systems import SYSTEMS
 from blip3o_jax.systems import blip3o
 from blip3o_jax.systems.blip3o import sizes as released_sizes
+from blip3o_jax.train import run
 from blip3o_jax.train import state
 
 HERE = Path(__file__).parent
@@ -68,10 +69,12 @@ def network(name: str) -> nnx.Module:
 
 def run_leaves(name: str) -> state.Partition:
   """What a run of configs/<name>.py holds: trained leaves are float32, frozen ones as stored."""
-  found = experiment.parse(runpy.run_path(str(FOLDER / f"{name}.py"))["get_config"]())
+  values = runpy.run_path(str(FOLDER / f"{name}.py"))["get_config"]()
+  found = run.parse(values, SYSTEMS)
   train, mesh = found.train, sharding.make_mesh(devices=jax.devices()[:1])
-  system = experiment.SYSTEMS[train.system]
-  return state.partition(system, found.model, mesh, train.trainable, train.frozen_dtype)
+  return state.partition(
+    SYSTEMS[found.system], found.model, mesh, train.trainable, train.frozen_dtype
+  )
 
 
 def shapes(model: nnx.Module) -> dict[str, jax.ShapeDtypeStruct]:
@@ -129,9 +132,9 @@ def test_network(name, update_golden):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_config(name, update_golden):
-  run = run_leaves(name)
-  assert run.trained
-  compare(name, lines(run.leaves, run.axes), update_golden)
+  held = run_leaves(name)
+  assert held.trained
+  compare(name, lines(held.leaves, held.axes), update_golden)
 
 
 @pytest.mark.parametrize(("names", "count"), COUNTS.items(), ids=lambda x: str(x))
@@ -157,9 +160,9 @@ def test_count_of_the_whole_system(size, understanding, slots, denoiser):
   assert (found["slots"], found["denoiser"]) == (slots, denoiser)
   assert found["encoder"] == 4_350_208_256
   assert set(found) == {"backbone", "visual", "slots", "denoiser", "encoder"}
-  run = run_leaves(f"blip3o_{size}_pretrain")
-  assert sum(math.prod(leaf.shape) for leaf in run.trained.values()) == slots + denoiser
-  assert {path.split("/")[0] for path in run.frozen} == {"backbone"}
+  held = run_leaves(f"blip3o_{size}_pretrain")
+  assert sum(math.prod(leaf.shape) for leaf in held.trained.values()) == slots + denoiser
+  assert {path.split("/")[0] for path in held.frozen} == {"backbone"}
 
 
 @pytest.mark.parametrize("mesh", [(1, 64, 1), (1, 16, 4), (4, 8, 2)], ids=str)

@@ -12,8 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from blip3o_jax import experiment
 from blip3o_jax.data.shapes import source
+from blip3o_jax.systems import SYSTEMS
+from blip3o_jax.train import loop
 
 RECORDS = 64
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "shapes_objective_smoke.py"
@@ -35,7 +36,7 @@ def train(workdir: str, features: str, mesh: dict[str, int]) -> dict[str, Any]:
   values.model.parts = ("denoiser",)
   values.mesh.update(mesh)
   values.optimizer.warmup_steps = 0
-  found: Any = experiment.run(values, workdir)
+  found: Any = loop.start(values, SYSTEMS, workdir)
   lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
   rows = [json.loads(line) for line in lines]
   kernel = found.module.denoiser.caption_projection.linear_1.kernel[...]

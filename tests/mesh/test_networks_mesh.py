@@ -8,9 +8,8 @@ import networks_worker
 import pytest
 import simulated
 
-from blip3o_jax import experiment
-from blip3o_jax.train.distributed import Mesh
-from blip3o_jax.train.setup import Train
+from blip3o_jax.miniature import sizes
+from blip3o_jax.systems import SYSTEMS
 
 
 def errors(*names: str) -> dict[str, float]:
@@ -30,8 +29,8 @@ def test_convolutions_are_still_wrong():
 
 
 def test_the_pixel_decoder_refuses_three_axes():
-  for mesh in (Mesh(replica=2, fsdp=2, tensor=2), Mesh(replica=2, fsdp=0, tensor=2)):
-    with pytest.raises(ValueError, match="replica 2 x fsdp 2 x tensor 2 gives wrong gradients"):
-      experiment.check_mesh(Train(system="pixels", mesh=mesh), 8)
-    experiment.check_mesh(Train(system="blip3o", mesh=mesh), 8)
-  experiment.check_mesh(Train(system="pixels", mesh=Mesh(replica=2, fsdp=4, tensor=1)), 8)
+  mesh, model = dict(replica=2, fsdp=2, tensor=2), sizes.pixels_shapes()
+  with pytest.raises(ValueError, match="replica 2 x fsdp 2 x tensor 2 gives wrong gradients"):
+    SYSTEMS["pixels"].check(model, ["unet/conv_in/kernel"], mesh)
+  SYSTEMS["pixels"].check(model, ["unet/conv_in/kernel"], dict(replica=2, fsdp=4, tensor=1))
+  SYSTEMS["blip3o"].check(sizes.blip3o_shapes(), ["slots/embedding"], mesh)

@@ -1,7 +1,6 @@
-"""The same training on 1 device, on meshes of 8 simulated devices, and on two processes."""
+"""The same training on 1 device and on meshes of 8 simulated devices."""
 
 import json
-import socket
 import subprocess
 from typing import Any
 
@@ -13,7 +12,7 @@ import train_worker
 ONE = dict(replica=1, fsdp=1, tensor=1)
 
 
-def _start(devices: int, plan: dict[str, Any]) -> subprocess.Popen[str]:
+def _start(devices: int, plan: list[dict[str, Any]]) -> subprocess.Popen[str]:
   return simulated.start(train_worker.__file__, devices, json.dumps(plan))
 
 
@@ -42,7 +41,7 @@ def test_eight_devices_give_the_same_losses(tmp_path, weights, one_device):
     # The checkpoint of 8 x 1 goes on as 2 x 2 x 2.
     dict(workdir=str(tmp_path / "eight"), weights=weights, mesh=cube, steps=4),
   ]
-  first, whole, moved = simulated.finish(_start(8, dict(runs=runs)))
+  first, whole, moved = simulated.finish(_start(8, runs))
   assert {x["devices"] for x in (first, whole, moved)} == {8}
   assert one_device["devices"] == 1
   assert (one_device["shard"], first["shard"], whole["shard"]) == (
@@ -55,19 +54,3 @@ def test_eight_devices_give_the_same_losses(tmp_path, weights, one_device):
   for run in (one_device, first, whole, moved):
     assert run["frozen"] == run["released"]
   assert first["losses"] == {k: moved["losses"][k] for k in ("1", "2")}
-
-
-def test_two_processes_agree_with_one_device(tmp_path, weights, one_device):
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    port = free.getsockname()[1]
-  workdir = str(tmp_path / "two")
-  run = dict(workdir=workdir, weights=weights, mesh=dict(replica=1, fsdp=2, tensor=1), steps=2)
-  join = dict(address=f"127.0.0.1:{port}", processes=2)
-  processes = [_start(1, dict(join=join | dict(index=i), runs=[run])) for i in range(2)]
-  (first,), (second,) = [simulated.finish(p) for p in processes]
-  assert first["devices"] == 2
-  assert first["losses"] == second["losses"]
-  # One process goes on with the checkpoint of two.
-  found = json.loads(json.dumps(train_worker.train(workdir, weights, ONE, 4)))
-  _same(found, one_device)

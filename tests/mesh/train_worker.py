@@ -13,9 +13,8 @@ import numpy as np
 import toy
 
 from blip3o_jax import config
-from blip3o_jax.train import distributed
 from blip3o_jax.train import loop
-from blip3o_jax.train.setup import Train
+from blip3o_jax.train.run import Train
 
 CFG = toy.Config(depth=1, noise=0.5)
 BATCH = 16
@@ -33,11 +32,8 @@ def train(workdir: str, weights: str, mesh: dict[str, int], steps: int) -> dict[
     optimizer=dict(lr=1e-2, schedule="constant"),
     log=dict(every=1, eval_every=2, eval_batches=1, tensorboard=False),
   )
-  cfg = config.build(Train, fields)
-  rows = distributed.local_rows(distributed.make_mesh(cfg.mesh), BATCH)
-  held_out = toy.Data(BATCH, seed=1, rows=rows)
-  data = toy.Data(BATCH, rows=rows)
-  found: Any = loop.run(cfg, toy.System(), CFG, data, held_out, workdir)
+  values = toy.values(CFG, config.build(Train, fields))
+  found: Any = loop.start(values, {"toy": toy.System()}, workdir)
   kernel = found.module.blocks.up_proj.kernel[...]
   frozen = [found.module.encoder.kernel[...], found.module.encoder.bias[...]]
   with open(f"{workdir}/metrics.jsonl") as file:
@@ -63,12 +59,6 @@ def _hash(leaves: list[Any]) -> str:
   return hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in leaves)).hexdigest()
 
 
-def main(plan: dict[str, Any]) -> None:
-  """Runs the plan: processes to join, then runs in order."""
-  distributed.initialize(**plan.get("join", {}))
-  found = [train(**each) for each in plan["runs"]]
-  sys.stdout.write(json.dumps(found) + "\n")
-
-
 if __name__ == "__main__":
-  main(json.loads(sys.argv[1]))
+  found = [train(**each) for each in json.loads(sys.argv[1])]
+  sys.stdout.write(json.dumps(found) + "\n")

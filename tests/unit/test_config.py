@@ -109,6 +109,34 @@ def test_a_wrong_argument_is_named(arg, message):
     config.parse_arg(arg, debug=False, steps=10)
 
 
+FILE = """
+from ml_collections import ConfigDict
+def get_config(arg):
+  return ConfigDict(dict(steps=int(arg or 1), names=("a", "b"), optimizer=dict(lr=1.0)))
+"""
+
+
+def test_a_file_with_overrides(tmp_path):
+  file = tmp_path / "one.py"
+  file.write_text(FILE)
+  assert config.load(str(file)).steps == 1
+  found = config.load(f"{file}:7", ["--config.optimizer.lr=0.5", "--config.names=('c',)"])
+  assert (found.steps, found.names, found.optimizer.lr) == (7, ("c",), 0.5)
+  lines = list(config.lines(found))
+  assert lines == ["--config.steps=7", "--config.names=('c',)", "--config.optimizer.lr=0.5"]
+  assert config.load(str(file), lines) == found
+
+
+def test_a_config_dict_with_overrides(tmp_path):
+  values = ConfigDict(dict(steps=1, optimizer=dict(lr=1.0)))
+  found = config.load(values, ["--config.optimizer.lr=2.0"])
+  assert (found.optimizer.lr, values.optimizer.lr) == (2.0, 1.0)
+  with pytest.raises(
+    ValueError, match=r"config\.optimizer\.rate: no such field; config\.optimizer"
+  ):
+    config.load(values, ["--config.optimizer.rate=1"])
+
+
 def test_configs_need_no_jax():
   code = "import sys, blip3o_jax.config, blip3o_jax.trees; sys.exit('jax' in sys.modules)"
   subprocess.run([sys.executable, "-c", code], check=True)

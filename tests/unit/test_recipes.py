@@ -5,15 +5,17 @@ import runpy
 
 import pytest
 
-from blip3o_jax import experiment
+from blip3o_jax.systems import SYSTEMS
 from blip3o_jax.train import optimizer
+from blip3o_jax.train import run
 
 FOLDER = Path(__file__).parents[2] / "configs"
 SIZES, STAGES = ("4b", "8b"), ("pretrain", "sft")
 
 
-def parsed(name: str, arg: str = "") -> experiment.Experiment:
-  return experiment.parse(runpy.run_path(str(FOLDER / f"blip3o_{name}.py"))["get_config"](arg))
+def parsed(name: str, arg: str = "") -> run.Run:
+  values = runpy.run_path(str(FOLDER / f"blip3o_{name}.py"))["get_config"](arg)
+  return run.parse(values, SYSTEMS)
 
 
 @pytest.mark.parametrize("size", SIZES)

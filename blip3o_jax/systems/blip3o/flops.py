@@ -1,18 +1,16 @@
-"""Floating-point operations of the networks, from their sizes (spec 11); a multiply-add is two.
+"""Operations of a step of BLIP3-o, and of those of its networks that no other system has (spec 11).
 
-Each function counts one sample's forward pass: its matmuls, convolutions and attention, and nothing
-that costs a share of a percent beside them. Training what is counted takes 3 times as much;
-passing gradients through it while it is frozen takes 2 times.
+Counted as in `parts.flops`. Training what is counted takes 3 times its forward pass; passing
+gradients through it while it is frozen takes 2 times.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from blip3o_jax.models import autoencoder
 from blip3o_jax.models import decoder_lm
-from blip3o_jax.models import eva_vit
 from blip3o_jax.models import next_dit
 from blip3o_jax.models import qwen_vision
+from blip3o_jax.systems.parts import flops as parts
 
 
 def step(cfg: Any, batch: Mapping[str, Any]) -> float:
@@ -28,7 +26,9 @@ def step(cfg: Any, batch: Mapping[str, Any]) -> float:
   lm, each = cfg.backbone, 0.0
   if "images" in batch and "features" not in batch:
     side = batch["images"].shape[1]
-    each += encode(cfg.latents, side) if cfg.target == "latents" else eva(cfg.features.tower)
+    each += (
+      parts.encode(cfg.latents, side) if cfg.target == "latents" else parts.eva(cfg.features.tower)
+    )
   if cfg.loss.image:
     each += read_slots(
       lm, length, cfg.slots, 2 if cfg.loss.text else 1, cfg.prompt_gradient == "full"
@@ -90,15 +90,6 @@ def velocity(cfg: next_dit.Config, slots: int) -> float:
   return 2 * (weights + modulation) + cfg.depth * 4 * tokens * (tokens + slots) * cfg.dim
 
 
-def eva(cfg: eva_vit.Config) -> float:
-  """The tower on one picture."""
-  patches = cfg.grid**2
-  tokens = patches + 1
-  blocks = cfg.depth * (4 * cfg.dim**2 + 2 * cfg.dim * cfg.mlp_dim)
-  embedding = 2 * patches * 3 * cfg.patch_size**2 * cfg.dim
-  return 2 * tokens * blocks + cfg.depth * 4 * tokens**2 * cfg.dim + embedding
-
-
 def qwen(cfg: qwen_vision.Config, patches: int) -> float:
   """The understanding tower on one picture of so many patches."""
   blocks = 2 * patches * cfg.depth * (4 * cfg.dim**2 + 3 * cfg.dim * cfg.mlp_dim)
@@ -108,33 +99,3 @@ def qwen(cfg: qwen_vision.Config, patches: int) -> float:
   wide = cfg.dim * cfg.merge**2
   merger = 2 * (patches // cfg.merge**2) * (wide**2 + wide * cfg.out_dim)
   return blocks + 4 * patches * seen * cfg.dim + merger + 2 * patches * cfg.patch_dim * cfg.dim
-
-
-def encode(cfg: autoencoder.Config, side: int) -> float:
-  """The autoencoder's encoder on a picture of `side` x `side` pixels."""
-  side //= cfg.patch_size
-  width = cfg.channels[0]
-  total = _conv(side, cfg.image_channels * cfg.patch_size**2, width)
-  for level, wide in enumerate(cfg.channels):
-    for _ in range(cfg.depth):
-      total += _resnet(side, width, wide)
-      width = wide
-    if level < len(cfg.channels) - 1:
-      side //= 2
-      total += _conv(side, width, width)
-  total += 2 * _resnet(side, width, width) + _conv(side, width, 2 * cfg.latent_channels)
-  if cfg.mid_attention:
-    total += 4 * _conv(side, width, width, 1) + 4 * side**4 * width
-  if cfg.quant_conv:
-    total += _conv(side, 2 * cfg.latent_channels, 2 * cfg.latent_channels, 1)
-  return total
-
-
-def _resnet(side: int, d_in: int, d_out: int) -> float:
-  total = _conv(side, d_in, d_out) + _conv(side, d_out, d_out)
-  return total + (_conv(side, d_in, d_out, 1) if d_in != d_out else 0)
-
-
-def _conv(side: int, d_in: int, d_out: int, size: int = 3) -> float:
-  """A convolution whose output has `side` x `side` cells."""
-  return 2 * side**2 * size**2 * d_in * d_out

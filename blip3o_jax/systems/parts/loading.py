@@ -5,7 +5,6 @@ of its frozen leaves, then its own leaves. Among several sources the later one w
 """
 
 from collections.abc import Iterator
-from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import hashlib
@@ -20,13 +19,7 @@ import jax.numpy as jnp
 
 from blip3o_jax import trees
 from blip3o_jax.train import checkpoint
-from blip3o_jax.train import state as train_state
-from blip3o_jax.train.setup import Setup
 from blip3o_jax.train.state import Leaves
-from blip3o_jax.train.state import Params
-from blip3o_jax.train.state import Partition
-from blip3o_jax.train.state import System
-from blip3o_jax.train.state import TrainState
 from blip3o_jax.weights import store
 
 ONLY = "only="
@@ -158,69 +151,8 @@ def _files(directory: epath.Path) -> Iterator[epath.Path]:
       yield path
 
 
-def first_state(setup: Setup) -> tuple[TrainState, Params, list[Source]]:
-  """The first train state, the frozen leaves, and the sources that the run rests on.
-
-  Order: 1. a checkpoint in the workdir (frozen leaves: from the sources it names). 2. init_from,
-  the later entry wins. 3. Random numbers, for trained leaves only.
-
-  Raises:
-    ValueError: frozen leaves that no source fills (all listed), and whatever does not fit.
-    FileNotFoundError: a source that is not there.
-  """
-  if checkpoint.steps(setup.workdir):
-    return _resumed(setup)
-  cfg, part = setup.cfg, setup.part
-  used = resolve(cfg.init_from)
-  filled, left = load(setup.system, setup.model_cfg, used, part.leaves, part.leaves)
-  frozen = _frozen(part, filled, used)
-  fresh = {path: leaf for path, leaf in left.items() if path in part.trained}
-  logging.info("parameters: %d leaves are random, seed %d", len(fresh), cfg.seed)
-  filled |= train_state.fresh_params(setup.system, setup.model_cfg, cfg.seed, fresh)
-  params = trees.unflatten({path: filled[path] for path in part.trained})
-  return train_state.start(setup.abstract, setup.tx, params, setup.mesh), frozen, used
-
-
-def _resumed(setup: Setup) -> tuple[TrainState, Params, list[Source]]:
-  workdir, part = setup.workdir, setup.part
-  record = checkpoint.read_record(workdir)
-  logging.info("parameters: resuming from step %d in %s", record["step"], workdir)
-  for line in changes(record["train"], dataclasses.asdict(setup.cfg)):
-    logging.warning("config changed since the run began: %s", line)
-  state = checkpoint.restore_state(workdir, record["step"], setup.abstract, setup.mesh)
-  used = recorded(workdir, record)
-  filled, _ = load(setup.system, setup.model_cfg, used, part.frozen, part.leaves)
-  return state, _frozen(part, filled, used), used
-
-
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-  """Fields of two nested configs that differ, as "optimizer.lr 0.1 -> 0.2"; lists equal tuples."""
-
-  def plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-  old, new = trees.flatten(before), trees.flatten(now)
-  return [
-    f"{path.replace('/', '.')} {old.get(path, 'absent')} -> {plain(new.get(path, 'absent'))}"
-    for path in old | new
-    if plain(old.get(path)) != plain(new.get(path))
-  ]
-
-
-def _frozen(part: Partition, filled: Mapping[str, jax.Array], used: Sequence[Source]) -> Params:
-  """The frozen leaves as a nested dict; raises ValueError with the list of those not filled."""
-  left = [path for path in part.frozen if path not in filled]
-  if left:
-    shown = left[:40] + [f"... and {len(left) - 40} more"] * (len(left) > 40)
-    where = ", ".join(map(str, used)) or "it is empty"
-    raise ValueError(
-      f"{len(left)} frozen parameters are in none of init_from ({where}):\n  " + "\n  ".join(shown)
-    )
-  return trees.unflatten({path: filled[path] for path in part.frozen})
-
-
-def load(
-  system: System,
+def fill(
+  system: Any,
   model_cfg: Any,
   sources: Sequence[Source],
   leaves: Leaves,

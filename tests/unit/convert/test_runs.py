@@ -15,16 +15,19 @@ from blip3o_jax import config
 from blip3o_jax.convert import exporter
 from blip3o_jax.convert import importer
 from blip3o_jax.convert import report
+from blip3o_jax.data.pipeline import Data
 from blip3o_jax.systems import blip3o
 from blip3o_jax.systems.blip3o import released
 from blip3o_jax.systems.blip3o import verbs
 from blip3o_jax.systems.parts import loading
 from blip3o_jax.train import checkpoint
-from blip3o_jax.train import distributed
-from blip3o_jax.train import optimizer
 from blip3o_jax.train import state as train_state
+from blip3o_jax.train.run import Train
+from blip3o_jax.train.run import parse
+from blip3o_jax.train.run import to_config
 from blip3o_jax.train.setup import Setup
-from blip3o_jax.train.setup import Train
+from blip3o_jax.train.setup import first_state
+from blip3o_jax.train.setup import prepare
 from blip3o_jax.weights import store
 
 TINY = checkpoints.TINY
@@ -35,34 +38,25 @@ def quiet(_: str) -> None:
   """Takes lines about what is done."""
 
 
-def setup_of(workdir: Path, init_from: Any, cfg: blip3o.Config, trainable=TRAINED) -> Setup:
-  train = Train(
-    system="blip3o", trainable=trainable, init_from=tuple(map(str, init_from)), ema_decay=0.9
-  )
-  mesh = distributed.make_mesh(distributed.Mesh(fsdp=1))
-  part = train_state.partition(blip3o, cfg, mesh, trainable)
-  tx = optimizer.make(train.optimizer, 10, {p: part.axes[p] for p in part.trained})
-  abstract = train_state.abstract_state(part, tx, mesh, ema=True)
-  return Setup(train, blip3o, cfg, workdir, mesh, part, tx, abstract)
+def setup_of(init_from: Any, cfg: blip3o.Config, trainable=TRAINED) -> Setup:
+  train = Train(trainable=trainable, init_from=tuple(map(str, init_from)), ema_decay=0.9)
+  values = to_config("blip3o", cfg, train, Data(source="shapes"))
+  return prepare(parse(values, {"blip3o": blip3o}), blip3o)
 
 
-def run_of(setup: Setup) -> Path:
+def run_of(workdir: Path, setup: Setup) -> Path:
   """A checkpoint of step 3: parameters one more than they began, the average two more."""
-  state, _, used = loading.first_state(setup)
+  state, _, used = first_state(setup, workdir)
   state = state.replace(
     step=train_state.scalar(3, setup.mesh),
     params=jax.tree.map(lambda x: x + 1, state.params),
     ema=jax.tree.map(lambda x: x + 2, state.params),
   )
-  record = {
-    "train": config.to_dict(setup.cfg),
-    "model": config.to_dict(setup.model_cfg),
-    "sources": loading.to_record(used, setup.workdir),
-  }
-  with checkpoint.Writer(setup.workdir, setup.cfg.checkpoint, record) as writer:
+  record = config.to_dict(setup.run) | {"sources": loading.to_record(used, workdir)}
+  with checkpoint.Writer(workdir, setup.run.train.checkpoint, record) as writer:
     writer.save(state)
     writer.wait()
-  return setup.workdir
+  return workdir
 
 
 @pytest.fixture
@@ -74,7 +68,7 @@ def cfg() -> blip3o.Config:
 
 @pytest.fixture
 def run(converted: Path, cfg: blip3o.Config, tmp_path: Path) -> Path:
-  return run_of(setup_of(tmp_path / "run", [converted], cfg))
+  return run_of(tmp_path / "run", setup_of([converted], cfg))
 
 
 def trained(name: str) -> bool:
@@ -104,7 +98,7 @@ def test_a_dtype_for_a_run(run, tmp_path):
 
 def test_a_run_on_a_released_directory(cfg, tmp_path):
   source = checkpoints.copy(tmp_path / "source")
-  run = run_of(setup_of(tmp_path / "run", [source], cfg))
+  run = run_of(tmp_path / "run", setup_of([source], cfg))
   exporter.run(run, tmp_path / "out", say=quiet)
   after = checkpoints.tensors(tmp_path / "out")
   for name, value in checkpoints.tensors().items():
@@ -118,7 +112,7 @@ def test_a_run_of_another_size_says_so(converted, cfg, tmp_path):
   )
   trainable = (*TRAINED, "projector/.*")
   source = f"{converted}#only=backbone+visual+encoder"
-  run = run_of(setup_of(tmp_path / "run", [source], wide, trainable))
+  run = run_of(tmp_path / "run", setup_of([source], wide, trainable))
   exporter.run(run, tmp_path / "out", say=quiet)
   found = verbs.load(tmp_path / "out").cfg
   assert (found.denoiser.depth, found.slots, found.projector) == (4, 6, "linear")
@@ -135,10 +129,8 @@ def test_a_pretraining_from_plain_qwen_becomes_a_blip3o(converted, tmp_path):
   shutil.copy(TINY / "tiny.json", qwen)
   base, _ = released.read(qwen, "float32")
   assert base.backbone.vocab_size == 510
-  setup = setup_of(
-    tmp_path / "run", [decoder, qwen], dataclasses.replace(base, parts=("denoiser",))
-  )
-  exporter.run(run_of(setup), tmp_path / "out", say=quiet)
+  setup = setup_of([decoder, qwen], dataclasses.replace(base, parts=("denoiser",)))
+  exporter.run(run_of(tmp_path / "run", setup), tmp_path / "out", say=quiet)
   values = json.loads((tmp_path / "out" / "config.json").read_text())
   assert (values["model_type"], values["vocab_size"]) == ("blip3o_qwen", 510)
   found = verbs.load(tmp_path / "out")
@@ -148,7 +140,7 @@ def test_a_pretraining_from_plain_qwen_becomes_a_blip3o(converted, tmp_path):
 
 def test_a_run_without_a_model_beneath(tmp_path, cfg):
   cfg = dataclasses.replace(cfg, parts=("visual", "head", "denoiser"), prompt_gradient="full")
-  run = run_of(setup_of(tmp_path / "run", [], cfg, (".*",)))
+  run = run_of(tmp_path / "run", setup_of([], cfg, (".*",)))
   with pytest.raises(ValueError, match="none of its sources is a model; give --tokenizer DIR"):
     exporter.run(run, tmp_path / "no", say=quiet)
   exporter.run(run, tmp_path / "out", tokenizer=TINY, say=quiet)
@@ -174,8 +166,7 @@ def test_a_run_names_its_frozen_weights_by_their_bytes(run, converted, cfg, tmp_
   )
   with pytest.raises(ValueError, match="whose files changed since"):
     loading.recorded(run, record)
-  setup = setup_of(run, [converted], cfg)
-  state, frozen, _ = loading.first_state(setup)
+  state, frozen, _ = first_state(setup_of([converted], cfg), run)
   assert int(state.step) == 3
   np.testing.assert_array_equal(
     frozen["backbone"]["embed_tokens"]["embedding"],

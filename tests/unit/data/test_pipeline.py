@@ -1,7 +1,5 @@
 """Batches: determinism, processes, buckets, resuming, damaged records."""
 
-import itertools
-
 from absl import logging as absl_logging
 from fakes import InMemory
 from fakes import write_tar
@@ -154,17 +152,6 @@ def test_randomness_of_a_record_is_of_seed_epoch_and_index():
   assert max(map(len, seen.values())) == 2
 
 
-def test_iterating_and_resuming_give_the_same_batches():
-  p = pipeline()
-  through = list(itertools.islice(p.iterate(), 30))
-  for step, batch in enumerate(through):
-    equal(batch, p.batch_at(step))
-  resumed = list(pipeline().iterate(17, 30))
-  assert len(resumed) == 13
-  for a, b in zip(resumed, through[17:], strict=True):
-    equal(a, b)
-
-
 def test_order_of_the_source_for_evaluation():
   p = pipeline(buckets=(16,), shuffle=False)
   np.testing.assert_array_equal(p.batch_at(1)["index"], range(BATCH, 2 * BATCH))
@@ -194,8 +181,6 @@ def test_strict_raises_for_a_damaged_record():
   p = pipeline(source=InMemory(records(bad=range(100))), strict=True)
   with pytest.raises(BadRecord, match=r"\d+ is damaged"):
     p.batch_at(0)
-  with pytest.raises(BadRecord, match=r"\d+ is damaged"):
-    next(p.iterate())
 
 
 def test_all_damaged_is_an_error(warnings):

@@ -12,6 +12,7 @@ from blip3o_jax.models import autoencoder
 from blip3o_jax.systems import blip3o
 from blip3o_jax.systems.blip3o import flops
 from blip3o_jax.systems.blip3o import sizes as released_sizes
+from blip3o_jax.systems.parts import flops as shared
 
 TERA = 1e12
 # Spec 11, TF a sample: (size, T of prompt + 1 + 64) -> language model forward, head.
@@ -40,7 +41,7 @@ def test_generator_and_tower(size, query):
   assert flops.decoder(cfg.backbone, 64, 151) / TERA == pytest.approx(query, rel=0.02)
   both = flops.condition(cfg.denoiser, 64) + flops.velocity(cfg.denoiser, 64)
   assert both / TERA == pytest.approx(0.153, rel=0.01)
-  assert flops.eva(cfg.features.tower) / TERA == pytest.approx(9.39, rel=0.01)
+  assert shared.eva(cfg.features.tower) / TERA == pytest.approx(9.39, rel=0.01)
   assert flops.qwen(cfg.visual, 1024) / TERA == pytest.approx(1.35, rel=0.03)
 
 
@@ -88,4 +89,4 @@ def test_autoencoder_against_xla():
   model = nnx.eval_shape(lambda: autoencoder.Autoencoder(cfg, rngs=nnx.Rngs(0)))
   images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
   done = jax.jit(lambda m, x: m.encode(x)).lower(model, images).compile()
-  assert flops.encode(cfg, 64) == pytest.approx(done.cost_analysis()["flops"], rel=0.1)
+  assert shared.encode(cfg, 64) == pytest.approx(done.cost_analysis()["flops"], rel=0.1)

@@ -3,7 +3,7 @@
 import pytest
 
 from blip3o_jax import config
-from blip3o_jax.train.setup import Train
+from blip3o_jax.train.run import Train
 
 
 def test_defaults_survive_the_config_dict():

@@ -46,7 +46,7 @@ class Case:
       self.jitted[name] = jax.jit(
         train_step.make_step(self.part, self.tx, learning_rate=schedule, **options)
       )
-    batch = batch or distributed.put(toy.Data(BATCH).batch_at(0), self.mesh)
+    batch = batch or distributed.put(toy.Data(BATCH).batch_at(0), self.mesh, BATCH)
     return self.jitted[name](state or self.state, self.frozen, batch, self.key)
 
 
@@ -152,7 +152,7 @@ def test_bad_step_is_remembered():
   state, _ = case.step()
   batch = toy.Data(BATCH).batch_at(1)
   batch["x"][0, 0, 0] = np.nan
-  state, _ = case.step(state=state, batch=distributed.put(batch, case.mesh))
+  state, _ = case.step(state=state, batch=distributed.put(batch, case.mesh, BATCH))
   assert int(state.bad) == 1
   state, _ = case.step(state=state)
   assert int(state.bad) == 1
@@ -160,7 +160,7 @@ def test_bad_step_is_remembered():
 
 def test_held_out_loss_is_the_loss():
   case = case_of()
-  batch = distributed.put(toy.Data(BATCH).batch_at(0), case.mesh)
+  batch = distributed.put(toy.Data(BATCH).batch_at(0), case.mesh, BATCH)
   found = jax.jit(train_step.make_evaluate(case.part))(
     case.state.params, case.frozen, batch, case.key
   )
@@ -176,7 +176,7 @@ def test_pattern_that_matches_nothing():
 
 def test_system_may_refuse_a_choice_of_leaves():
   class Strict(toy.System):
-    def check(self, cfg: Any, trained: list[str]) -> None:
+    def check(self, cfg: Any, trained: Any, mesh: Any) -> None:
       raise ValueError(f"config.trainable: not {trained[0]}")
 
   mesh = distributed.make_mesh(distributed.Mesh(fsdp=1))

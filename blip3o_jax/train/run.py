@@ -1,0 +1,156 @@
+"""The config of a run, checked: which system, trained how, on what. Nothing here has arrays.
+
+A config file's ConfigDict holds `system` (its name), `model` (that system's Config), `data` and
+`eval_data` (data.pipeline.Data), `tokenizer` (a directory), `samples`, and beside them all fields
+of `Train`.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+from typing import Literal
+
+from ml_collections import ConfigDict
+
+from blip3o_jax import config
+from blip3o_jax.data.pipeline import Data
+from blip3o_jax.train.checkpoint import Checkpoint
+from blip3o_jax.train.distributed import Mesh
+from blip3o_jax.train.metrics import Log
+from blip3o_jax.train.optimizer import Optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+  """Everything of a run but model and data. `0`, `""` and `()` mean off.
+
+  Attributes:
+    steps: updates. batch: samples of an update over all devices. accumulate: micro-batches of it.
+    seed: of parameters and of all noise.
+    trainable: regexes of the whole paths of trained leaves; all others are frozen.
+    frozen_dtype: how frozen leaves are stored. cast_params: cast what bfloat16 layers use once a
+      step, not in each layer.
+    ema_decay: of an average of the trained leaves, which held-out losses and samples then use.
+    init_from: directories that fill parameters, the later one wins: released weights, or run
+      directories ("#ema" at the end takes the average).
+    profile: (first, last) step of a trace that is written to <workdir>/profile.
+  """
+
+  steps: int = 1000
+  batch: int = 64
+  accumulate: int = 1
+  seed: int = 0
+  trainable: tuple[str, ...] = (".*",)
+  frozen_dtype: Literal["float32", "bfloat16"] = "float32"
+  cast_params: bool = True
+  ema_decay: float = 0.0
+  init_from: tuple[str, ...] = ()
+  profile: tuple[int, ...] = ()
+  optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+  mesh: Mesh = dataclasses.field(default_factory=Mesh)
+  checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
+  log: Log = dataclasses.field(default_factory=Log)
+
+  def __post_init__(self) -> None:
+    for name in ("steps", "batch", "accumulate"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name} {getattr(self, name)}: expected at least 1")
+    ways = self.mesh.replica * max(self.mesh.fsdp, 1)
+    if self.batch % (self.accumulate * ways):
+      raise ValueError(
+        f"batch {self.batch} is not divisible by accumulate x mesh.replica x mesh.fsdp = "
+        f"{self.accumulate} x {self.mesh.replica} x {max(self.mesh.fsdp, 1)}"
+      )
+    if self.optimizer.warmup(self.steps) > self.steps:
+      raise ValueError(
+        f"optimizer.warmup_steps {self.optimizer.warmup_steps} exceeds steps {self.steps}"
+      )
+    if not 0 <= self.ema_decay < 1:
+      raise ValueError(f"ema_decay {self.ema_decay}: expected 0 (off) to below 1")
+    if not self.trainable:
+      raise ValueError("trainable: no pattern, so nothing would be trained")
+    if self.profile and (len(self.profile) != 2 or not 0 <= self.profile[0] < self.profile[1]):
+      raise ValueError(f"profile {self.profile}: expected (first, last) step with first < last")
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+  """Pictures drawn while training, every log.samples_every steps, from fixed prompts and seeds.
+
+  Attributes:
+    decoder: a directory in the released layout whose pixel decoder draws; "" is off.
+    prompts: captions. steps, scale, pixel_steps: of the samplers; 0 takes the settings'.
+  """
+
+  decoder: str = ""
+  prompts: tuple[str, ...] = ()
+  steps: int = 0
+  scale: float = 0.0
+  pixel_steps: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """Everything of a config file.
+
+  Attributes:
+    system: its name. model: its Config. data, eval_data: of training, and held out; both have the
+      batch of `train`. tokenizer: a directory, or "".
+
+  Raises:
+    ValueError: pictures are to be drawn, and nothing says by which decoder or of what.
+  """
+
+  system: str
+  model: Any
+  train: Train
+  data: Data
+  eval_data: Data
+  tokenizer: str = ""
+  samples: Samples = dataclasses.field(default_factory=Samples)
+
+  def __post_init__(self) -> None:
+    if self.train.log.samples_every and not (self.samples.decoder and self.samples.prompts):
+      raise ValueError(
+        "config.log.samples_every needs config.samples.decoder and config.samples.prompts"
+      )
+
+
+def to_config(
+  system: str, model: Any, train: Train, data: Data, eval_data: Data | None = None
+) -> ConfigDict:
+  """The ConfigDict that a config file returns, with every field present, so that each is a flag."""
+  out = ConfigDict({"system": system})
+  out.update(config.to_config(train))
+  out.model = config.to_config(model)
+  out.data = config.to_config(data)
+  out.eval_data = config.to_config(eval_data or data)
+  out.tokenizer = ""
+  out.samples = config.to_config(Samples())
+  return out
+
+
+def parse(values: ConfigDict | Mapping[str, Any], systems: Mapping[str, Any]) -> Run:
+  """Checks a config; nothing has been read or compiled yet.
+
+  Args:
+    systems: {name: module with a `Config`}, the systems that there are.
+
+  Raises:
+    ValueError: an unknown system or field, a wrong type, fields that contradict each other.
+  """
+  rest = dict(values)
+  name = rest.pop("system", "")
+  if name not in systems:
+    raise ValueError(f"config.system: {name!r} is not one of {', '.join(systems)}")
+  model = config.build(systems[name].Config, rest.pop("model", {}), "config.model")
+  data = rest.pop("data", {})
+  held_out = rest.pop("eval_data", data)
+  tokenizer = rest.pop("tokenizer", "")
+  samples = config.build(Samples, rest.pop("samples", {}), "config.samples")
+  train = config.build(Train, rest)
+  first, second = (
+    dataclasses.replace(config.build(Data, d, f"config.{n}"), batch=train.batch)
+    for n, d in (("data", data), ("eval_data", held_out))
+  )
+  return Run(name, model, train, first, second, tokenizer, samples)

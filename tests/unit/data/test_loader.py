@@ -1,0 +1,98 @@
+"""Batches loaded ahead: the same ones, in order, by so many threads and so far ahead."""
+
+import threading
+import time
+
+from fakes import InMemory
+import numpy as np
+import pytest
+
+from blip3o_jax.data.loader import Loader
+from blip3o_jax.data.pipeline import Data
+from blip3o_jax.data.pipeline import Pipeline
+from blip3o_jax.data.records import Record
+
+BATCH = 4
+
+
+class Watched:
+  """A transform that notes which records were made, and by which threads."""
+
+  def __init__(self, bad: int = -1):
+    self.bad, self.made, self.threads = bad, [], set()
+    self.together = threading.Barrier(3)
+
+  def __call__(self, record, rng):
+    index = int(record.answer)
+    if index == self.bad:
+      raise OSError(f"record {index} cannot be read")
+    self.made.append(index)
+    self.threads.add(threading.current_thread().name)
+    return {"index": np.int64(index), "noise": rng.normal(size=2)}
+
+  def tokens(self, record):
+    return len(record.prompt)
+
+
+def pipeline(transform, **fields):
+  source = InMemory([Record(prompt="x", answer=str(i)) for i in range(40)])
+  cfg = Data(batch=BATCH, buckets=(4,), **fields)
+  return Pipeline(source, {4: transform}, cfg)
+
+
+def loading():
+  return [t for t in threading.enumerate() if t.name.startswith("loader")]
+
+
+def test_the_batches_of_the_pipeline_in_order():
+  p = pipeline(Watched())
+  with Loader(p, 7, 25) as batches:
+    found = list(batches)
+  assert [step for step, _ in found] == list(range(7, 25))
+  for step, batch in found:
+    assert batch["index"].tolist() == p.ids_at(step)
+    for name, value in p.batch_at(step).items():
+      np.testing.assert_array_equal(batch[name], value)
+  assert not loading()
+
+
+def test_threads_share_the_rows_of_one_batch():
+  """Three rows of the first batch wait for each other, so three threads must be at it."""
+
+  class Together(Watched):
+    def __call__(self, record, rng):
+      if len(self.threads) < 3:
+        self.threads.add(threading.current_thread().name)
+        self.together.wait(timeout=60)
+      return super().__call__(record, rng)
+
+  transform = Together()
+  with Loader(pipeline(transform, threads=3, prefetch=1), 0, 1) as batches:
+    assert len(list(batches)) == 1
+  assert len(transform.threads) == 3
+
+
+@pytest.mark.parametrize("prefetch", [1, 3])
+def test_no_more_batches_than_asked_for_are_ahead(prefetch):
+  transform = Watched()
+  with Loader(pipeline(transform, threads=2, prefetch=prefetch), 0, 10) as batches:
+    stream = iter(batches)
+    next(stream)
+    most = BATCH * (1 + prefetch)  # the one that was taken, and those ahead
+    until = time.monotonic() + 60
+    while len(transform.made) < most and time.monotonic() < until:
+      time.sleep(0.01)
+    time.sleep(0.1)
+    assert len(transform.made) == most
+
+
+def test_an_error_comes_at_its_step_and_closing_ends_the_threads():
+  p = pipeline(Watched(), shuffle=False)
+  bad = pipeline(Watched(bad=9), shuffle=False)
+  with Loader(bad, 0, 10) as batches:
+    stream = iter(batches)
+    for step in range(2):
+      assert next(stream)[1]["index"].tolist() == p.ids_at(step)
+    with pytest.raises(OSError, match="record 9 cannot be read"):
+      next(stream)
+  assert not loading()
