@@ -33,7 +33,7 @@ def get_config(arg: str = "") -> ConfigDict:
   options = config.parse_arg(arg, work="work", first=False, times=1.0)
   steps = round(840 * options.times)
   kept = max(1, steps // 8)  # steps between checkpoints of the curve of scores over minutes
-  tokenizer = Tokenizer.load(options.work)
+  tokenizer = Tokenizer.load(options.work, blip3o.SPECIAL)
   model = dataclasses.replace(
     sizes.blip3o_shapes(tokenizer.image_pad),
     parts=("visual", "head"),
@@ -49,11 +49,16 @@ def get_config(arg: str = "") -> ConfigDict:
     # row once: first the tower has to tell shapes apart, then the language model has to find the
     # object that is asked for. The second run asks nothing about captions: to choose in a text is
     # not learned beside the rest, and kept it from reading. Two objects again before four.
-    mixture=Mixture(
-      descriptions=0.05, text_questions=0.35, turns=4, growing=(80 * BATCH, 280 * BATCH)
+    shapes=Mixture(
+      questions=True,
+      descriptions=0.05,
+      text_questions=0.35,
+      turns=4,
+      growing=(80 * BATCH, 280 * BATCH),
     )
     if options.first
     else Mixture(
+      questions=True,
       descriptions=0.02,
       text_questions=0.0,
       reading=0.2,
@@ -67,7 +72,6 @@ def get_config(arg: str = "") -> ConfigDict:
     shuffle=False,
     buckets=(104,),
     image_size=sizes.SHAPES_IMAGE,
-    patch_size=8,
   )
   train = Train(
     steps=steps,

@@ -32,7 +32,7 @@ def get_config(arg: str = "") -> ConfigDict:
   options = config.parse_arg(arg, work="work", backbone="", times=1.0)
   steps = round(840 * options.times)
   kept = max(1, steps // 3)  # steps between checkpoints of the curve of scores over minutes
-  tokenizer = Tokenizer.load(options.work)
+  tokenizer = Tokenizer.load(options.work, blip3o.SPECIAL)
   model = dataclasses.replace(
     sizes.blip3o_shapes(tokenizer.image_pad),
     parts=("denoiser",),
@@ -43,7 +43,7 @@ def get_config(arg: str = "") -> ConfigDict:
     split="generator",
     task="generate",
     records=48000,
-    mixture=Mixture(long_captions=0.25, variants=3),
+    shapes=Mixture(long_captions=0.25, variants=3),
     buckets=(48, 80),
     features=True,
     path=f"{options.work}/features/generator",

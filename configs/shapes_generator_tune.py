@@ -36,7 +36,7 @@ def get_config(arg: str = "") -> ConfigDict:
   options = config.parse_arg(arg, work="work", times=1.0, categories=DEFAULT)
   steps = round(600 * options.times)
   kept = max(1, steps // 2)  # steps between checkpoints of the curve of scores over minutes
-  tokenizer = Tokenizer.load(options.work)
+  tokenizer = Tokenizer.load(options.work, blip3o.SPECIAL)
   model = dataclasses.replace(
     sizes.blip3o_shapes(tokenizer.image_pad),
     parts=("denoiser",),
@@ -48,7 +48,7 @@ def get_config(arg: str = "") -> ConfigDict:
     split="generator",
     task="generate",
     records=16000,
-    mixture=Mixture(categories=tuple(options.categories.split("+")), seed=1),
+    shapes=Mixture(categories=tuple(options.categories.split("+")), seed=1),
     buckets=(48,),
     features=True,
     path=f"{options.work}/features/tune",

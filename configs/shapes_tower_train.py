@@ -26,7 +26,7 @@ def get_config(arg: str = "") -> ConfigDict:
     split="world",
     task="contrast",
     records=16000,
-    mixture=Mixture(long_captions=0.3),
+    shapes=Mixture(long_captions=0.3),
     buckets=(48,),
     image_size=sizes.SHAPES_IMAGE,
     cache=True,

@@ -81,7 +81,7 @@ class Found:
       return
     if self.tokenizer is not None:
       save.copy_tokenizer(self.tokenizer, folder)
-    ids = Tokenizer.load(folder)
+    ids = Tokenizer.load(folder, blip3o.SPECIAL)
     wanted = released.config_json(self.cfg, eos=ids.im_end, pad=ids.pad)
     mine = released.sizes_json(self.cfg)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from blip3o_jax.convert.source import Origin
-from blip3o_jax.data.text.tokenizer import SPECIAL
+from blip3o_jax.systems.blip3o.prompts import SPECIAL
 
 ADDED = tuple(SPECIAL[name] for name in ("image_start", "image_end", "image"))
 

@@ -6,6 +6,7 @@ Source: spec 1.8 (Qwen), 2.4 (EVA). All resizing is PIL's antialiased bicubic fi
 import io
 import math
 
+import einops
 import numpy as np
 from PIL import Image
 from PIL import ImageOps
@@ -89,11 +90,15 @@ def patchify(
     float[H W / patch_size^2, 3 * temporal_patch_size * patch_size^2]: one frame repeated along
     time; inside a row channel, frame, row, column.
   """
-  p, m = patch_size, merge
-  h, w = x.shape[0] // p, x.shape[1] // p
-  x = x.reshape(h // m, m, p, w // m, m, p, 3).transpose(0, 3, 1, 4, 6, 2, 5)
-  x = np.repeat(x[:, :, :, :, :, None], temporal_patch_size, axis=5)
-  return x.reshape(h * w, 3 * temporal_patch_size * p * p)
+  return einops.repeat(
+    x,
+    "(h a p) (w b q) c -> (h w a b) (c t p q)",
+    a=merge,
+    p=patch_size,
+    b=merge,
+    q=patch_size,
+    t=temporal_patch_size,
+  )
 
 
 def qwen_image(

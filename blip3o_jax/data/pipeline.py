@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
+import math
 import threading
-from typing import Any
 from typing import Literal
+from typing import Protocol
 
 from absl import logging
 import numpy as np
@@ -20,15 +21,14 @@ import numpy as np
 from blip3o_jax.data.records import BadRecord
 from blip3o_jax.data.records import Record
 from blip3o_jax.data.records import Source
+from blip3o_jax.data.records import Subset
 from blip3o_jax.data.records import text_bytes
 from blip3o_jax.data.shapes import source as embedded
-from blip3o_jax.data.text import chat
+from blip3o_jax.data.sources import tars
 
 Arrays = dict[str, np.ndarray]
-# One record as arrays of fixed shapes; all randomness comes from the generator it is given.
-Transform = Callable[[Record, np.random.Generator], Arrays]
 
-SAMPLE = 256  # records that are tokenised to estimate the lengths of all
+SAMPLE = 256  # records whose tokens are counted to estimate the lengths of all
 ATTEMPTS = 8  # replacements in a row that may fail before the data itself is to blame
 
 
@@ -36,22 +36,22 @@ ATTEMPTS = 8  # replacements in a row that may fail before the data itself is to
 class Data:
   """Which records, as what, in which batches.
 
+  A system may have no use for a field; what it needs beside them stands in its own config.
+
   Attributes:
     source: the embedded set, or a folder of tars. path: of the folder.
     split: "train" or "test" of a folder, one of `shapes.SPLITS` of the embedded set. holdout: share
       of a folder's records that are its test split, chosen by a hash of the key.
-    records: how many to use, 0 for all of a folder. mixture: texts of the embedded set.
-    task: which transform.
+    records: how many to use, 0 for all of a folder. shapes: texts of the embedded set.
+    task: what the records are to teach, one of the tasks of the system.
     batch: rows of the global batch. buckets: static lengths of token rows.
     image_size: side of the picture that the encoder, the autoencoder or the vision tower takes; 0
       is for understanding rows that never show one.
     features: read cached features instead of pictures ("pixels": beside them).
     values: of `images`: normalised as EVA takes them, or in [-1, 1] for an autoencoder's latents;
       "pixels" always gives the latter.
-    form: of the generation prompt, see `chat.generation_ids`.
     squash: resize to a square, whatever the ratio, instead of cutting out the centre.
-    friendly: see `transforms.decode`.
-    patch_size, merge, temporal_patch_size: of the understanding tower.
+    friendly: see `images.decode`.
     shuffle: off keeps the order of the source, for evaluation. seed: of the order.
     threads, prefetch: batches loaded at a time, and kept ready. cache: keep transformed records.
     strict: raise for a damaged record, instead of taking another with a warning.
@@ -62,19 +62,15 @@ class Data:
   split: str = "train"
   holdout: float = 0.0
   records: int = 0
-  mixture: embedded.Mixture = embedded.Mixture()
-  task: Literal["generate", "understand", "contrast", "pixels"] = "generate"
+  shapes: embedded.Mixture = embedded.Mixture()
+  task: str = ""
   batch: int = 32
-  buckets: tuple[int, ...] = chat.BUCKETS
+  buckets: tuple[int, ...] = (64, 160, 448)
   image_size: int = 448
   features: bool = False
   values: Literal["clip", "signed"] = "clip"
-  form: chat.Form = "inference"
   squash: bool = False
   friendly: bool = False
-  patch_size: int = 14
-  merge: int = 2
-  temporal_patch_size: int = 2
   shuffle: bool = True
   seed: int = 0
   threads: int = 8
@@ -93,10 +89,26 @@ class Data:
     if self.source == "tars" and self.split not in ("train", "test"):
       raise ValueError(f"split {self.split!r} of a folder of tars: expected 'train' or 'test'")
 
-  @property
-  def image_tokens(self) -> int:
-    """Places of one picture in an understanding row."""
-    return (self.image_size // (self.patch_size * self.merge)) ** 2
+  def check_task(self, *known: str) -> None:
+    """For a system: raises ValueError for a task that is none of those it has."""
+    if self.task not in known:
+      raise ValueError(f"config.data.task: {self.task!r} is not one of {', '.join(known)}")
+
+
+class Transform(Protocol):
+  """One record as arrays of fixed shapes, for one bucket."""
+
+  def __call__(self, record: Record, rng: np.random.Generator, /) -> Arrays:
+    """The arrays, of the same shapes for every record; all randomness comes from `rng`.
+
+    Raises:
+      BadRecord: a record that cannot be used; the message names it.
+    """
+    ...
+
+  def tokens(self, record: Record, /) -> int:
+    """Tokens that the record's row needs, uncut; 0 where there is nothing to choose by."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,24 +123,23 @@ class Pipeline:
 
   Args:
     source: of records.
-    transforms: {bucket: transform}; a bucket is the static length that its transform makes.
-    lengths: int[n], of each record, compared with the buckets; the largest takes what is longer.
+    transforms: {bucket: transform}; a bucket is the static length that its transform makes. The
+      largest takes what is longer.
     cfg: batch, shuffle, seed, threads, prefetch, cache, strict are read.
-    rows: of the global batch which this process loads, for example range(process, batch, count);
-      all by default. What stands in a row does not depend on who loads it.
+    rows: of the global batch which this process loads, in any order; all by default. What stands in
+      a row does not depend on who loads it.
 
   Attributes:
     steps_per_epoch: int. replaced: how many damaged records another one stood in for, so far.
 
   Raises:
-    ValueError: fewer records than one batch, lengths that do not fit the source, rows outside.
+    ValueError: fewer records than one batch, rows outside.
   """
 
   def __init__(
     self,
     source: Source,
     transforms: Mapping[int, Transform],
-    lengths: np.ndarray,
     cfg: Data,
     rows: Sequence[int] = (),
   ):
@@ -138,9 +149,10 @@ class Pipeline:
     self._rows = np.array(rows if len(rows) else range(cfg.batch), np.int64)
     if self._rows.min() < 0 or self._rows.max() >= cfg.batch:
       raise ValueError(f"rows {self._rows.min()} to {self._rows.max()} of a batch of {cfg.batch}")
-    if len(lengths) != len(source):
-      raise ValueError(f"{len(lengths)} lengths for {len(source)} records")
-    self._members = _divide(np.asarray(lengths), self.buckets, cfg.batch)
+    lengths = np.zeros(len(source), np.int64)
+    if len(self.buckets) > 1:
+      lengths = estimate_lengths(source, self._transforms[0])
+    self._members = _divide(lengths, self.buckets, cfg.batch)
     self._counts = [len(m) // cfg.batch for m in self._members]
     self.steps_per_epoch = sum(self._counts)
     if not self.steps_per_epoch:
@@ -156,23 +168,19 @@ class Pipeline:
 
   def rows_at(self, step: int) -> list[Callable[[], Arrays]]:
     """For each of this process's rows of a step a function that loads it; `stack` joins them."""
-    bucket, chosen = self._chosen(step)
-    epoch = step // self.steps_per_epoch
-    return [functools.partial(self._record, index, bucket, epoch) for index in chosen]
+    epoch, at = divmod(step, self.steps_per_epoch)
+    bucket = int(self._epoch(epoch).bucket[at])
+    return [functools.partial(self._record, i, bucket, epoch) for i in self.ids_at(step)]
 
   def ids_at(self, step: int) -> list[int]:
-    """The index in the source of the record in each of this process's rows of a step.
+    """The records of this process's rows at a step, by their index in the source, row by row.
 
-    A damaged one is named although another stands in for it.
+    Where a record is damaged, another stands in for it.
     """
-    return self._chosen(step)[1]
-
-  def _chosen(self, step: int) -> tuple[int, list[int]]:
-    """The number of a step's bucket, and the records of this process's rows."""
     epoch, at = divmod(step, self.steps_per_epoch)
     order = self._epoch(epoch)
-    bucket = int(order.bucket[at])
-    return bucket, order.members[bucket][order.start[at] + self._rows].tolist()
+    chosen = order.members[int(order.bucket[at])][order.start[at] + self._rows]
+    return [int(i) for i in chosen]
 
   def bucket_at(self, step: int) -> int:
     """The bucket of a step, without reading a record."""
@@ -230,27 +238,45 @@ class Pipeline:
       logging.warning(text, index, n, error, other)
 
 
-def lengths(source: Source, transforms: Mapping[int, Any]) -> np.ndarray:
+def open_source(cfg: Data) -> Source:
+  """The records of a data config.
+
+  Raises:
+    FileNotFoundError, ValueError: see `tars.TarSource`, `embedded.EmbeddedSource`; no path to a
+      folder, an empty split.
+  """
+  if cfg.source == "shapes":
+    home = cfg.path if cfg.features else ""
+    return embedded.EmbeddedSource(cfg.split, cfg.records, cfg.shapes, features=home)
+  if not cfg.path:
+    raise ValueError("config.data.path: expected a folder of tars (docs/data.md)")
+  source = tars.TarSource(cfg.path)
+  if not cfg.holdout and cfg.split == "train":
+    chosen = np.arange(len(source))
+  else:
+    held = source.hashes() < math.floor(cfg.holdout * 2**32)
+    chosen = np.flatnonzero(held if cfg.split == "test" else ~held)
+  if not len(chosen):
+    raise ValueError(f"{cfg.path}: the split {cfg.split!r} is empty; holdout is {cfg.holdout}")
+  return Subset(source, chosen[: cfg.records or None])
+
+
+def estimate_lengths(source: Source, transform: Transform) -> np.ndarray:
   """Tokens that each record's row needs, int64[n], estimated from the bytes of its text.
 
-  The template's tokens are exact; those of the text are its bytes times the largest ratio that is
-  seen among 256 records over the whole source, so that few texts, if any, are cut. With one bucket
-  there is nothing to choose, and zeros are returned.
-
-  Args:
-    transforms: {bucket: transform with `tokens(record) -> int`}.
+  What a row needs without its text is counted; its text's tokens are taken as its bytes times the
+  largest ratio seen. Both are the largest among 256 records over the whole source, so that few
+  texts, if any, are cut.
   """
-  if len(transforms) == 1:
-    return np.zeros(len(source), np.int64)
-  count = next(iter(transforms.values())).tokens
-  ratio, empty = 0.0, count(Record())
+  ratio, template = 0.0, transform.tokens(Record())
   for index in np.unique(np.linspace(0, len(source) - 1, SAMPLE).astype(np.int64)):
     try:
       record = source[int(index)]
     except BadRecord:
       continue
-    ratio = max(ratio, (count(record) - empty) / max(text_bytes(record), 1))
-  template = count(Record(image=np.zeros((1, 1, 3), np.uint8)))
+    bare = transform.tokens(dataclasses.replace(record, prompt="", answer="", turns=()))
+    template = max(template, bare)
+    ratio = max(ratio, (transform.tokens(record) - bare) / max(text_bytes(record), 1))
   return template + np.ceil(source.lengths() * ratio).astype(np.int64)
 
 
@@ -268,7 +294,11 @@ def _divide(lengths: np.ndarray, buckets: tuple[int, ...], batch: int) -> list[n
 
 
 def stack(rows: Sequence[Arrays]) -> Arrays:
-  """Rows as one batch; ValueError for rows of different shapes, by name."""
+  """Rows as one batch.
+
+  Raises:
+    ValueError: rows of different shapes, by name.
+  """
   out = {}
   for name in rows[0]:
     shapes = {row[name].shape for row in rows}

@@ -1,7 +1,8 @@
 """What a record is, and what a source of records offers. Knows no file format and no model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 import dataclasses
+from typing import Any
 from typing import Protocol
 
 import numpy as np
@@ -21,10 +22,8 @@ class Record:
     prompt: the caption to draw, or the question to answer.
     answer: what a question is answered with; empty for a caption.
     turns: further questions and answers of the same conversation, in order.
-    reads: words that the hidden vectors at the slots should name, one each: what the prompt asks to
-      draw or, where there is a picture, what it shows. No answer goes with them.
-    places: words that the hidden vectors at the picture's own tokens should name, one each, in the
-      order of the tokens; () for none.
+    extra: what a source may add for a system's own tasks, {name: value}; the source says what it
+      adds, the system what it reads.
     kind: of record, free text ("caption", a question type, a test category).
     name: how errors call the record.
   """
@@ -34,8 +33,7 @@ class Record:
   prompt: str = ""
   answer: str = ""
   turns: tuple[tuple[str, str], ...] = ()
-  reads: tuple[str, ...] = ()
-  places: tuple[str, ...] = ()
+  extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   kind: str = ""
   name: str = ""
 
@@ -57,22 +55,6 @@ class Source(Protocol):
   def __getitem__(self, index: int, /) -> Record: ...
 
   def lengths(self) -> np.ndarray: ...
-
-
-class InMemory:
-  """A source that holds its records."""
-
-  def __init__(self, records: Sequence[Record]):
-    self._records = records
-
-  def __len__(self) -> int:
-    return len(self._records)
-
-  def __getitem__(self, index: int, /) -> Record:
-    return self._records[index]
-
-  def lengths(self) -> np.ndarray:
-    return np.array([text_bytes(record) for record in self._records], np.int64)
 
 
 class Subset:

@@ -32,7 +32,6 @@ from blip3o_jax.data import images as pictures
 from blip3o_jax.data import shapes
 from blip3o_jax.data.pipeline import Data
 from blip3o_jax.data.shapes import source as embedded
-from blip3o_jax.data.text import chat
 from blip3o_jax.data.text.tokenizer import Tokenizer
 from blip3o_jax.data.text.tokenizer import train_bpe
 from blip3o_jax.miniature import parts as frozen_parts
@@ -43,6 +42,7 @@ from blip3o_jax.models import autoencoder
 from blip3o_jax.systems import blip3o
 from blip3o_jax.systems import contrast
 from blip3o_jax.systems import pixels
+from blip3o_jax.systems.blip3o import prompts
 from blip3o_jax.systems.blip3o import released
 from blip3o_jax.systems.blip3o import save
 from blip3o_jax.systems.blip3o import verbs
@@ -106,8 +106,8 @@ def train(cfg: ConfigDict, work: Path, name: str) -> dict[str, Any]:
 def train_tokenizer(work: Path, amounts: Amounts = ALL) -> dict[str, Any]:
   """Trains the tokenizer on captions, questions and the words of the templates."""
   texts = [
-    chat.SYSTEM,
-    chat.GENERATE,
+    prompts.SYSTEM,
+    prompts.GENERATE,
     embedded.DESCRIBE,
     "system",
     "user",
@@ -117,7 +117,7 @@ def train_tokenizer(work: Path, amounts: Amounts = ALL) -> dict[str, Any]:
     texts += [shapes.caption(scene), shapes.long_caption(scene)]
     # An answer begins a message, without a space before it: its words are tokens of their own.
     texts += [text for q in shapes.questions(scene) for text in (q.question, q.answer)]
-  tokenizer = train_bpe(texts, sizes.SHAPES_VOCAB, work)
+  tokenizer = train_bpe(texts, sizes.SHAPES_VOCAB, work, blip3o.SPECIAL)
   return {"vocabulary": tokenizer.size}
 
 
@@ -169,7 +169,7 @@ def _factors(scenes: Sequence[shapes.Scene]) -> np.ndarray:
 def cache_features(work: Path, data: ConfigDict) -> None:
   """Writes the features of a config's scenes where its `data.path` says, float16[n, h, w, C]."""
   asked = config.build(Data, data, "config.data")
-  source = embedded.EmbeddedSource(asked.split, asked.records, asked.mixture)
+  source = embedded.EmbeddedSource(asked.split, asked.records, asked.shapes)
   count = source.scenes
   cfg = sizes.blip3o_shapes().features
   found = _filled(blip3o, _full_config(work), [frozen_parts.read(work).encoder], "encoder/")
@@ -260,7 +260,7 @@ def assemble(work: Path, generator: str, step: int = -1) -> verbs.Model:
     SETTINGS,
     _split(blip3o, cfg, system),
     _split(pixels, decoder_cfg, decoder),
-    Tokenizer.load(work),
+    Tokenizer.load(work, blip3o.SPECIAL),
   )
 
 
@@ -288,7 +288,9 @@ def before_generation(work: Path, model: verbs.Model) -> verbs.Model:
 def reader(work: Path, step: int = -1, run: str = "") -> verbs.Model:
   """The model that answers questions and draws nothing, after `step` steps of a run in `work`."""
   cfg, params = _reading(work, step, run)
-  return verbs.Model(cfg, SETTINGS, _split(blip3o, cfg, params), None, Tokenizer.load(work))
+  return verbs.Model(
+    cfg, SETTINGS, _split(blip3o, cfg, params), None, Tokenizer.load(work, blip3o.SPECIAL)
+  )
 
 
 def _reading(
@@ -311,7 +313,7 @@ def _mesh() -> jax.sharding.Mesh:
 
 
 def _full_config(work: Path) -> blip3o.Config:
-  return sizes.blip3o_shapes(Tokenizer.load(work).image_pad)
+  return sizes.blip3o_shapes(Tokenizer.load(work, blip3o.SPECIAL).image_pad)
 
 
 def _filled(

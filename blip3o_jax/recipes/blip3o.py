@@ -81,6 +81,7 @@ def _model(size: Size, options: ConfigDict, pixels: bool) -> blip3o.Config:
     model,
     parts=("denoiser", "encoder") if pixels else ("denoiser",),
     prompt_gradient="full" if options.reference else "stop",
+    prompt_form="training" if options.reference else "inference",
     backbone=dataclasses.replace(model.backbone, remat=remat),
     denoiser=dataclasses.replace(model.denoiser, remat=remat),
   )
@@ -95,7 +96,6 @@ def _data(stage: Stage, options: ConfigDict, pixels: bool) -> Data:
     task="generate",
     buckets=(LONGEST,) if reference else (64, 160, LONGEST),
     features=not pixels,
-    form="training" if reference else "inference",
     seed=42,
     threads=16,
   )

@@ -22,14 +22,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from blip3o_jax import layers
+from blip3o_jax.data.pipeline import Arrays
 from blip3o_jax.data.pipeline import Data
 from blip3o_jax.data.pipeline import Transform
+from blip3o_jax.data.records import Record
+from blip3o_jax.data.text import chat
 from blip3o_jax.models import clip_text
 from blip3o_jax.systems.blip3o import rows as names
-from blip3o_jax.systems.blip3o import tasks
 from blip3o_jax.systems.parts import features as feature_space
 from blip3o_jax.systems.parts import flops as parts
+from blip3o_jax.systems.parts import targets
 
+SPECIAL = {name: chat.QWEN[name] for name in ("pad", "im_end")}
 Batch = Mapping[str, jax.Array]
 
 
@@ -145,11 +149,6 @@ def flops(cfg: Config, spec: Mapping[str, Any]) -> float:
   return 3.0 * rows * (each + 2 * cfg.features.grid**2 * rebuilt)
 
 
-def transforms(cfg: Config, data: Data, tokenizer: Any) -> dict[int, Transform]:
-  """{bucket: transform} of pictures with captions."""
-  return tasks.transforms(cfg, data, tokenizer)
-
-
 def sampler(cfg: Config, samples: Any, tokenizer: str) -> Callable[[nnx.Module, int], np.ndarray]:
   """Raises ValueError: this system draws no pictures."""
   raise ValueError("config.log.samples_every: the system contrast draws no pictures")
@@ -161,3 +160,36 @@ def load_params(
   """The image tower of a released-layout or converted directory, for a run that starts from one."""
   del cfg
   return names.load(directory, abstract)
+
+
+def transforms(cfg: Config, data: Data, tokenizer: chat.Tokenizer | None) -> dict[int, Transform]:
+  """{bucket: `Pair`}: tokens, segments int32[B, P] and images float32[B, S, S, 3], or features.
+
+  Raises:
+    ValueError: another task than "contrast", no tokenizer.
+  """
+  del cfg
+  data.check_task("contrast")
+  if tokenizer is None:
+    raise ValueError(f"config.tokenizer: task {data.task!r} needs a directory with tokenizer.json")
+  return {bucket: Pair(data, tokenizer, bucket) for bucket in data.buckets}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+  """A picture and its bare caption, cut to `bucket` tokens with <|im_end|> as the last."""
+
+  data: Data
+  tokenizer: chat.Tokenizer
+  bucket: int
+
+  def tokens(self, record: Record) -> int:
+    """Of the caption, uncut, and its end."""
+    return len(self.tokenizer.encode(record.prompt)) + 1
+
+  def __call__(self, record: Record, rng: np.random.Generator) -> Arrays:
+    del rng
+    limit = self.bucket
+    caption = chat.cut(self.tokenizer.encode(record.prompt), limit - 1, "caption", limit)
+    row = chat.token_row([*caption, self.tokenizer.im_end], limit, self.tokenizer.pad)
+    return row | targets.target(record, self.data)

@@ -22,19 +22,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from blip3o_jax.data import images as pictures
+from blip3o_jax.data.pipeline import Arrays
 from blip3o_jax.data.pipeline import Data
 from blip3o_jax.data.pipeline import Transform
+from blip3o_jax.data.records import Record
 from blip3o_jax.diffusion import eps
 from blip3o_jax.diffusion import guidance
 from blip3o_jax.models import autoencoder
 from blip3o_jax.models import unet
-from blip3o_jax.systems.blip3o import tasks
 from blip3o_jax.systems.parts import diffusers_files
 from blip3o_jax.systems.parts import features as feature_space
 from blip3o_jax.systems.parts import flops as parts
+from blip3o_jax.systems.parts import targets
 from blip3o_jax.weights import store
 from blip3o_jax.weights import table
 
+SPECIAL: dict[str, str] = {}  # no text
 Batch = Mapping[str, jax.Array]
 TIME_BINS = 10
 PLACES = "place_channels"  # key of unet/config.json, absent where there are none
@@ -363,11 +367,6 @@ def flops(cfg: Config, spec: Mapping[str, Any]) -> float:
   return rows * (3.0 * call + (parts.encode(cfg.autoencoder, side) if "images" in spec else 0))
 
 
-def transforms(cfg: Config, data: Data, tokenizer: Any) -> dict[int, Transform]:
-  """{bucket: transform} of pictures."""
-  return tasks.transforms(cfg, data, tokenizer)
-
-
 def sampler(cfg: Config, samples: Any, tokenizer: str) -> Callable[[nnx.Module, int], np.ndarray]:
   """Raises ValueError: nothing here makes features of a prompt."""
   raise ValueError("config.log.samples_every: the system pixels draws nothing from prompts")
@@ -434,3 +433,31 @@ def read_config(directory: str | Path, *, feature_grid: int = 8, **options: Any)
     places=network.get(PLACES, 0),
     **options,
   )
+
+
+def transforms(cfg: Config, data: Data, tokenizer: Any) -> dict[int, Transform]:
+  """{bucket: `Picture`}, which is the same for each: images and, if `data` asks for them, features.
+
+  Raises:
+    ValueError: another task than "pixels".
+  """
+  del cfg, tokenizer
+  data.check_task("pixels")
+  return {bucket: Picture(data) for bucket in data.buckets}
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+  """images float32[S, S, 3] in [-1, 1], and the cached features float32[h, w, C]."""
+
+  data: Data
+
+  def tokens(self, record: Record) -> int:
+    """0: there is no text."""
+    del record
+    return 0
+
+  def __call__(self, record: Record, rng: np.random.Generator) -> Arrays:
+    del rng
+    images = pictures.signed(targets.square(record, self.data))
+    return {"images": images} | (targets.cached(record) if self.data.features else {})

@@ -18,11 +18,10 @@ import optax
 from blip3o_jax import config
 from blip3o_jax import sharding
 from blip3o_jax import trees
-from blip3o_jax.data import pipeline
 from blip3o_jax.data.pipeline import Data
 from blip3o_jax.data.pipeline import Pipeline
+from blip3o_jax.data.pipeline import open_source
 from blip3o_jax.data.text.tokenizer import Tokenizer
-from blip3o_jax.systems.blip3o import tasks
 from blip3o_jax.systems.parts import loading
 from blip3o_jax.train import checkpoint
 from blip3o_jax.train import distributed
@@ -124,13 +123,10 @@ def open_data(setup: Setup, cfg: Data) -> Pipeline:
   Raises:
     FileNotFoundError, ValueError: data or tokenizer that is absent or does not fit.
   """
-  run = setup.run
-  if cfg.source == "tars" and not cfg.path:
-    raise ValueError("config.data.path: expected a folder of tars (docs/data.md)")
-  source = tasks.open_source(cfg)
-  tokenizer = Tokenizer.load(run.tokenizer) if run.tokenizer else None
-  made = setup.system.transforms(run.model, cfg, tokenizer)
-  return Pipeline(source, made, pipeline.lengths(source, made), cfg, setup.rows)
+  run, system = setup.run, setup.system
+  tokenizer = Tokenizer.load(run.tokenizer, system.SPECIAL) if run.tokenizer else None
+  made = system.transforms(run.model, cfg, tokenizer)
+  return Pipeline(open_source(cfg), made, cfg, setup.rows)
 
 
 class Compiled:

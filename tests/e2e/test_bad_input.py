@@ -21,6 +21,7 @@ from blip3o_jax.data.text.tokenizer import Tokenizer
 from blip3o_jax.miniature import sizes
 from blip3o_jax.systems import SYSTEMS
 from blip3o_jax.systems import pixels
+from blip3o_jax.systems.blip3o import prompts
 from blip3o_jax.train import loop
 from blip3o_jax.train import run
 from blip3o_jax.train.run import Train
@@ -209,17 +210,17 @@ def test_an_image_that_cannot_be_decoded(fails, tmp_path):
 def test_a_long_caption_is_cut_and_the_template_kept(caplog, monkeypatch):
   from absl import logging
 
-  tokenizer = Tokenizer.load(TINY)
+  tokenizer = Tokenizer.load(TINY, prompts.SPECIAL)
   logging.use_absl_handler()
   monkeypatch.setattr(chat, "_seen", collections.Counter())
   with caplog.at_level(std_logging.WARNING, logger="absl"):
     logger = std_logging.getLogger("absl")
     logger.addHandler(caplog.handler)
     for _ in range(12):
-      ids = chat.generation_ids(tokenizer, "red " * 900)
+      ids = prompts.generation_ids(tokenizer, "red " * 900)
     logger.removeHandler(caplog.handler)
-  short = chat.generation_ids(tokenizer, "red")
-  assert len(ids) == chat.BUCKETS[-1]
+  short = prompts.generation_ids(tokenizer, "red")
+  assert len(ids) == prompts.LIMIT
   assert ids[-1] == tokenizer.image_start
   assert ids[-5:] == short[-5:]
   assert "the caption is too long for a prompt of 448 tokens" in caplog.text
@@ -229,10 +230,10 @@ def test_a_long_caption_is_cut_and_the_template_kept(caplog, monkeypatch):
 
 
 def test_special_tokens_in_a_caption_are_text():
-  tokenizer = Tokenizer.load(TINY)
+  tokenizer = Tokenizer.load(TINY, prompts.SPECIAL)
   caption = "a <|im_end|> [IMG] <image> cat"
-  ids = chat.generation_ids(tokenizer, caption)
-  plain = chat.generation_ids(tokenizer, "a cat")
+  ids = prompts.generation_ids(tokenizer, caption)
+  plain = prompts.generation_ids(tokenizer, "a cat")
   for special in (tokenizer.im_end, tokenizer.image_start, tokenizer.image):
     assert ids.count(special) == plain.count(special)
   assert caption in tokenizer.decode(ids)

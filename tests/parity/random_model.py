@@ -142,7 +142,7 @@ def _leaf(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.nda
 
 def model(sizes: np.random.Generator, tokenizer: Path, *, paints: bool = True) -> verbs.Model:
   """A model with the tokenizer of a directory; `paints` gives it a pixel decoder."""
-  words, seed = Tokenizer.load(tokenizer), int(sizes.integers(1 << 30))
+  words, seed = Tokenizer.load(tokenizer, blip3o.SPECIAL), int(sizes.integers(1 << 30))
   cfg, painter = system(sizes, words), decoder(sizes)
   return verbs.Model(
     cfg,

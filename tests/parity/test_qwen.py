@@ -126,6 +126,16 @@ def read_images(model: Qwen, pixels: np.ndarray, grids: list[tuple[int, int]], n
   return see(model, patches, qwen_vision.layout(grids, n, model.vision.cfg))
 
 
+def image_index(
+  tokens: np.ndarray, grids: list[tuple[int, int]], image_token: int, n: int
+) -> np.ndarray:
+  """int[B, T]: which row of `read_images`, flattened, stands at each place; -1 at text."""
+  rows = [i * (n // 4) + np.arange(h * w // 4) for i, (h, w) in enumerate(grids)]
+  index = np.full(tokens.shape, -1, np.int32)
+  index[tokens == image_token] = np.concatenate(rows)
+  return index
+
+
 @dataclasses.dataclass
 class Prompt:
   """The recorded understanding batch, embedded."""
@@ -141,7 +151,7 @@ def understanding(model: Qwen, recorded: Any, n: int = 104) -> Prompt:
   tokens, mask = (recorded[f"und.{k}"].astype(np.int32) for k in ("input_ids", "attention_mask"))
   grids = [(int(h), int(w)) for _, h, w in recorded["und.grid_thw"]]
   images = read_images(model, recorded["und.pixel_values"], grids, n)
-  index = mrope.image_index(tokens, mask, grids, 503, 2, n)
+  index = image_index(tokens, grids, 503, n)
   positions, deltas = mrope.mrope_positions(tokens, mask, grids, 503, 2)
   flat = np.concatenate([images[i, : h * w // 4] for i, (h, w) in enumerate(grids)])
   return Prompt(inputs(model, tokens, images, index), positions, deltas, mask, flat)
@@ -377,7 +387,7 @@ def test_transformers_of_today(check, sizes, tie):
       output_hidden_states=True,
     )
   images = read_images(model, pixels, grids, 64)
-  index = mrope.image_index(tokens, mask, grids, 110, 2, 64)
+  index = image_index(tokens, grids, 110, 64)
   positions, _ = mrope.mrope_positions(tokens, mask, grids, 110, 2)
   hidden, logits = plain(model, inputs(model, tokens, images, index), positions, mask)
   kind = "tied" if tie else "untied"

@@ -41,7 +41,7 @@ def test_reference_is_the_paper_to_the_letter(size, stage, steps, warm, floor):
     1000,
     1,
   )
-  assert (data.buckets, data.form, data.features, data.image_size) == (
+  assert (data.buckets, model.prompt_form, data.features, data.image_size) == (
     (448,),
     "training",
     False,

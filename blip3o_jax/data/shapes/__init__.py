@@ -10,7 +10,6 @@ from blip3o_jax.data.shapes.captions import Category
 from blip3o_jax.data.shapes.captions import caption
 from blip3o_jax.data.shapes.captions import category_caption
 from blip3o_jax.data.shapes.captions import category_include
-from blip3o_jax.data.shapes.captions import include_of
 from blip3o_jax.data.shapes.captions import long_caption
 from blip3o_jax.data.shapes.captions import test_prompts
 from blip3o_jax.data.shapes.questions import KINDS
@@ -64,7 +63,6 @@ __all__ = [
   "category_caption",
   "category_include",
   "conversation",
-  "include_of",
   "long_caption",
   "placed",
   "question",

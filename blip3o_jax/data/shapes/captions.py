@@ -200,11 +200,6 @@ def _entry(shape: str, color: str = "", count: int = 1) -> dict[str, Any]:
   return {"class": shape, "count": count} | ({"color": color} if color else {})
 
 
-def include_of(scene: Scene) -> list[dict[str, Any]]:
-  """GenEval-style metadata of a whole scene: [{class, count, color}], one entry a group."""
-  return [_entry(m.shape, m.color, m.count) for m in _groups(scene.objects, True)]
-
-
 def category_include(scene: Scene, category: Category | str) -> list[dict[str, Any]]:
   """What a caption of `category_caption` asks of its scene: metadata as of `test_prompts`.
 

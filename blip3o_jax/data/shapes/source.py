@@ -23,6 +23,7 @@ class Mixture:
   """Which texts stand with the scenes.
 
   Attributes:
+    questions: records with answers (understanding) instead of captions.
     long_captions: share of captions that are long.
     categories: test categories in whose manner captions are written, in turn (instruction tuning);
       empty for captions of any scene.
@@ -30,11 +31,11 @@ class Mixture:
       picture, or ask about a caption without a picture; the rest asks about the picture.
     turns: most questions of an understanding record, all about one scene. With 1, a description is
       a record of its own; with more, it is the last turn.
-    reading, seeing: shares of understanding records that name, at the places of the slots, what a
-      prompt for a picture asks for (`shapes.told`), or what a picture shows that is to be drawn
-      again (`shapes.shown`); only with several turns.
-    places: share of understanding records with a picture that name the row or the column of each of
-      its tokens at the token itself (`shapes.placed`); only with several turns.
+    reading, seeing: shares of understanding records that have no answer but the words of a prompt
+      for a picture (`shapes.told`), or of a picture that is to be drawn again (`shapes.shown`), as
+      `extra["reads"]`; only with several turns.
+    places: share of understanding records with a picture that have a word for the row or the column
+      of each of its cells (`shapes.placed`), as `extra["places"]`; only with several turns.
     growing: a curriculum where `Data.shuffle` is off: the first growing[0] pictures that
       conversations are about have one object, the next growing[1] at most two, and so on; captions
       one more. With nothing to choose from, colour and shape are learned at once; of two objects
@@ -44,6 +45,7 @@ class Mixture:
     seed: of the scenes.
   """
 
+  questions: bool = False
   long_captions: float = 0.0
   categories: tuple[str, ...] = ()
   descriptions: float = 0.2
@@ -91,7 +93,6 @@ class EmbeddedSource:
 
   Args:
     split: of `shapes.SPLITS`. count: records. mixture: of texts.
-    questions: records with answers (understanding) instead of captions.
     features: a folder with cached features of the scenes (file `FEATURES`); "" is none.
 
   Raises:
@@ -99,20 +100,12 @@ class EmbeddedSource:
       another number of scenes.
   """
 
-  def __init__(
-    self,
-    split: str,
-    count: int,
-    mixture: Mixture,
-    *,
-    questions: bool = False,
-    features: str = "",
-  ):
+  def __init__(self, split: str, count: int, mixture: Mixture, *, features: str = ""):
     if split not in shapes.SPLITS:
       raise ValueError(f"split {split!r} of the shapes: expected one of {', '.join(shapes.SPLITS)}")
     if count < 1:
       raise ValueError("records: the embedded set has no end, say how many to use")
-    self._split, self._count, self._mixture, self._questions = split, count, mixture, questions
+    self._split, self._count, self._mixture = split, count, mixture
     self.scenes = -(-count // mixture.variants)
     self._features: np.ndarray | None = None
     if features:
@@ -153,9 +146,9 @@ class EmbeddedSource:
     name = f"shapes {split} {index}"
     number, variant = divmod(index, mixture.variants)
     long, what, tells = np.random.default_rng((seed, index, _STREAM)).random(3)
-    if self._questions and mixture.turns > 1:
+    if mixture.questions and mixture.turns > 1:
       return self._conversation(number, variant, name, long, what, tells)
-    asks = self._questions and what >= mixture.descriptions
+    asks = mixture.questions and what >= mixture.descriptions
     if asks:
       alone = what < mixture.descriptions + mixture.text_questions
       kind = mixture.kinds[index % len(mixture.kinds)] if mixture.kinds else ""
@@ -169,7 +162,7 @@ class EmbeddedSource:
     else:
       scene = shapes.scene(seed, number, split)
       text = self._caption(scene, variant, long)
-    if self._questions:
+    if mixture.questions:
       return scene, Record(prompt=DESCRIBE, answer=text, kind=kind, name=name)
     return scene, Record(prompt=text, kind=kind, name=name)
 
@@ -190,10 +183,12 @@ class EmbeddedSource:
     scene = shapes.scene_at(
       mixture.seed, number, self._split, min(most + alone, shapes.MOST_OBJECTS)
     )
-    places = shapes.placed(number % 2 == 1) if long < mixture.places and not alone else ()
+    extra = {}
+    if long < mixture.places and not alone:
+      extra["places"] = shapes.placed(number % 2 == 1)
     if what < mixture.reading + mixture.seeing:
-      reads = shapes.shown(scene)
-      return scene, Record(reads=reads, places=places, kind="seeing", name=name)
+      extra["reads"] = shapes.shown(scene)
+      return scene, Record(extra=extra, kind="seeing", name=name)
     described = tells < mixture.descriptions
     kinds = mixture.kinds or shapes.KINDS
     count = max(1, mixture.turns - described * (1 + alone))  # a caption twice is long
@@ -206,7 +201,7 @@ class EmbeddedSource:
       prompt=_first(first),
       answer=first.answer,
       turns=tuple(turns),
-      places=places,
+      extra=extra,
       kind=first.kind,
       name=name,
     )
@@ -221,7 +216,7 @@ class EmbeddedSource:
     else:
       word = shapes.long_caption if long < 0.6 else shapes.caption
       text = word(shapes.scene(seed, number, split), variant)
-    return Record(prompt=text, reads=shapes.told(text), kind="reading", name=name)
+    return Record(prompt=text, extra={"reads": shapes.told(text)}, kind="reading", name=name)
 
 
 def _first(asked: shapes.Question) -> str:

@@ -1,86 +1,93 @@
-"""Texts as ids: the generation prompt, chat prompts, training rows with labels, padding, buckets.
+"""Texts as ids in the chat template of Qwen: messages, questions, training rows, padding, buckets.
 
-Special ids are placed by this file alone: text is encoded between them, and a special string that
-occurs in a text stays ordinary text. Source: spec 1.6, 1.9, 1.10.
+Special ids are placed between encoded texts, so a special string that occurs in a text stays
+ordinary text. What is said in the messages is a system's. Source: spec 1.6, 1.8.
 """
 
 import collections
 from collections.abc import Sequence
-from typing import Literal
 from typing import Protocol
 
 from absl import logging
 import numpy as np
 
-SYSTEM = "You are a helpful assistant."
-GENERATE = "Please generate image based on the following caption: "
-RECONSTRUCT = "\nPlease reconstruct the given image."
-BUCKETS = (64, 160, 448)
 IGNORED = -1
-# Ids of the bytes that ASCII text does not use, in every byte-level vocabulary (and in Qwen's).
-UNUSED = (94, 256)
-
-Form = Literal["inference", "training"]
+# The special tokens of Qwen2.5-VL, by the attribute of a tokenizer, in the order of the release.
+QWEN = {
+  "pad": "<|endoftext|>",
+  "im_start": "<|im_start|>",
+  "im_end": "<|im_end|>",
+  "vision_start": "<|vision_start|>",
+  "vision_end": "<|vision_end|>",
+  "image_pad": "<|image_pad|>",
+  "video_pad": "<|video_pad|>",
+}
 
 
 class Tokenizer(Protocol):
-  """What this file needs of a tokenizer; `encode` reads special strings as ordinary text."""
+  """What the template needs of a tokenizer; `encode` reads special strings as ordinary text."""
 
-  pad: int
-  im_start: int
-  im_end: int
-  vision_start: int
-  vision_end: int
-  image_pad: int
-  image_start: int
+  @property
+  def pad(self) -> int: ...
 
-  def encode(self, text: str) -> list[int]: ...
+  @property
+  def im_start(self) -> int: ...
+
+  @property
+  def im_end(self) -> int: ...
+
+  @property
+  def vision_start(self) -> int: ...
+
+  @property
+  def vision_end(self) -> int: ...
+
+  @property
+  def image_pad(self) -> int: ...
+
+  def encode(self, text: str) -> list[int]:
+    """Ids of a text."""
+    ...
 
 
-def generation_ids(
-  tokenizer: Tokenizer, caption: str, *, limit: int = BUCKETS[-1], form: Form = "inference"
-) -> list[int]:
-  """The prompt that asks for a picture, ending in [IMG]; the slots follow it (spec 1.9, 1.10).
+# Pieces of the template ---------------------------------------------------------------------------
+
+
+def message(tokenizer: Tokenizer, role: str, text: str) -> list[int]:
+  """A whole message, its end and the line's."""
+  middle = tokenizer.encode(f"{role}\n{text}")
+  return [tokenizer.im_start, *middle, *closing(tokenizer)]
+
+
+def closing(tokenizer: Tokenizer) -> list[int]:
+  """The end of a message."""
+  return [tokenizer.im_end, *tokenizer.encode("\n")]
+
+
+def reply(tokenizer: Tokenizer) -> list[int]:
+  """The end of the user's message and the assistant's header."""
+  return [*closing(tokenizer), tokenizer.im_start, *tokenizer.encode("assistant\n")]
+
+
+def picture(tokenizer: Tokenizer, n: int) -> list[int]:
+  """A picture of `n` places, merged cells of its grid, between its marks."""
+  return [tokenizer.vision_start, *[tokenizer.image_pad] * n, tokenizer.vision_end]
+
+
+def cut(ids: list[int], room: int, what: str, limit: int) -> list[int]:
+  """The first `room` ids, with a warning where some are lost.
 
   Args:
-    caption: what to draw.
-    limit: most ids, [IMG] included (released: 447 + 1). A longer caption is cut, with a warning;
-      the template is kept.
-    form: "inference" ends `assistant\\n` as in released inference, "training" closes the
-      assistant's empty message as in released training.
-
-  Raises:
-    ValueError: a limit in which the template alone does not fit.
+    what: they are, and limit: of the whole prompt, for the warning.
   """
-  head = [*_message(tokenizer, "system", SYSTEM), tokenizer.im_start]
-  user = tokenizer.encode(f"user\n{GENERATE}{caption}")
-  tail = _after_user(tokenizer)
-  if form == "training":
-    tail += [tokenizer.im_end, *tokenizer.encode("\n")]
-  tail.append(tokenizer.image_start)
-  template = len(tokenizer.encode(f"user\n{GENERATE}"))
-  room = limit - len(head) - len(tail)
-  if room < template:
-    raise ValueError(
-      f"a limit of {limit} tokens does not hold the prompt's template of "
-      f"{limit - room + template} tokens"
-    )
-  return head + _cut(user, room, "caption", limit) + tail
+  if len(ids) <= room:
+    return ids
+  lost = f"its last {len(ids) - room} of {len(ids)} tokens are cut"
+  _warn(f"the {what} is too long for a prompt of {limit} tokens", lost)
+  return ids[:room]
 
 
-def reconstruction_ids(
-  tokenizer: Tokenizer, image_tokens: int, *, form: Form = "inference"
-) -> list[int]:
-  """The prompt that asks to draw a given picture again: its tokens, then the request (spec 1.9).
-
-  `image_tokens` is the number of places of the picture, merged cells of its grid.
-  """
-  out = [*_message(tokenizer, "system", SYSTEM), tokenizer.im_start]
-  out += tokenizer.encode("user\n") + _vision(tokenizer, image_tokens)
-  out += tokenizer.encode(RECONSTRUCT) + _after_user(tokenizer)
-  if form == "training":
-    out += [tokenizer.im_end, *tokenizer.encode("\n")]
-  return [*out, tokenizer.image_start]
+# Conversations ------------------------------------------------------------------------------------
 
 
 def chat_ids(
@@ -88,16 +95,16 @@ def chat_ids(
   question: str,
   image_tokens: Sequence[int] = (),
   *,
+  system: str,
   limit: int = 0,
-  system: str = SYSTEM,
 ) -> list[int]:
   """A question, after the pictures it is about, in the chat template of Qwen2.5-VL (spec 1.6, 1.8).
 
   Args:
     question: what is asked.
     image_tokens: for each picture the number of its places, merged cells of its grid.
-    limit: most ids, 0 for any number; a longer question is cut, with a warning.
     system: the system message.
+    limit: most ids, 0 for any number; a longer question is cut, with a warning.
 
   Returns:
     Ids that end in the assistant's header; what the model says next is the answer.
@@ -105,14 +112,14 @@ def chat_ids(
   Raises:
     ValueError: a limit in which template and pictures do not fit.
   """
-  head = [*_message(tokenizer, "system", system), tokenizer.im_start]
+  head = [*message(tokenizer, "system", system), tokenizer.im_start]
   text = tokenizer.encode(f"user\n{question}")
   if image_tokens:
     head += tokenizer.encode("user\n")
     for n in image_tokens:
-      head += _vision(tokenizer, n)
+      head += picture(tokenizer, n)
     text = tokenizer.encode(question)
-  tail = _after_user(tokenizer)
+  tail = reply(tokenizer)
   if limit:
     room = limit - len(head) - len(tail)
     if room < (0 if image_tokens else len(tokenizer.encode("user\n"))):
@@ -120,7 +127,7 @@ def chat_ids(
         f"a limit of {limit} tokens does not hold the chat template and {sum(image_tokens)} "
         f"image tokens"
       )
-    text = _cut(text, room, "question", limit)
+    text = cut(text, room, "question", limit)
   return head + text + tail
 
 
@@ -131,6 +138,7 @@ def chat_row(
   image_tokens: Sequence[int] = (),
   turns: Sequence[tuple[str, str]] = (),
   *,
+  system: str,
   limit: int,
 ) -> tuple[list[int], list[int]]:
   """One training row of understanding: ids, and for each the id that its hidden vector predicts.
@@ -140,7 +148,7 @@ def chat_row(
   then the end of its question; each loss with a warning.
 
   Args:
-    turns: further questions and answers of the same conversation.
+    turns: further questions and answers of the same conversation. Others as in `chat_ids`.
 
   Returns:
     tokens and labels, equally long, at most `limit`.
@@ -148,63 +156,25 @@ def chat_row(
   Raises:
     ValueError: a limit in which template and pictures do not fit.
   """
-  room = limit - len(chat_ids(tokenizer, "", image_tokens, limit=limit))
+  room = limit - len(chat_ids(tokenizer, "", image_tokens, system=system, limit=limit))
   asked = len(tokenizer.encode(question))
-  said = _cut(tokenizer.encode(answer), max(room - asked, room // 2), "answer", limit)
-  prompt = chat_ids(tokenizer, question, image_tokens, limit=limit - len(said))
+  said = cut(tokenizer.encode(answer), max(room - asked, room // 2), "answer", limit)
+  prompt = chat_ids(tokenizer, question, image_tokens, system=system, limit=limit - len(said))
   ids, labels = prompt + said, [IGNORED] * (len(prompt) - 1) + said + [tokenizer.im_end]
-  for n, (more, reply) in enumerate(turns):
-    between = [tokenizer.im_end, *tokenizer.encode("\n"), tokenizer.im_start]
-    between += tokenizer.encode(f"user\n{more}") + _after_user(tokenizer)
-    said = tokenizer.encode(reply)
+  for n, (more, answered) in enumerate(turns):
+    between = [*closing(tokenizer), tokenizer.im_start]
+    between += tokenizer.encode(f"user\n{more}") + reply(tokenizer)
+    said = tokenizer.encode(answered)
     if len(ids) + len(between) + len(said) > limit:
-      cut = f"its last {len(turns) - n} of {len(turns) + 1} turns are cut"
-      _warn(f"the conversation is too long for a row of {limit} tokens", cut)
+      lost = f"its last {len(turns) - n} of {len(turns) + 1} turns are cut"
+      _warn(f"the conversation is too long for a row of {limit} tokens", lost)
       break
     ids += between + said
     labels += [IGNORED] * (len(between) - 1) + said + [tokenizer.im_end]
   return ids, labels
 
 
-def reading_row(
-  tokenizer: Tokenizer, prompt: Sequence[int], words: Sequence[str], fill: Sequence[int]
-) -> tuple[list[int], list[int]]:
-  """A row that teaches to read a prompt at the places of the slots, each place its own word.
-
-  The prompt is followed by ids that say nothing; the k-th hidden vector after [IMG] predicts the
-  k-th word, whatever stands there. So a slot finds there what was asked for.
-
-  Args:
-    prompt: of `generation_ids` or `reconstruction_ids`. words: of one token each.
-    fill: as many ids.
-
-  Returns:
-    tokens and labels, equally long.
-
-  Raises:
-    ValueError: a word of several tokens, another number of ids.
-  """
-  if len(words) != len(fill):
-    raise ValueError(f"{len(words)} words to be read at {len(fill)} places")
-  return [*prompt, *fill], [IGNORED] * len(prompt) + single_ids(tokenizer, words)
-
-
-def single_ids(tokenizer: Tokenizer, words: Sequence[str]) -> list[int]:
-  """The ids of words that are one token each: what one hidden vector can predict.
-
-  Raises:
-    ValueError: a word of several tokens.
-  """
-  encoded = [tokenizer.encode(word) for word in words]
-  for word, ids in zip(words, encoded, strict=True):
-    if len(ids) != 1:
-      raise ValueError(f"{word!r} is {len(ids)} tokens, but one hidden vector predicts one token")
-  return [ids[0] for ids in encoded]
-
-
-def text_ids(tokenizer: Tokenizer, text: str, *, limit: int) -> list[int]:
-  """A bare caption and <|im_end|>, for a text tower; cut to `limit` with a warning."""
-  return [*_cut(tokenizer.encode(text), limit - 1, "caption", limit), tokenizer.im_end]
+# Rows of a batch ----------------------------------------------------------------------------------
 
 
 def pad_left(rows: Sequence[Sequence[int]], length: int, pad: int) -> tuple[np.ndarray, np.ndarray]:
@@ -227,41 +197,24 @@ def pad_left(rows: Sequence[Sequence[int]], length: int, pad: int) -> tuple[np.n
   return tokens, segments
 
 
-def bucket_of(n: int, buckets: Sequence[int] = BUCKETS) -> int:
+def token_row(ids: Sequence[int], length: int, pad: int) -> dict[str, np.ndarray]:
+  """One row of a batch: tokens and segments, int32[length], see `pad_left`."""
+  tokens, segments = pad_left([ids], length, pad)
+  return {"tokens": tokens[0], "segments": segments[0]}
+
+
+def bucket_of(n: int, buckets: Sequence[int]) -> int:
   """The smallest bucket that holds n tokens; the largest for more (the text is cut to it)."""
   return min((b for b in buckets if b >= n), default=max(buckets))
-
-
-def _message(tokenizer: Tokenizer, role: str, text: str) -> list[int]:
-  middle = tokenizer.encode(f"{role}\n{text}")
-  return [tokenizer.im_start, *middle, tokenizer.im_end, *tokenizer.encode("\n")]
-
-
-def _after_user(tokenizer: Tokenizer) -> list[int]:
-  """The end of the user's message and the assistant's header."""
-  header = tokenizer.encode("assistant\n")
-  return [tokenizer.im_end, *tokenizer.encode("\n"), tokenizer.im_start, *header]
-
-
-def _vision(tokenizer: Tokenizer, n: int) -> list[int]:
-  return [tokenizer.vision_start, *[tokenizer.image_pad] * n, tokenizer.vision_end]
-
-
-def _cut(ids: list[int], room: int, what: str, limit: int) -> list[int]:
-  if len(ids) <= room:
-    return ids
-  cut = f"its last {len(ids) - room} of {len(ids)} tokens are cut"
-  _warn(f"the {what} is too long for a prompt of {limit} tokens", cut)
-  return ids[:room]
 
 
 # How often each loss happened in this process.
 _seen: collections.Counter[str] = collections.Counter()
 
 
-def _warn(what: str, cut: str) -> None:
+def _warn(what: str, lost: str) -> None:
   """Says the 1st, 10th, 100th ... loss of a kind: a data set of long texts fills no log."""
   _seen[what] += 1
   number = str(_seen[what])
   if number.strip("0") == "1":
-    logging.warning("%s: %s%s", what, cut, "" if number == "1" else f" ({number} so far)")
+    logging.warning("%s: %s%s", what, lost, "" if number == "1" else f" ({number} so far)")

@@ -1,4 +1,4 @@
-"""Three-axis positions of understanding prompts, and which image token fills which place.
+"""Three-axis positions of prompts with pictures.
 
 Numpy, on the host. Source: spec 1.7. Grids are (rows, columns) in patches, one per image, in the
 order in which the images occur: row of the batch by row, left to right.
@@ -53,35 +53,6 @@ def mrope_positions(
         at, i = at + 1, i + 1
     deltas[b] = at - length
   return positions, deltas
-
-
-def image_index(
-  tokens: np.ndarray,
-  mask: np.ndarray,
-  grids: Sequence[tuple[int, int]],
-  image_token: int,
-  merge: int,
-  n: int,
-) -> np.ndarray:
-  """Which row of the flattened vision output fills each place; -1 where the text embedding stays.
-
-  Args:
-    n: patches that each image is padded to, so that image i owns rows i n / merge^2 and on.
-    Others as in `mrope_positions`.
-
-  Returns:
-    int32[B, T] into float[I * n / merge^2, D].
-
-  Raises:
-    ValueError: runs of image tokens that do not fit the grids.
-  """
-  out = np.full(tokens.shape, -1, np.int32)
-  for (b, t), image in _starts(tokens, mask, grids, image_token, merge).items():
-    cells = grids[image][0] * grids[image][1] // merge**2
-    valid = np.flatnonzero(mask[b])
-    first = int(np.searchsorted(valid, t))
-    out[b, valid[first : first + cells]] = image * (n // merge**2) + np.arange(cells)
-  return out
 
 
 def _starts(

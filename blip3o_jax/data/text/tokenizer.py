@@ -1,28 +1,16 @@
 """Text to ids and back: Qwen's byte-level BPE, special tokens by name; and training a small one.
 
-Special strings inside a text are ordinary characters here: `prompts` alone places special ids.
+Special strings inside a text are ordinary characters here: only prompts place special ids.
 """
 
 from collections.abc import Iterable
+from collections.abc import Mapping
 import json
 from pathlib import Path
 from typing import Any
 
 from blip3o_jax import files
 
-# Name of the attribute -> the token. The order is that of the release (spec 1.6).
-SPECIAL = {
-  "pad": "<|endoftext|>",
-  "im_start": "<|im_start|>",
-  "im_end": "<|im_end|>",
-  "vision_start": "<|vision_start|>",
-  "vision_end": "<|vision_end|>",
-  "image_pad": "<|image_pad|>",
-  "video_pad": "<|video_pad|>",
-  "image_start": "[IMG]",
-  "image_end": "[/IMG]",
-  "image": "<image>",
-}
 # Qwen's split of a text into words, contractions, numbers digit by digit, and spaces.
 PATTERN = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
@@ -31,50 +19,53 @@ PATTERN = (
 
 
 class Tokenizer:
-  """A tokenizer of the `tokenizers` library with the special ids of the release as attributes.
+  """A tokenizer of the `tokenizers` library with the ids of special tokens as attributes.
+
+  Args:
+    backend: the library's tokenizer. name: how errors call it.
+    special: {attribute: its token}, of the system that places them; another special token of the
+      vocabulary cannot be placed.
 
   Attributes:
+    special: {attribute: id}; `tokenizer.im_end` is `tokenizer.special["im_end"]`.
     size: number of ids, special ones included.
-    pad, im_start, im_end, vision_start, vision_end, image_pad, video_pad, image_start, image_end,
-    image: special ids (`image` is the <image> place-holder of the released training rows).
 
   Raises:
     ValueError: a special token that the vocabulary lacks, by name.
   """
 
-  pad: int
-  im_start: int
-  im_end: int
-  vision_start: int
-  vision_end: int
-  image_pad: int
-  video_pad: int
-  image_start: int
-  image_end: int
-  image: int
-
-  def __init__(self, backend: Any, name: str):
+  def __init__(self, backend: Any, name: str, special: Mapping[str, str]):
     from tokenizers import AddedToken
 
-    self._backend = backend
-    self.size = backend.get_vocab_size(with_added_tokens=True)
-    lost = [token for token in SPECIAL.values() if backend.token_to_id(token) is None]
+    self._backend, self._name = backend, name
+    self.size: int = backend.get_vocab_size(with_added_tokens=True)
+    lost = [token for token in special.values() if backend.token_to_id(token) is None]
     if lost:
       raise ValueError(f"{name}: the vocabulary lacks the special tokens {', '.join(lost)}")
     # A file may hold these as plain added tokens, and may cut or pad: text must do neither here.
-    backend.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL.values()])
+    backend.add_special_tokens([AddedToken(token, special=True) for token in special.values()])
     backend.encode_special_tokens = True
     backend.no_truncation()
     backend.no_padding()
-    for attribute, token in SPECIAL.items():
-      setattr(self, attribute, backend.token_to_id(token))
+    self.special: Mapping[str, int] = {a: backend.token_to_id(t) for a, t in special.items()}
+
+  def __getattr__(self, name: str) -> int:
+    """The id of a special token; AttributeError, which lists them, for another name."""
+    special = self.__dict__.get("special", {})
+    if name not in special:
+      raise AttributeError(f"{name!r} is none of the special tokens {', '.join(special)}")
+    return special[name]
 
   @classmethod
-  def load(cls, directory: str | Path) -> "Tokenizer":
+  def load(cls, directory: str | Path, special: Mapping[str, str]) -> "Tokenizer":
     """The tokenizer of a directory: tokenizer.json, or vocab.json with merges.txt.
 
+    Args:
+      special: see the class.
+
     Raises:
-      FileNotFoundError: neither is there. ValueError: a file that is not a tokenizer.
+      FileNotFoundError: neither is there. ValueError: a file that is not a tokenizer, a special
+        token that it lacks.
     """
     from tokenizers import Tokenizer as Backend
 
@@ -82,7 +73,7 @@ class Tokenizer:
     file = directory / "tokenizer.json"
     if file.is_file():
       try:
-        return cls(Backend.from_file(str(file)), str(file))
+        return cls(Backend.from_file(str(file)), str(file), special)
       except ValueError:
         raise
       except Exception as error:  # the library raises bare Exception on bad JSON
@@ -94,7 +85,7 @@ class Tokenizer:
     from transformers import AutoTokenizer
 
     fast = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
-    return cls(fast.backend_tokenizer, str(directory))
+    return cls(fast.backend_tokenizer, str(directory), special)
 
   def encode(self, text: str) -> list[int]:
     """Ids of a text; special strings in it are ordinary text."""
@@ -105,11 +96,14 @@ class Tokenizer:
     return self._backend.decode(list(ids), skip_special_tokens=skip_special)
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int, directory: str | Path) -> Tokenizer:
-  """Trains a byte-level BPE with Qwen's split and special tokens; writes it to `directory`.
+def train_bpe(
+  texts: Iterable[str], vocab_size: int, directory: str | Path, special: Mapping[str, str]
+) -> Tokenizer:
+  """Trains a byte-level BPE with Qwen's split; writes it to `directory`.
 
   Args:
     texts: of any length. vocab_size: ids in all, the 256 bytes and the special tokens included.
+    special: {attribute: its token}, in the order of their ids; `pad` and `im_end` among them.
 
   Returns:
     The tokenizer; tokenizer.json and tokenizer_config.json are written under temporary names first.
@@ -126,8 +120,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int, directory: str | Path) -> T
   from tokenizers import pre_tokenizers
   from tokenizers import trainers
 
-  if vocab_size < 256 + len(SPECIAL):
-    raise ValueError(f"vocab_size {vocab_size}: bytes and special tokens are {256 + len(SPECIAL)}")
+  if vocab_size < 256 + len(special):
+    raise ValueError(f"vocab_size {vocab_size}: bytes and special tokens are {256 + len(special)}")
   backend = Backend(models.BPE())
   backend.normalizer = normalizers.NFC()
   split = pre_tokenizers.Split(Regex(PATTERN), behavior="isolated", invert=False)
@@ -135,21 +129,21 @@ def train_bpe(texts: Iterable[str], vocab_size: int, directory: str | Path) -> T
   backend.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
   backend.decoder = decoders.ByteLevel()
   trainer = trainers.BpeTrainer(
-    vocab_size=vocab_size - len(SPECIAL),
+    vocab_size=vocab_size - len(special),
     initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     show_progress=False,
   )
   backend.train_from_iterator(texts, trainer)
-  backend.add_special_tokens([AddedToken(t, special=True) for t in SPECIAL.values()])
+  backend.add_special_tokens([AddedToken(t, special=True) for t in special.values()])
   directory = Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
   settings = {
     "tokenizer_class": "PreTrainedTokenizerFast",
-    "pad_token": SPECIAL["pad"],
-    "eos_token": SPECIAL["im_end"],
+    "pad_token": special["pad"],
+    "eos_token": special["im_end"],
     "model_max_length": 4096,
     "padding_side": "left",
-    "additional_special_tokens": [t for n, t in SPECIAL.items() if n != "pad"],
+    "additional_special_tokens": [t for n, t in special.items() if n != "pad"],
   }
   made = {
     "tokenizer.json": backend.to_str(pretty=True),
@@ -157,4 +151,4 @@ def train_bpe(texts: Iterable[str], vocab_size: int, directory: str | Path) -> T
   }
   for name, text in made.items():
     files.write_text(directory / name, text)
-  return Tokenizer(backend, str(directory))
+  return Tokenizer(backend, str(directory), special)

@@ -9,5 +9,6 @@ from blip3o_jax.systems.blip3o.model import build as build
 from blip3o_jax.systems.blip3o.model import check as check
 from blip3o_jax.systems.blip3o.model import flops as flops
 from blip3o_jax.systems.blip3o.model import load_params as load_params
+from blip3o_jax.systems.blip3o.prompts import SPECIAL as SPECIAL
 from blip3o_jax.systems.blip3o.samples import sampler as sampler
 from blip3o_jax.systems.blip3o.tasks import transforms as transforms

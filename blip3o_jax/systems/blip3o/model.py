@@ -27,6 +27,7 @@ from blip3o_jax.models import decoder_lm
 from blip3o_jax.models import next_dit
 from blip3o_jax.models import qwen_vision
 from blip3o_jax.systems.blip3o import flops as operations
+from blip3o_jax.systems.blip3o import prompts
 from blip3o_jax.systems.blip3o import rows as names
 from blip3o_jax.systems.parts import diffusers_files
 from blip3o_jax.systems.parts import features as feature_space
@@ -69,6 +70,7 @@ class Config:
       CLIP + MSE design, spec 6.1). target: the space of x0.
     parts: the networks that are built; cached features need no encoder, generation no head.
     prompt_gradient: "stop" is exact while the backbone is frozen (see `slots.read`).
+    prompt_form: of the prompts that are trained on, see `prompts.generation_ids`.
   """
 
   backbone: decoder_lm.Config
@@ -84,6 +86,7 @@ class Config:
   target: Literal["features", "latents"] = "features"
   parts: tuple[Part, ...] = ("visual", "head", "denoiser", "encoder")
   prompt_gradient: Literal["stop", "full"] = "stop"
+  prompt_form: prompts.Form = "inference"
   loss: Loss = Loss()
 
   def __post_init__(self) -> None:

@@ -27,6 +27,7 @@ from blip3o_jax.diffusion import flow
 from blip3o_jax.models import qwen_vision
 from blip3o_jax.systems import blip3o
 from blip3o_jax.systems import pixels
+from blip3o_jax.systems.blip3o import prompts
 from blip3o_jax.systems.blip3o import released
 from blip3o_jax.systems.parts import diffusers_files
 
@@ -89,7 +90,7 @@ class Model:
     if len(texts) != len(seeds):
       raise ValueError(f"{len(texts)} prompts but {len(seeds)} seeds")
     form = self.settings.prompt_form
-    rows = [chat.generation_ids(self.tokenizer, t, limit=BUCKETS[-1], form=form) for t in texts]
+    rows = [prompts.generation_ids(self.tokenizer, t, limit=BUCKETS[-1], form=form) for t in texts]
     return self._draw(rows, seeds, steps, scale, sampler)
 
   def _draw(
@@ -217,7 +218,7 @@ class Model:
     ids = []
     for question, image in zip(questions, images, strict=True):
       counts = [] if image is None else [math.prod(next(places)) // vision.merge**2]
-      ids.append(chat.chat_ids(self.tokenizer, question, counts))
+      ids.append(chat.chat_ids(self.tokenizer, question, counts, system=prompts.SYSTEM))
     tokens, segments = self._pad(ids, CHAT_BUCKETS)
     positions, deltas = mrope.mrope_positions(
       tokens, segments, grids, cfg.image_token, vision.merge
@@ -332,7 +333,7 @@ def load(directory: str | Path, *, dtype: layers.Dtype = "float32", decoder: boo
   """
   directory = Path(directory)
   cfg, settings = released.read(directory, dtype)
-  tokenizer = Tokenizer.load(directory)
+  tokenizer = Tokenizer.load(directory, prompts.SPECIAL)
   system = _load(blip3o, cfg, directory, dtype)
   painter = None
   if decoder and (directory / diffusers_files.FOLDER).is_dir():

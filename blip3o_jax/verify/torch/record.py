@@ -7,6 +7,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from blip3o_jax.data.text.tokenizer import Tokenizer
+from blip3o_jax.systems.blip3o.prompts import SPECIAL
 from blip3o_jax.verify import recordings
 from blip3o_jax.verify.torch import decoder
 from blip3o_jax.verify.torch import system
@@ -40,7 +41,7 @@ def record_system(directory: Path, *, seed: int, given: Arrays | None, allowed: 
   if given is None:
     given = system.inputs(checkpoint, np.random.default_rng(seed))
   _complete(given, recordings.SYSTEM, directory)
-  allowed = allowed or Tokenizer.load(directory).pad
+  allowed = allowed or Tokenizer.load(directory, SPECIAL).pad
   return {**given, **system.record(checkpoint, given, allowed)}
 
 

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from blip3o_jax.data.text.tokenizer import Tokenizer
+from blip3o_jax.systems.blip3o.prompts import SPECIAL
 from blip3o_jax.verify.recordings import SAMPLES
 from blip3o_jax.verify.torch import eva_vit
 from blip3o_jax.verify.torch import next_dit
@@ -38,7 +39,7 @@ GRADIENTS = tuple(
 
 def inputs(checkpoint: Checkpoint, rng: np.random.Generator) -> Arrays:
   """Random inputs of the sizes of a checkpoint."""
-  ids, config = Tokenizer.load(checkpoint.path), checkpoint.config
+  ids, config = Tokenizer.load(checkpoint.path, SPECIAL), checkpoint.config
   vision = config["vision_config"]
   merge, patch = vision.get("spatial_merge_size", 2), vision.get("patch_size", 14)
   width = 3 * vision.get("temporal_patch_size", 2) * patch**2

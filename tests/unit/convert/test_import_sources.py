@@ -16,6 +16,7 @@ from blip3o_jax.convert import licences
 from blip3o_jax.data.text.tokenizer import Tokenizer
 from blip3o_jax.systems.blip3o import released
 from blip3o_jax.systems.blip3o import sizes as released_sizes
+from blip3o_jax.systems.blip3o.prompts import SPECIAL
 from blip3o_jax.systems.parts import diffusers_files
 from blip3o_jax.weights import store
 
@@ -75,7 +76,7 @@ def test_plain_qwen_gets_the_vocabulary(tmp_path, said, tied):
     head = checkpoints.tensors(source)["lm_head.weight"]
     kernel = whole(arrays, "backbone/lm_head/kernel")
     np.testing.assert_array_equal(kernel.T, head[:510])  # its padding rows are kept
-  ids = Tokenizer.load(tmp_path / "out")
+  ids = Tokenizer.load(tmp_path / "out", SPECIAL)
   assert (ids.image_start, ids.image_end, ids.image, ids.size) == (507, 508, 509, 510)
   assert released.read(tmp_path / "out", "float32")[0].backbone.vocab_size == 510
   assert any("600 -> 510 rows" in line and "[IMG]" in line for line in said)

@@ -3,13 +3,13 @@
 import threading
 import time
 
+from fakes import InMemory
 import numpy as np
 import pytest
 
 from blip3o_jax.data.loader import Loader
 from blip3o_jax.data.pipeline import Data
 from blip3o_jax.data.pipeline import Pipeline
-from blip3o_jax.data.records import InMemory
 from blip3o_jax.data.records import Record
 
 BATCH = 4
@@ -37,7 +37,7 @@ class Watched:
 def pipeline(transform, **fields):
   source = InMemory([Record(prompt="x", answer=str(i)) for i in range(40)])
   cfg = Data(batch=BATCH, buckets=(4,), **fields)
-  return Pipeline(source, {4: transform}, np.ones(40), cfg)
+  return Pipeline(source, {4: transform}, cfg)
 
 
 def loading():

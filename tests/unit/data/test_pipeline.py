@@ -1,37 +1,47 @@
 """Batches: determinism, processes, buckets, resuming, damaged records."""
 
 from absl import logging as absl_logging
+from fakes import InMemory
+from fakes import write_tar
 import numpy as np
 import pytest
 
+from blip3o_jax import config
 from blip3o_jax.data.pipeline import Data
 from blip3o_jax.data.pipeline import Pipeline
+from blip3o_jax.data.pipeline import estimate_lengths
+from blip3o_jax.data.pipeline import open_source
 from blip3o_jax.data.records import BadRecord
-from blip3o_jax.data.records import InMemory
 from blip3o_jax.data.records import Record
 
-BATCH, BUCKETS = 8, (4, 16)
+BATCH, BUCKETS = 8, (7, 16)
 
 
-def transform(bucket):
-  def make(record, rng):
+class Row:
+  """A row of a bucket: three tokens to begin with, and one for each letter of the prompt."""
+
+  def __init__(self, bucket):
+    self.bucket = bucket
+
+  def tokens(self, record):
+    return 3 + len(record.prompt)
+
+  def __call__(self, record, rng):
     if record.kind == "bad":
       raise BadRecord(f"{record.name} is damaged")
-    row = np.zeros(bucket, np.int32)
-    row[-len(record.prompt) :] = 1
+    row = np.zeros(self.bucket, np.int32)
+    row[-len(record.prompt) - 3 :] = 1
     return {
       "tokens": row,
       "positions": np.stack([row] * 3),
-      "index": np.int32(record.answer),
+      "index": np.int32(record.name),
       "noise": rng.normal(size=2),
     }
-
-  return make
 
 
 def records(count=100, bad=()):
   return [
-    Record(prompt="x" * (1 + i % 9), answer=str(i), name=f"r{i}", kind="bad" if i in bad else "")
+    Record(prompt="x" * (1 + i % 9), name=str(i), kind="bad" if i in bad else "")
     for i in range(count)
   ]
 
@@ -39,7 +49,7 @@ def records(count=100, bad=()):
 def pipeline(rows=(), source=None, buckets=BUCKETS, **fields):
   source = InMemory(records()) if source is None else source
   cfg = Data(**({"batch": BATCH, "buckets": buckets, "threads": 3} | fields))
-  return Pipeline(source, {b: transform(b) for b in buckets}, source.lengths() - 2, cfg, rows)
+  return Pipeline(source, {b: Row(b) for b in buckets}, cfg, rows)
 
 
 def equal(a, b):
@@ -88,8 +98,7 @@ def test_shapes_are_static_within_a_bucket_and_rows_fit():
     seen.add(bucket)
     assert batch["tokens"].shape == (BATCH, bucket)
     assert batch["positions"].shape == (BATCH, 3, bucket)
-    small = batch["tokens"].sum(1) <= 6  # a prompt of up to 6 - 2 letters and digits
-    assert small.all() or bucket == 16
+    assert (batch["tokens"].sum(1) <= 7).all() == (bucket == 7)
   assert seen == set(BUCKETS)
 
 
@@ -103,6 +112,32 @@ def test_an_epoch_holds_each_record_once_and_epochs_differ():
     assert len(set(epoch)) == len(epoch) == BATCH * p.steps_per_epoch
     assert len(epoch) > 100 - 2 * BATCH
   assert epochs[0] != epochs[1]
+
+
+def test_ids_are_the_records_of_the_rows():
+  whole = pipeline()
+  for rows in ((5, 0, 5), range(2, 6)):
+    p = pipeline(rows)
+    for step in (0, 3, 40):
+      ids = p.ids_at(step)
+      assert ids == [whole.ids_at(step)[row] for row in rows]
+      np.testing.assert_array_equal(p.batch_at(step)["index"], ids)
+
+
+def test_lengths_are_estimated_from_a_sample():
+  """Letters of two bytes: nothing is underestimated, and a bare record has its template."""
+  found = [Record(prompt="é" * n) for n in range(600)]
+  lengths = estimate_lengths(InMemory(found), Row(16))
+  needed = np.array([3 + n for n in range(600)])
+  assert lengths[0] == 3
+  assert (lengths >= needed).all()
+  assert lengths.max() <= 603
+
+  class Damaged(InMemory):
+    def __getitem__(self, index):
+      raise BadRecord("damaged")
+
+  np.testing.assert_array_equal(estimate_lengths(Damaged(found), Row(16)), 3)
 
 
 def test_randomness_of_a_record_is_of_seed_epoch_and_index():
@@ -139,12 +174,12 @@ def test_damaged_records_are_replaced_always_the_same_and_counted(warnings):
   assert {i for i, _ in replaced} == bad
   assert len(replaced) == 2  # in both epochs by the same record
   assert one.replaced == two.replaced > 2
-  assert any("r50 is damaged" in line for line in warnings)
+  assert any("50 is damaged" in line for line in warnings)
 
 
 def test_strict_raises_for_a_damaged_record():
   p = pipeline(source=InMemory(records(bad=range(100))), strict=True)
-  with pytest.raises(BadRecord, match=r"r\d+ is damaged"):
+  with pytest.raises(BadRecord, match=r"\d+ is damaged"):
     p.batch_at(0)
 
 
@@ -169,11 +204,11 @@ def test_cache_keeps_what_was_transformed():
 
 
 def test_small_buckets_move_up(warnings):
-  source = InMemory(records(5) + [Record(prompt="x" * 12, answer=str(i)) for i in range(8)])
+  source = InMemory(records(5) + [Record(prompt="x" * 12, name=str(i)) for i in range(8)])
   p = pipeline(source=source)
   assert p.steps_per_epoch == 1
   assert p.bucket_at(0) == 16
-  source = InMemory(records(4) * 4 + [Record(prompt="x" * 12, answer="3")])
+  source = InMemory(records(4) * 4 + [Record(prompt="x" * 12, name="3")])
   pipeline(source=source)
   assert "1 records of bucket 16 never occur" in warnings[0]
 
@@ -199,13 +234,41 @@ def test_wrong_arguments():
     pipeline(source=InMemory(records(7)))
   with pytest.raises(ValueError, match="rows 0 to 8"):
     pipeline(range(9))
-  with pytest.raises(ValueError, match="1 lengths for 7 records"):
-    Pipeline(InMemory(records(7)), {4: transform(4)}, np.zeros(1), Data())
 
 
 def test_rows_of_different_shapes_are_named():
   cfg = Data(batch=2, buckets=(4,))
   source = InMemory([Record(prompt="a"), Record(prompt="bb")])
-  p = Pipeline(source, {4: lambda r, g: {"x": np.zeros(len(r.prompt))}}, np.ones(2), cfg)
+
+  class Uneven(Row):
+    def __call__(self, record, rng):
+      return {"x": np.zeros(len(record.prompt))}
+
+  p = Pipeline(source, {4: Uneven(4)}, cfg)
   with pytest.raises(ValueError, match="x: records of one batch have different shapes"):
     p.batch_at(0)
+
+
+def test_holdout_divides_a_folder(tmp_path):
+  write_tar(tmp_path / "a.tar", {f"{i}.{e}": b"x" for i in range(200) for e in ("jpg", "txt")})
+  names = {}
+  for split in ("train", "test"):
+    part = open_source(Data(path=str(tmp_path), split=split, holdout=0.2))
+    names[split] = {part[i].name for i in range(len(part))}
+  assert not names["train"] & names["test"]
+  assert len(names["train"] | names["test"]) == 200
+  assert 20 < len(names["test"]) < 60
+  assert len(open_source(Data(path=str(tmp_path)))) == 200
+  assert len(open_source(Data(path=str(tmp_path), records=7))) == 7
+  with pytest.raises(ValueError, match=r"config\.data\.path: expected a folder"):
+    open_source(Data())
+  with pytest.raises(ValueError, match="'test' is empty"):
+    open_source(Data(path=str(tmp_path), split="test"))
+
+
+def test_every_field_is_a_flag():
+  values = config.to_config(Data())
+  values.batch, values.buckets = 16, (64, 160)
+  assert config.build(Data, values) == Data(batch=16, buckets=(64, 160))
+  with pytest.raises(ValueError, match="did you mean 'buckets'"):
+    config.build(Data, {"bucket": (64,)})

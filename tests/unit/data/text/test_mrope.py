@@ -24,13 +24,6 @@ def test_two_images_in_a_row_and_a_row_without():
   assert positions.dtype == deltas.dtype == np.int32
 
 
-def test_image_index_points_into_padded_images():
-  tokens, mask = pad([1, *[IMAGE] * 6, 2, *[IMAGE] * 2, 3], [4, IMAGE, 6])
-  index = mrope.image_index(tokens, mask, [(4, 6), (4, 2), (2, 2)], IMAGE, 2, 40)
-  assert index[0].tolist() == [-1, 0, 1, 2, 3, 4, 5, -1, 10, 11, -1]
-  assert index[1].tolist() == [-1] * 9 + [20, -1]
-
-
 def test_neighbouring_images_are_told_apart_by_their_grids():
   tokens, mask = pad([*[IMAGE] * 3])
   positions, _ = mrope.mrope_positions(tokens, mask, [(2, 4), (2, 2)], IMAGE, 2)

@@ -15,7 +15,7 @@ import pytest
 from blip3o_jax.data.records import BadRecord
 from blip3o_jax.data.sources import tars
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 def members(count, start=0):

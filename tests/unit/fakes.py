@@ -1,0 +1,51 @@
+"""What the data tests share: the recorded miniature, records in memory, pictures, tars."""
+
+import io
+from pathlib import Path
+import tarfile
+
+import numpy as np
+from PIL import Image
+
+from blip3o_jax.data.records import text_bytes
+
+TINY = Path(__file__).parents[1] / "data" / "tiny-blip3o"
+
+
+class InMemory:
+  """A source that holds its records."""
+
+  def __init__(self, records):
+    self.records = records
+
+  def __len__(self):
+    return len(self.records)
+
+  def __getitem__(self, index):
+    return self.records[index]
+
+  def lengths(self):
+    return np.array([text_bytes(record) for record in self.records], np.int64)
+
+
+def jpeg(seed, width=40, height=30):
+  pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+  out = io.BytesIO()
+  Image.fromarray(pixels).save(out, "JPEG")
+  return out.getvalue()
+
+
+def npy(array):
+  out = io.BytesIO()
+  np.save(out, array)
+  return out.getvalue()
+
+
+def write_tar(path, members):
+  """Writes {name: bytes} as a tar."""
+  with tarfile.open(path, "w") as tar:
+    for name, data in members.items():
+      info = tarfile.TarInfo(name)
+      info.size = len(data)
+      tar.addfile(info, io.BytesIO(data))
+  return path
