@@ -108,6 +108,7 @@ class System:
   """The contract of a system; `released` writes what `load_params` reads."""
 
   Config = Config
+  SPECIAL: dict[str, str] = {}  # noqa: RUF012
 
   def build(self, cfg: Config, rngs: nnx.Rngs) -> Toy:
     return Toy(cfg, rngs)

@@ -168,23 +168,19 @@ class Pipeline:
 
   def rows_at(self, step: int) -> list[Callable[[], Arrays]]:
     """For each of this process's rows of a step a function that loads it; `stack` joins them."""
-    bucket, chosen = self._chosen(step)
-    epoch = step // self.steps_per_epoch
-    return [functools.partial(self._record, index, bucket, epoch) for index in chosen]
+    epoch, at = divmod(step, self.steps_per_epoch)
+    bucket = int(self._epoch(epoch).bucket[at])
+    return [functools.partial(self._record, i, bucket, epoch) for i in self.ids_at(step)]
 
   def ids_at(self, step: int) -> list[int]:
-    """The index in the source of the record in each of this process's rows of a step.
+    """The records of this process's rows at a step, by their index in the source, row by row.
 
-    A damaged one is named although another stands in for it.
+    Where a record is damaged, another stands in for it.
     """
-    return self._chosen(step)[1]
-
-  def _chosen(self, step: int) -> tuple[int, list[int]]:
-    """The number of a step's bucket, and the records of this process's rows."""
     epoch, at = divmod(step, self.steps_per_epoch)
     order = self._epoch(epoch)
-    bucket = int(order.bucket[at])
-    return bucket, order.members[bucket][order.start[at] + self._rows].tolist()
+    chosen = order.members[int(order.bucket[at])][order.start[at] + self._rows]
+    return [int(i) for i in chosen]
 
   def bucket_at(self, step: int) -> int:
     """The bucket of a step, without reading a record."""
@@ -298,7 +294,11 @@ def _divide(lengths: np.ndarray, buckets: tuple[int, ...], batch: int) -> list[n
 
 
 def stack(rows: Sequence[Arrays]) -> Arrays:
-  """Rows as one batch; ValueError for rows of different shapes, by name."""
+  """Rows as one batch.
+
+  Raises:
+    ValueError: rows of different shapes, by name.
+  """
   out = {}
   for name in rows[0]:
     shapes = {row[name].shape for row in rows}

@@ -344,7 +344,7 @@ def check(cfg: Config, trained: Sequence[str], mesh: Mapping[str, int]) -> None:
     )
 
 
-def batch_spec(cfg: Config, batch: int, bucket: int) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_spec(cfg: Config, batch: int, bucket: int = 0) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes of one batch: images [-1, 1], and for the UNet features. There are no buckets."""
   del bucket
   g, c = cfg.feature_grid, cfg.unet.context_dim - cfg.places

@@ -123,9 +123,9 @@ def open_data(setup: Setup, cfg: Data) -> Pipeline:
   Raises:
     FileNotFoundError, ValueError: data or tokenizer that is absent or does not fit.
   """
-  run = setup.run
-  tokenizer = Tokenizer.load(run.tokenizer, setup.system.SPECIAL) if run.tokenizer else None
-  made = setup.system.transforms(run.model, cfg, tokenizer)
+  run, system = setup.run, setup.system
+  tokenizer = Tokenizer.load(run.tokenizer, system.SPECIAL) if run.tokenizer else None
+  made = system.transforms(run.model, cfg, tokenizer)
   return Pipeline(open_source(cfg), made, cfg, setup.rows)
 
 

@@ -17,9 +17,9 @@ import time
 import numpy as np
 from PIL import Image
 
-from blip3o_jax.data import pipeline
 from blip3o_jax.data.loader import Loader
 from blip3o_jax.data.pipeline import Data
+from blip3o_jax.data.pipeline import Pipeline
 from blip3o_jax.data.sources import tars
 from blip3o_jax.miniature import sizes
 from blip3o_jax.systems import SYSTEMS
@@ -46,7 +46,7 @@ def measure(folder: Path, threads: int, batch: int, size: int, seconds: float) -
   )
   source = tars.TarSource(str(folder))
   made = SYSTEMS["pixels"].transforms(sizes.pixels_shapes(), cfg, None)
-  data = pipeline.Pipeline(source, made, pipeline.lengths(source, made), cfg)
+  data = Pipeline(source, made, cfg)
   with Loader(data, 0, 10**6) as batches:
     stream = iter(batches)
     next(stream)

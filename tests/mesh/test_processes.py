@@ -14,6 +14,7 @@ from typing import Any
 
 import blip3o_worker
 import pytest
+import rows_worker
 import simulated
 
 from blip3o_jax.train import checkpoint
@@ -22,6 +23,12 @@ BATCH, LONG = 8, 40
 ONE = dict(replica=1, fsdp=1, tensor=1)
 TWO = dict(replica=2, fsdp=1, tensor=1)
 FOUR = dict(replica=1, fsdp=2, tensor=2)  # both lie across processes of one device
+
+
+def free_address() -> str:
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 class Runs:
@@ -52,12 +59,9 @@ class Runs:
       f"--config.data.path={self.features}",
       f"--config.data.records={blip3o_worker.RECORDS}",
     ]
-    joined = [[]]
+    joined: list[list[str]] = [[]]
     if processes > 1:
-      with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-      join = [f"--coordinator=127.0.0.1:{port}", f"--processes={processes}"]
+      join = [f"--coordinator={free_address()}", f"--processes={processes}"]
       joined = [[*join, f"--process={i}"] for i in range(processes)]
     return [simulated.train(devices, *args, *j, cache=self.folder / "programs") for j in joined]
 
@@ -152,3 +156,20 @@ def test_processes_load_what_their_devices_hold(runs):
   first, second = list(range(BATCH // 2)), list(range(BATCH // 2, BATCH))
   assert list(rows("four").values()) == [first, first, second, second]
   assert rows("parts")["process_1"] == second
+
+
+def test_devices_may_lie_in_any_order():
+  """Those of two processes in turn: rows with gaps, and rows that both processes hold."""
+  cases = [
+    (dict(replica=1, fsdp=4, tensor=1), ([0, 1, 4, 5], [2, 3, 6, 7])),
+    (dict(replica=1, fsdp=2, tensor=2), ([*range(BATCH)], [*range(BATCH)])),
+    (dict(replica=2, fsdp=2, tensor=1), ([0, 1, 4, 5], [2, 3, 6, 7])),
+  ]
+  address, plan = free_address(), json.dumps([mesh for mesh, _ in cases])
+  processes = [simulated.start(rows_worker.__file__, 2, address, str(i), plan) for i in range(2)]
+  for i, process in enumerate(processes):
+    for found, (_, rows) in zip(simulated.finish(process), cases, strict=True):
+      assert found["rows"] == rows[i]
+      assert found["sum"] == sum(range(BATCH))
+      held = f"hold {len(rows[i])} of the 8 of the global batch"
+      assert found["refused"] == f"batch x: 3 rows, but this process's devices {held}"

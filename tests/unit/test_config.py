@@ -131,9 +131,7 @@ def test_a_config_dict_with_overrides(tmp_path):
   values = ConfigDict(dict(steps=1, optimizer=dict(lr=1.0)))
   found = config.load(values, ["--config.optimizer.lr=2.0"])
   assert (found.optimizer.lr, values.optimizer.lr) == (2.0, 1.0)
-  with pytest.raises(
-    ValueError, match=r"config\.optimizer\.rate: no such field; config\.optimizer"
-  ):
+  with pytest.raises(ValueError, match=r"config\.optimizer\.rate: no such field"):
     config.load(values, ["--config.optimizer.rate=1"])
 
 

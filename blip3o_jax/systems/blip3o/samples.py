@@ -8,16 +8,16 @@ from flax import nnx
 import numpy as np
 
 from blip3o_jax.data.text.tokenizer import Tokenizer
+from blip3o_jax.systems.blip3o import prompts
 from blip3o_jax.systems.blip3o import released
 from blip3o_jax.systems.blip3o import verbs
-from blip3o_jax.systems.blip3o.prompts import SPECIAL
 
 
 def sampler(cfg: Any, samples: Any, tokenizer: str) -> Callable[[nnx.Module, int], np.ndarray]:
   """See `systems.System.sampler`."""
   decoder = verbs.load_decoder(Path(samples.decoder), cfg.grid, cfg.backbone.dtype)
   settings = released.read_settings(Path(samples.decoder))
-  words = Tokenizer.load(tokenizer, SPECIAL)
+  words = Tokenizer.load(tokenizer, prompts.SPECIAL)
 
   def draw(module: nnx.Module, step: int) -> np.ndarray:
     del step  # the same noise each time shows what training changes
