@@ -9,18 +9,23 @@ Released systems take their tower trained (spec 2.2); this system exists so that
 one made by the package's own parts. Only `encoder` is kept afterwards.
 """
 
+from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Mapping
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from blip3o_jax import layers
 from blip3o_jax.models import clip_text
 from blip3o_jax.systems.blip3o import rows as names
 from blip3o_jax.systems.parts import features as feature_space
+from blip3o_jax.systems.parts.recorded import Call
 
 Batch = Mapping[str, jax.Array]
 
@@ -120,3 +125,20 @@ def load_params(
   """The image tower of a released-layout or converted directory, for a run that starts from one."""
   del cfg
   return names.load(directory, abstract)
+
+
+def recorded(names: Iterable[str]) -> dict[str, Call]:
+  """Nothing: the encoder, all that is kept of it, is recorded with the system that uses it."""
+  del names
+  return {}
+
+
+def replay(
+  directory: Path, dtype: layers.Dtype, recording: Mapping[str, np.ndarray]
+) -> Callable[..., dict[str, Any]]:
+  """Refused, since `recorded` offers nothing.
+
+  Raises:
+    ValueError: always.
+  """
+  raise ValueError(f"{directory}: no recording is of the system contrast")

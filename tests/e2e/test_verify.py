@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 from safetensors.numpy import save_file
 
+from blip3o_jax.systems.parts import recorded as bars
 from blip3o_jax.verify import recordings
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +46,7 @@ def report(verify, tmp_path) -> Callable[..., tuple[int, Report]]:
 def part(file: Path, *calls: str) -> dict[str, np.ndarray]:
   """Some calls of a recording: their inputs and outputs."""
   recorded = load_file(file)
-  found = recordings.calls(recorded, str(file))
+  _, found = recordings.held(recorded, str(file))
   kept = {n for c in calls for n in (*found[c][0].inputs, *found[c][1])}
   return {name: recorded[name] for name in kept}
 
@@ -66,14 +67,13 @@ def test_the_miniature_passes(verify, tmp_path, capsys):
   assert shown[-1] == "37 outputs, all within tolerance"
   found = json.loads(file.read_text())
   assert found["ok"] is True
-  outputs = {
-    n for f in (SYSTEM, DECODER) for _, w in recordings.calls(load_file(f), "").values() for n in w
-  }
-  assert set(found["tensors"]) == outputs
+  held = [c for f in (SYSTEM, DECODER) for c in recordings.held(load_file(f), "")[1].values()]
+  outputs = {name: call.bar(name) for call, wanted in held for name in wanted}
+  assert set(found["tensors"]) == set(outputs)
   for name, row in found["tensors"].items():
     assert {"relative_error", "max_error", "shape", "ok"} <= set(row), name
     assert row["ok"] is True
-    assert row["relative_error"] <= recordings.tolerance(name, "float32")
+    assert row["relative_error"] <= bars.tolerance(name, outputs[name], "float32")
     assert any(line.startswith(name) and line.endswith("ok") for line in shown)
 
 
