@@ -24,6 +24,7 @@ from blip3o_jax import files
 from blip3o_jax.data import shapes
 from blip3o_jax.evaluate import page
 from blip3o_jax.evaluate.shapes import check
+from blip3o_jax.miniature import models
 from blip3o_jax.miniature import parts
 from blip3o_jax.miniature import scores as evaluate
 from blip3o_jax.miniature import shipped
@@ -65,7 +66,7 @@ def score(work: Path, amounts: stages.Amounts = stages.ALL) -> dict[str, Any]:
 def draw_pretrained(work: Path, amounts: stages.Amounts = stages.ALL) -> dict[str, Any]:
   """Scores the generator before its tuning, and the scorer itself: scores/pretrained.json."""
   count = amounts.asked
-  earlier = stages.assemble(work, "generator")
+  earlier = models.assemble(work, "generator")
   # Half of the prompts: enough for the comparison, and drawing is what takes the time here.
   pretrained, _ = evaluate.generation(earlier, evaluate.test_prompts(max(1, count // 2)))
   checked = check.measure(count)
@@ -119,7 +120,7 @@ def _understanding(
   work: Path, model: verbs.Model, count: int
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
   """The same questions before and after the generator's training, and the frozen leaves' hashes."""
-  earlier = stages.before_generation(work, model)
+  earlier = models.before_generation(work, model)
   before, _ = evaluate.understanding(earlier, count)
   after, dialogues = evaluate.understanding(model, count)
   overall = after.pop("overall")
@@ -127,8 +128,8 @@ def _understanding(
     "accuracy": before["overall"]["rate"],
     "accuracy_after_generation_training": overall["rate"],
     "overall": overall,
-    "frozen_sha256_before": stages.frozen_hash(earlier),
-    "frozen_sha256_after": stages.frozen_hash(model),
+    "frozen_sha256_before": models.frozen_hash(earlier),
+    "frozen_sha256_after": models.frozen_hash(model),
     **after,
   }
   return {"understanding": numbers}, dialogues

@@ -40,8 +40,7 @@ def test_it_is_whole_and_small():
   sums = shipped.verify()
   card = shipped.card()
   assert {name: sums[name] for name in card["sha256"]} == card["sha256"]
-  files = [path for path in shipped.directory().rglob("*") if path.is_file()]
-  assert sum(path.stat().st_size for path in files) <= shipped.BUDGET == 16_000_000
+  assert shipped.size(shipped.directory()) <= shipped.BUDGET == 16_000_000
   assert {"commands", "seed", "seconds", "scores", "parts", "versions"} <= set(card)
   for group in ("generation", "understanding"):
     assert {"low", "high"} < set(card["scores"][group]["overall"])
