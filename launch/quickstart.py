@@ -46,6 +46,7 @@ import time
 
 from absl import logging
 
+from blip3o_jax import cli
 from blip3o_jax.miniature import parts as frozen_parts
 from blip3o_jax.miniature import quickstart
 
@@ -73,16 +74,22 @@ def main() -> int:
   work = (options.workdir or Path("work") / ("debug-" * options.debug + name)).absolute()
   kind: frozen_parts.Kind = "trained" if options.from_scratch else "shipped"
   work.mkdir(parents=True, exist_ok=True)
-  try:
-    frozen_parts.choose(work, kind)
-    if options.stage:
-      logging.set_verbosity(logging.INFO)
-      logging.use_absl_handler()
-      quickstart.one_stage(options.stage, work, ROOT / "configs", debug=options.debug)
-      return 0
-  except (ValueError, OSError) as error:
-    print(f"quickstart: {error}", file=sys.stderr)
-    return 1
+  call = one_stage if options.stage else every_phase
+  return cli.guarded("quickstart", lambda: call(options, work, kind))
+
+
+def one_stage(options: argparse.Namespace, work: Path, kind: frozen_parts.Kind) -> int:
+  """Runs a stage in this process."""
+  frozen_parts.choose(work, kind)
+  logging.set_verbosity(logging.INFO)
+  logging.use_absl_handler()
+  quickstart.one_stage(options.stage, work, ROOT / "configs", debug=options.debug)
+  return 0
+
+
+def every_phase(options: argparse.Namespace, work: Path, kind: frozen_parts.Kind) -> int:
+  """Runs all phases, and says what came of them."""
+  frozen_parts.choose(work, kind)
   signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end; the next call goes on from here"))
   start = time.monotonic()
   words = ["--debug"] * options.debug + ["--from-scratch"] * options.from_scratch
@@ -168,6 +175,7 @@ class Lane:
     # One simulated device a core: each takes its share of the batch.
     flags = f"--xla_force_host_platform_device_count={len(self.cores)}"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
+    environment["BLIP3O_TRACEBACK"] = "1"  # the log of a stage has the whole of what went wrong
     # Large pages for large arrays, where glibc knows of it: 1.12 times the language model's steps.
     environment.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     command = [sys.executable, __file__, "--workdir", str(self.work), "--stage", self.stage]

@@ -81,17 +81,10 @@ def test_it_rebuilds_as_the_card_says(model):
 
 def test_the_command_uses_it_and_says_so(tmp_path):
   image = tmp_path / "drawn.png"
-  command = [
-    sys.executable,
-    "-m",
-    "blip3o_jax.cli",
-    "generate",
-    "a red circle left of a blue square",
-  ]
+  command = [sys.executable, "-m", "blip3o_jax.cli", "generate"]
+  command += ["a red circle left of a blue square", "--output", str(image)]
   environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-  done = subprocess.run(
-    [*command, "--output", str(image)], capture_output=True, text=True, cwd=ROOT, env=environment
-  )
+  done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
   assert done.returncode == 0, done.stderr[-3000:]
   assert done.stderr.startswith("no --model: the miniature that ships with the package")
   assert np.asarray(Image.open(image)).shape == (64, 64, 3)
