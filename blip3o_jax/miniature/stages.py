@@ -24,7 +24,7 @@ from blip3o_jax.data.shapes import source as embedded
 from blip3o_jax.data.text import chat
 from blip3o_jax.data.text.tokenizer import train_bpe
 from blip3o_jax.miniature import models
-from blip3o_jax.miniature import scores as evaluate
+from blip3o_jax.miniature import scores
 from blip3o_jax.miniature import shipped
 from blip3o_jax.miniature import sizes
 from blip3o_jax.models import autoencoder
@@ -102,7 +102,7 @@ def probe(work: Path, amounts: Amounts = ALL) -> dict[str, Any]:
   The prompts are training captions of each category, so no test prompt decides anything.
   """
   model = models.assemble(work, "generator")
-  rates, _ = evaluate.generation(model, probe_prompts(amounts.probe), seed=PROBE_SEED)
+  rates, _ = scores.generation(model, probe_prompts(amounts.probe), seed=PROBE_SEED)
   ranked = sorted(shapes.CATEGORIES, key=lambda c: rates[c]["rate"])
   failed = {c: 1 - rates[c]["rate"] for c in ranked}
   return {"weakest": shares(failed), "rates": {c: rates[c]["rate"] for c in ranked}}

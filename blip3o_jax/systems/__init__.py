@@ -98,7 +98,7 @@ class System(Protocol):
   def replay(self, directory: Path, dtype: Dtype, recording: Arrays) -> Replay:
     """Loads what a recording is of, once, in `dtype`; returns what replays its calls.
 
-    `recording` is {name: array}, whose names and finite inputs are checked. What is returned takes
+    `recording` is {name: array}, whose names and inputs are checked. What is returned takes
     (call, {name: input}, {name: recorded output}) and gives {name: array, float32 or int, in
     PyTorch's layouts, or `parts.recorded.Errors`} with at least the outputs it was given.
 

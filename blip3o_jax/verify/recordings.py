@@ -36,16 +36,21 @@ def held(names: Iterable[str], where: str) -> tuple[str, recorded.Held]:
 
 
 def check(recording: Mapping[str, np.ndarray], where: str) -> tuple[str, recorded.Held]:
-  """What `held` finds of a recording whose inputs are all finite.
+  """What `held` finds of a recording whose inputs a model could take.
 
   Raises:
-    ValueError: see `held`; an input that holds NaN or infinity.
+    ValueError: see `held`; an input that holds NaN or infinity, or that its call refuses.
   """
   who, calls = held(recording, where)
   for call, _ in calls.values():
-    for name in call.inputs:
-      if not np.isfinite(np.asarray(recording[name], np.float64)).all():
+    inputs = {name: recording[name] for name in call.inputs}
+    for name, value in inputs.items():
+      if not np.isfinite(np.asarray(value, np.float64)).all():
         raise ValueError(f"{where}: the input {name} holds NaN or infinity")
+    try:
+      call.check(inputs)
+    except ValueError as error:
+      raise ValueError(f"{where}: {error}") from None
   return who, calls
 
 

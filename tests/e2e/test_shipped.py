@@ -16,7 +16,7 @@ import pytest
 from blip3o_jax.data import shapes
 from blip3o_jax.evaluate import shapes as scorer
 from blip3o_jax.miniature import report
-from blip3o_jax.miniature import scores as evaluate
+from blip3o_jax.miniature import scores
 from blip3o_jax.miniature import shipped
 from blip3o_jax.systems.blip3o import verbs
 from blip3o_jax.systems.parts import diffusers_files
@@ -59,22 +59,22 @@ def test_it_draws_as_the_card_says(model):
   card = shipped.card()["scores"]["generation"]
   counts = [card[report.NAMES.get(c, c)]["count"] for c in shapes.CATEGORIES]
   starts = np.cumsum([0, *counts[:-1]])
-  asked = evaluate.test_prompts(PROMPTS)
+  asked = scores.test_prompts(PROMPTS)
   seeds = [int(start) + i for start in starts for i in range(PROMPTS)]
-  images = evaluate.draw(model, [p["prompt"] for p in asked], seeds)
+  images = scores.draw(model, [p["prompt"] for p in asked], seeds)
   right = scorer.score(images, asked)["overall"]["correct"]
   assert right >= least(card["overall"]["rate"], len(asked))
 
 
 def test_it_answers_as_the_card_says(model):
   card = shipped.card()["scores"]["understanding"]["overall"]
-  found, _ = evaluate.understanding(model, QUESTIONS)
+  found, _ = scores.understanding(model, QUESTIONS)
   assert found["overall"]["correct"] >= least(card["rate"], int(found["overall"]["count"]))
 
 
 def test_it_rebuilds_as_the_card_says(model):
   card = shipped.card()["scores"]["reconstruction"]
-  found, _, _ = evaluate.reconstruction(model, PICTURES)
+  found, _, _ = scores.reconstruction(model, PICTURES)
   assert found["psnr"] > card["psnr"] - 3
   assert found["right"]["correct"] >= least(card["scorer_accuracy"]["rate"], PICTURES)
 

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
 import functools
-import math
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +19,11 @@ from blip3o_jax.systems import pixels
 from blip3o_jax.systems.blip3o import verbs
 from blip3o_jax.systems.parts.painter_recordings import LOOP_SCALE
 from blip3o_jax.systems.parts.painter_recordings import LOOP_STEPS
+from blip3o_jax.systems.parts.painter_recordings import grid_of
 from blip3o_jax.systems.parts.recorded import first
 from blip3o_jax.systems.parts.recorded import last
 
 Inputs = Mapping[str, np.ndarray]
-
-
-def grid_of(features: np.ndarray) -> int:
-  """Cells a side of recorded features (B, Q, C).
-
-  Raises:
-    ValueError: a number of features that is no square.
-  """
-  count = features.shape[1] if features.ndim == 3 else 0
-  side = math.isqrt(count)
-  if not side or side * side != count:
-    raise ValueError(f"features of shape {features.shape}: expected (1, cells squared, channels)")
-  return side
 
 
 def replay(
@@ -45,16 +32,10 @@ def replay(
   """Loads the pixel decoder of a directory, for features of as many cells as recorded; see `run`.
 
   Raises:
-    FileNotFoundError, ValueError: recorded features that are no square; what is wrong with the
-      model.
+    FileNotFoundError, ValueError: what is wrong with the model.
   """
-  grids = []
-  for name in ("features", "null_features"):
-    try:
-      grids += [grid_of(recording[name])] if name in recording else []
-    except ValueError as error:
-      raise ValueError(f"{name}: {error}") from None
-  return functools.partial(run, verbs.load_decoder(directory, grids[0] if grids else 1, dtype))
+  grid = grid_of(recording["features"]) if "features" in recording else 1
+  return functools.partial(run, verbs.load_decoder(directory, grid, dtype))
 
 
 def run(decoder: Any, call: str, inputs: Inputs, outputs: Inputs) -> dict[str, Any]:

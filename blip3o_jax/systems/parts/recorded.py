@@ -4,6 +4,7 @@ A recording is a safetensors file of inputs and outputs of a system's PyTorch ne
 layouts (channels first). Which calls there are, a system says; knows no network. Numpy only.
 """
 
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -39,10 +40,12 @@ class Call:
 
   Attributes:
     inputs: names that it needs. outputs: {pattern of a name, as in fnmatch: bar}.
+    check: raises ValueError for inputs {name: array} that no model could take.
   """
 
   inputs: tuple[str, ...]
   outputs: Mapping[str, Bar]
+  check: Callable[[Mapping[str, np.ndarray]], None] = lambda inputs: None
 
   def gives(self, name: str) -> bool:
     """Whether `name` is one of the outputs."""

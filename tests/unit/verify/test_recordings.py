@@ -161,7 +161,7 @@ def test_tolerances_that_are_none(text, message):
 def test_damaged_recordings_are_named_before_a_model_is_read(tmp_path):
   whole = recordings.read(DECODER)
   for change, message in (
-    ({"features": np.zeros((1, 3, 48), np.float32)}, "features: features of shape"),
+    ({"features": np.zeros((1, 3, 48), np.float32)}, "recording: features: features of shape"),
     ({"loop.noise": np.full((1, 4, 16, 16), np.nan, np.float32)}, "the input loop.noise holds NaN"),
   ):
     with pytest.raises(ValueError, match=message):
