@@ -124,19 +124,12 @@ def test_a_folder_of_the_other_choice_is_refused(call, tmp_path):
   assert "its frozen parts are trained; call with --from-scratch to go on there" in done.stderr
 
 
-@pytest.mark.parametrize(
-  ("stage", "message"),
-  [
-    ("a/b", "quickstart: stage 'a/b': expected one of shipped, features, generator"),
-    ("tuned", "done/probe.json: absent; stage probe has not finished"),
-  ],
-)
-def test_a_stage_that_cannot_run_is_named(call, tmp_path, stage, message):
-  done = call("launch/quickstart.py", "--workdir", tmp_path, "--stage", stage)
+def test_an_unknown_stage_is_named_and_leaves_nothing(call, tmp_path):
+  done = call("launch/quickstart.py", "--workdir", tmp_path, "--stage", "a/b")
   assert done.returncode == 1
-  assert message in done.stderr
-  assert "Traceback" not in done.stderr
-  assert not (tmp_path / "done").exists()
+  expected = "quickstart: stage 'a/b': expected one of shipped, features, generator"
+  assert done.stderr.startswith(expected)
+  assert not (tmp_path / "calls").exists()
 
 
 @pytest.mark.slow
