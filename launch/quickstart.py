@@ -39,61 +39,19 @@ import argparse
 import json
 import os
 from pathlib import Path
-import runpy
 import signal
 import subprocess
 import sys
 import time
-from typing import Any
 
-from blip3o_jax import files
+from absl import logging
+
+from blip3o_jax import cli
 from blip3o_jax.miniature import parts as frozen_parts
+from blip3o_jax.miniature import quickstart
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = {
-  "tower": "shapes_tower_train",
-  "answers": "shapes_backbone_train",
-  "backbone": "shapes_backbone_train",
-  "autoencoder": "shapes_autoencoder_train",
-  "unet": "shapes_unet_train",
-  "generator": "shapes_generator_pretrain",
-  "tuned": "shapes_generator_tune",
-}
-# Steps of --from-scratch in multiples of those that a config has by itself.
-LONG = {"tower": 3.0, "autoencoder": 3.0, "unet": 5.0, "answers": 1.0, "backbone": 3.3}
-LONG |= {"generator": 2.5, "tuned": 3.0}
-# Stages in one line run after each other, lines of one phase side by side.
-Phase = tuple[tuple[str, ...], ...]
-GENERATOR: tuple[Phase, ...] = (
-  (("generator",),),
-  (("probe",), ("pretrained",)),
-  (("tuned",),),
-)
-PHASES: dict[str, tuple[Phase, ...]] = {
-  "shipped": (
-    (("shipped", "features"),),
-    *GENERATOR,
-    (("export", "score"), ("compare",)),
-    (("report",),),
-  ),
-  "trained": (
-    (("tokenizer",),),
-    (("tower", "encode", "autoencoder", "unet"), ("answers", "backbone")),
-    *GENERATOR,
-    (("export", "score", "report"),),
-  ),
-}
 SECONDS = 15.0  # between lines of progress
-# What --debug changes in every config, and the records that the stages' data then have.
-DEBUG = {
-  "steps": 3,
-  "batch": 16,
-  "optimizer.warmup_steps": 1,
-  "log.every": 1,
-  "data.records": 64,
-  "eval_data.records": 64,
-}
-DEBUG_AMOUNTS = dict(words=400, whiten=64, probe=1, asked=2)
 
 
 def main() -> int:
@@ -116,61 +74,44 @@ def main() -> int:
   work = (options.workdir or Path("work") / ("debug-" * options.debug + name)).absolute()
   kind: frozen_parts.Kind = "trained" if options.from_scratch else "shipped"
   work.mkdir(parents=True, exist_ok=True)
-  try:
-    frozen_parts.choose(work, kind)
-  except (ValueError, OSError) as error:
-    print(f"quickstart: {error}", file=sys.stderr)
-    return 1
-  if options.stage:
-    return one_stage(options.stage, work, debug=options.debug)
+  call = one_stage if options.stage else every_phase
+  return cli.guarded("quickstart", lambda: call(options, work, kind))
+
+
+def one_stage(options: argparse.Namespace, work: Path, kind: frozen_parts.Kind) -> int:
+  """Runs a stage in this process."""
+  frozen_parts.choose(work, kind)
+  logging.set_verbosity(logging.INFO)
+  logging.use_absl_handler()
+  quickstart.one_stage(options.stage, work, ROOT / "configs", debug=options.debug)
+  return 0
+
+
+def every_phase(options: argparse.Namespace, work: Path, kind: frozen_parts.Kind) -> int:
+  """Runs all phases, and says what came of them."""
+  frozen_parts.choose(work, kind)
   signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end; the next call goes on from here"))
   start = time.monotonic()
   words = ["--debug"] * options.debug + ["--from-scratch"] * options.from_scratch
   try:
-    for phase in PHASES[kind]:
+    for phase in quickstart.PHASES[kind]:
       if not run_phase(phase, work, words):
         return 1
   finally:  # all calls together: one that finds everything finished adds next to nothing
     now = time.monotonic() - start
-    total = spend(work, "total", now)
-  seconds = {p.stem: json.loads(p.read_text())["seconds"] for p in (work / "done").glob("*.json")}
-  report = json.loads((work / "report.json").read_text())
-  report["seconds"] = {**seconds, "total": total}
-  files.write_text(work / "report.json", json.dumps(report, indent=2))
+    total = quickstart.spend(work, "total", now)
+  report = quickstart.finish(work, total)
   print(f"finished in {now / 60:.1f} minutes")
-  print(summary(report))
+  print(quickstart.summary(report))
   print(f"report: {work / 'report.html'}\nnumbers: {work / 'report.json'}")
   print(f'draw more: .venv/bin/blip3o generate "a red circle" --model {work / "model"}')
   return 0
 
 
-def summary(report: dict[str, Any]) -> str:
-  """The scores in a line, and in another those of the shipped generator where it was drawn."""
-  understood, drawn, rebuilt = (
-    report[n] for n in ("understanding", "generation", "reconstruction")
-  )
-  lines = [
-    f"understanding {understood['accuracy']:.2f}, {drawings(drawn)}, reconstruction "
-    f"{rebuilt['psnr']:.1f} dB, {rebuilt['scorer_accuracy']['rate']:.2f} right"
-  ]
-  if "shipped" in report:
-    lines.append(f"the shipped generator: {drawings(report['shipped']['generation'])}")
-  return "\n".join(lines)
-
-
-def drawings(drawn: dict[str, Any]) -> str:
-  """The shares of right drawings in a few words."""
-  return (
-    f"generation {drawn['overall']['rate']:.2f} (single object "
-    f"{drawn['single_object']['rate']:.2f}, unseen combinations "
-    f"{drawn['unseen_combinations']['rate']:.2f})"
-  )
-
-
 # ---- lanes: stages as processes, one after the other, lanes side by side --------------------
 
 
-def run_phase(phase: Phase, work: Path, options: list[str]) -> bool:
+def run_phase(phase: quickstart.Phase, work: Path, options: list[str]) -> bool:
   """Runs the lanes of a phase in parallel; False, after printing why, when a stage failed."""
   cores = sorted(os.sched_getaffinity(0))
   share = max(1, len(cores) // len(phase))
@@ -234,6 +175,7 @@ class Lane:
     # One simulated device a core: each takes its share of the batch.
     flags = f"--xla_force_host_platform_device_count={len(self.cores)}"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
+    environment["BLIP3O_TRACEBACK"] = "1"  # the log of a stage has the whole of what went wrong
     # Large pages for large arrays, where glibc knows of it: 1.12 times the language model's steps.
     environment.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     command = [sys.executable, __file__, "--workdir", str(self.work), "--stage", self.stage]
@@ -263,115 +205,6 @@ class Lane:
     if self.process is not None:
       self.process.terminate()
       self.process.wait()
-
-
-# ---- stages ---------------------------------------------------------------------------------
-
-
-def one_stage(name: str, work: Path, *, debug: bool = False) -> int:
-  """Runs a stage in this process and leaves done/NAME.json with the seconds of all its calls."""
-  from absl import logging
-
-  kind = frozen_parts.read(work).kind
-  if name not in (*stages(*PHASES), "curve"):
-    raise SystemExit(f"stage {name!r}: expected one of {', '.join([*stages(kind), 'curve'])}")
-  logging.set_verbosity(logging.INFO)
-  logging.use_absl_handler()
-  start = time.monotonic()
-  try:
-    facts = run_stage(name, work, debug)
-  finally:  # an interrupted stage goes on in a later call
-    seconds = spend(work, name, time.monotonic() - start)
-  done = work / "done" / f"{name}.json"
-  done.parent.mkdir(exist_ok=True)
-  files.write_text(done, json.dumps({"seconds": seconds, **facts}))
-  return 0
-
-
-def stages(*kinds: str) -> list[str]:
-  """The stages of runs of these kinds, in their order."""
-  return [s for kind in kinds for phase in PHASES[kind] for lane in phase for s in lane]
-
-
-def spend(work: Path, name: str, seconds: float) -> float:
-  """Adds a call's seconds to those of a stage, or of all calls together; returns the sum."""
-  path = work / "calls" / f"{name}.txt"
-  path.parent.mkdir(exist_ok=True)
-  calls = path.read_text().split() if path.exists() else []
-  calls.append(f"{seconds:.1f}")
-  files.write_text(path, " ".join(calls))
-  return sum(map(float, calls))
-
-
-def run_stage(name: str, work: Path, debug: bool) -> dict[str, Any]:
-  """What a stage found, or its last metrics."""
-  from blip3o_jax.miniature import curve
-  from blip3o_jax.miniature import report
-  from blip3o_jax.miniature import stages
-
-  amounts = stages.Amounts(**DEBUG_AMOUNTS) if debug else stages.ALL
-  facts: dict[str, Any] = {}
-  match name:
-    case "shipped":
-      facts = stages.take_shipped(work)
-    case "features":
-      stages.cache_features(work, stage_config("generator", work, debug).data)
-    case "encode":
-      data = [stage_config(stage, work, debug).data for stage in ("unet", "generator")]
-      facts = stages.encode(work, data, amounts)
-    case "probe":
-      facts = stages.probe(work, amounts)
-      weakest = "+".join(facts["weakest"])
-      stages.cache_features(work, stage_config("tuned", work, debug, categories=weakest).data)
-    case "unet":
-      scale = read_done(work, "autoencoder")["scale"]
-      facts = stages.train(stage_config(name, work, debug, scale=scale), work, name)
-    case "tuned":
-      weakest = "+".join(read_done(work, "probe")["weakest"])
-      facts = stages.train(stage_config(name, work, debug, categories=weakest), work, name)
-    case "tokenizer":
-      facts = stages.train_tokenizer(work, amounts)
-    case "export":
-      facts = stages.export_model(work)
-    case "score":
-      facts = report.score(work, amounts)
-    case "pretrained":
-      facts = report.draw_pretrained(work, amounts)
-    case "compare":
-      facts = report.compare(work, amounts)
-    case "report":
-      facts = report.write(work)
-    case "curve":
-      facts = curve.write(work, amounts)
-    case _:
-      facts = stages.train(stage_config(name, work, debug), work, name)
-  return facts
-
-
-def stage_config(name: str, work: Path, debug: bool, **arguments: Any) -> Any:
-  """The config of a training stage, or the few steps of it that --debug takes."""
-  parts = frozen_parts.read(work)
-  arguments = {"work": work, **arguments}
-  if name == "answers":
-    arguments["first"] = True
-  if parts.kind == "trained":
-    arguments["times"] = LONG[name]
-  elif name == "generator":
-    arguments["backbone"] = parts.backbone
-  words = ",".join(f"{key}={value}" for key, value in arguments.items())
-  path = ROOT / "configs" / f"{CONFIGS[name]}.py"
-  cfg = runpy.run_path(str(path))["get_config"](words)
-  if debug:
-    cfg.update_from_flattened_dict(DEBUG)
-  return cfg
-
-
-def read_done(work: Path, stage: str) -> dict[str, Any]:
-  """The facts that a finished stage left."""
-  path = work / "done" / f"{stage}.json"
-  if not path.exists():
-    raise SystemExit(f"stage {stage} has not finished in {work}")
-  return json.loads(path.read_text())
 
 
 if __name__ == "__main__":

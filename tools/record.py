@@ -12,7 +12,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 import sys
-from typing import Any
 
 from blip3o_jax import cli
 
@@ -44,30 +43,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _record(options: argparse.Namespace) -> int:
-  from blip3o_jax.verify import recordings
   from blip3o_jax.verify.torch import record
-  from blip3o_jax.weights import hub
-  from blip3o_jax.weights import safetensors
 
-  if options.output.suffix != ".safetensors":
-    raise ValueError(f"--output {options.output}: expected a name that ends in .safetensors")
-  given: dict[str, Any] = {}
-  for file in options.inputs:
-    tensors = safetensors.Tensors(Path(file))
-    recorded = {name: tensors.read(name) for name in tensors}
-    given[recordings.kind_of(recorded)] = record.given_inputs(recorded, file)
-  directory = hub.local_directory(options.model)
-  if options.part != "decoder":
-    made = record.record_system(
-      directory, seed=options.seed, given=given.get("system"), allowed=options.allowed
-    )
-    record.save(made, options.output)
-    print(f"{options.output}: {len(made)} tensors")
-  if options.part == "decoder" or (options.part == "all" and record.has_decoder(directory)):
-    made = record.record_decoder(directory, seed=options.seed, given=given.get("decoder"))
-    beside = options.output.with_suffix(".decoder.safetensors")
-    record.save(made, beside)
-    print(f"{beside}: {len(made)} tensors")
+  record.record(
+    options.model,
+    options.output,
+    part=options.part,
+    seed=options.seed,
+    inputs=options.inputs,
+    allowed=options.allowed,
+    say=print,
+  )
   return 0
 
 

@@ -10,10 +10,9 @@ files are wrong.
 
 import argparse
 from collections.abc import Sequence
-import json
+import functools
 from pathlib import Path
 import sys
-from typing import Any
 
 from blip3o_jax import cli
 
@@ -35,41 +34,21 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
   parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
   options = parser.parse_args(argv)
-  return cli.guarded("verify", lambda: _run(options))
+  return cli.guarded("verify", lambda: _verify(options))
 
 
-def _run(options: argparse.Namespace) -> int:
-  report = _verify(options)
-  if options.json:
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(report, indent=2) + "\n")
-  return 0 if report["ok"] else 1
+def _verify(options: argparse.Namespace) -> int:
+  from blip3o_jax.verify import replay
 
-
-def _verify(options: argparse.Namespace) -> dict[str, Any]:
-  from blip3o_jax.verify import compare
-  from blip3o_jax.verify import recordings
-  from blip3o_jax.verify import verify
-  from blip3o_jax.weights import hub
-
-  tolerances = [recordings.parse_tolerance(text) for text in options.tolerance]
-  files = {file: verify.read(file) for file in options.recorded}
-  for file, recorded in files.items():
-    verify.check(recorded, file)
-  directory = hub.local_directory(options.model)
-  rows = []
-  for file, recorded in files.items():
-    width = max(len(name) for name in recorded)
-    print(compare.header(width))
-    found = verify.verify(
-      directory, recorded, dtype=options.dtype, tolerances=tolerances, where=file
-    )
-    for row in found:
-      print(compare.line(row, width), flush=True)
-      rows.append(row)
-  bad = sum(not row.ok for row in rows)
-  print(f"{len(rows)} outputs, " + (f"{bad} FAILED" if bad else "all within tolerance"))
-  return compare.summary(rows)
+  ok = replay.prove(
+    options.model,
+    options.recorded,
+    dtype=options.dtype,
+    tolerances=options.tolerance,
+    report=options.json,
+    say=functools.partial(print, flush=True),
+  )
+  return 0 if ok else 1
 
 
 if __name__ == "__main__":

@@ -86,8 +86,8 @@ def _cells(rate: Mapping[str, float]) -> str:
   )
 
 
-def curve(points: Sequence[tuple[float, float]], title: str, unit: str = "steps") -> str:
-  """A line of (x, value) as an inline picture, x in `unit`; values are scaled to what occurs."""
+def curve(points: Sequence[tuple[int, float]], title: str) -> str:
+  """A line of (step, value) as an inline picture; values are scaled to what occurs."""
   if len(points) < 2:
     return ""
   x, y = np.asarray(points, float).T
@@ -98,7 +98,7 @@ def curve(points: Sequence[tuple[float, float]], title: str, unit: str = "steps"
   return (
     f'<svg width="280" height="150"><polyline points="{path}" fill="none" stroke="#246"/>'
     f'<text x="10" y="14" font-size="12">{html.escape(title)}</text>'
-    f'<text x="10" y="147" font-size="11">{low:.3g} to {high:.3g}, {x.max():.0f} {unit}</text>'
+    f'<text x="10" y="147" font-size="11">{low:.3g} to {high:.3g}, {x.max():.0f} steps</text>'
     "</svg>"
   )
 

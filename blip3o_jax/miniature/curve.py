@@ -12,7 +12,8 @@ import numpy as np
 
 from blip3o_jax import files
 from blip3o_jax.data import shapes
-from blip3o_jax.miniature import scores as evaluate
+from blip3o_jax.miniature import models
+from blip3o_jax.miniature import scores
 from blip3o_jax.miniature import stages
 from blip3o_jax.train import checkpoint
 
@@ -44,12 +45,12 @@ def write(work: Path, amounts: stages.Amounts = stages.ALL) -> dict[str, Any]:
       at = float(np.interp(step, list(lines[name]), list(lines[name].values())))
       minutes = (at - began) / 60
       if kind == "understanding":
-        model = stages.reader(work, step, name)
-        rates, _ = evaluate.understanding(model, amounts.probe, seed=stages.PROBE_SEED)
+        model = models.reader(work, step, name)
+        rates, _ = scores.understanding(model, amounts.probe, seed=stages.PROBE_SEED)
         rate = rates["overall"]["rate"]
       else:
-        model = stages.assemble(work, name, step)
-        rates, _ = evaluate.generation(model, asked, seed=stages.PROBE_SEED)
+        model = models.assemble(work, name, step)
+        rates, _ = scores.generation(model, asked, seed=stages.PROBE_SEED)
         rate = float(np.mean([rates[c]["rate"] for c in shapes.CATEGORIES]))
       logging.info("%s at step %d, minute %.1f: %s %.3f", name, step, minutes, kind, rate)
       out[kind].append((round(minutes, 2), round(rate, 4)))

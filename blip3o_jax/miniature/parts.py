@@ -47,8 +47,6 @@ def choose(work: Path, kind: Kind) -> None:
   """
   path = work / RECORD
   before = json.loads(path.read_text()) if path.exists() else {}
-  if not before and (work / "done").exists():
-    before = {"parts": "trained"}  # a folder older than the choice: all parts were trained
   if before and before["parts"] != kind:
     raise ValueError(
       f"{work}: its frozen parts are {before['parts']}; call {CALLS[before['parts']]} to go on "

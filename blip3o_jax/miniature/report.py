@@ -1,6 +1,6 @@
 """The last stages of the miniature: what it can do, in numbers, pictures and one page.
 
-page.json has, each rate with count and 95 % interval: `understanding` (accuracy before and after
+report.json has, each rate with count and 95 % interval: `understanding` (accuracy before and after
 the generator's training, and by question type), `generation` (by category, overall, before tuning,
 unseen combinations, diversity), `reconstruction`, `scorer`, `model` (the sha256 of the files that
 were scored). In a folder of shipped parts `shipped.generation` has the same keys for the shipped
@@ -23,9 +23,11 @@ from PIL import Image
 from blip3o_jax import files
 from blip3o_jax.data import shapes
 from blip3o_jax.evaluate import page
+from blip3o_jax.evaluate import shapes as scorer
 from blip3o_jax.evaluate.shapes import check
+from blip3o_jax.miniature import models
 from blip3o_jax.miniature import parts
-from blip3o_jax.miniature import scores as evaluate
+from blip3o_jax.miniature import scores
 from blip3o_jax.miniature import shipped
 from blip3o_jax.miniature import stages
 from blip3o_jax.systems.blip3o import verbs
@@ -45,12 +47,12 @@ def score(work: Path, amounts: stages.Amounts = stages.ALL) -> dict[str, Any]:
   model = verbs.load(work / "model")
   count = amounts.asked
   numbers, dialogues = _understanding(work, model, count)
-  asked = evaluate.test_prompts(count)
+  asked = scores.test_prompts(count)
   numbers["generation"], images = _generation(model, asked)
   _save_images(work / "images", asked, images)
   first = [i for i in range(len(asked)) if i % count < COLUMNS]
   page.sheet(*_marked(asked, images, first), min(COLUMNS, count)).save(work / "drawings.png")
-  rebuilt, before, after = evaluate.reconstruction(model, count)
+  rebuilt, before, after = scores.reconstruction(model, count)
   numbers["reconstruction"] = {"psnr": rebuilt["psnr"], "scorer_accuracy": rebuilt["right"]}
   numbers["model"] = shipped.sums(work / "model")
   pictures = {
@@ -65,9 +67,9 @@ def score(work: Path, amounts: stages.Amounts = stages.ALL) -> dict[str, Any]:
 def draw_pretrained(work: Path, amounts: stages.Amounts = stages.ALL) -> dict[str, Any]:
   """Scores the generator before its tuning, and the scorer itself: scores/pretrained.json."""
   count = amounts.asked
-  earlier = stages.assemble(work, "generator")
+  earlier = models.assemble(work, "generator")
   # Half of the prompts: enough for the comparison, and drawing is what takes the time here.
-  pretrained, _ = evaluate.generation(earlier, evaluate.test_prompts(max(1, count // 2)))
+  pretrained, _ = scores.generation(earlier, scores.test_prompts(max(1, count // 2)))
   checked = check.measure(count)
   numbers = {
     "pretrained": {_name(name): value for name, value in pretrained.items()},
@@ -79,7 +81,7 @@ def draw_pretrained(work: Path, amounts: stages.Amounts = stages.ALL) -> dict[st
 
 def compare(work: Path, amounts: stages.Amounts = stages.ALL) -> dict[str, Any]:
   """Scores the shipped generator on the prompts and seeds of `score`: scores/shipped.json."""
-  asked = evaluate.test_prompts(amounts.asked)
+  asked = scores.test_prompts(amounts.asked)
   drawn, images = _generation(verbs.load(shipped.directory()), asked)
   drawn["pretrained"] = shipped.card()["scores"]["generation"]["pretrained"]
   pictures = {SHIPPED: _drawings(asked, images, amounts.asked)}
@@ -88,7 +90,7 @@ def compare(work: Path, amounts: stages.Amounts = stages.ALL) -> dict[str, Any]:
 
 
 def write(work: Path) -> dict[str, Any]:
-  """Writes page.html and page.json of what the other stages left in scores/."""
+  """Writes report.html and report.json of what the other stages left in scores/."""
   numbers, pictures = _left(work, "model")
   earlier, _ = _left(work, "pretrained")
   numbers["generation"]["pretrained"] = earlier["pretrained"]
@@ -119,16 +121,16 @@ def _understanding(
   work: Path, model: verbs.Model, count: int
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
   """The same questions before and after the generator's training, and the frozen leaves' hashes."""
-  earlier = stages.before_generation(work, model)
-  before, _ = evaluate.understanding(earlier, count)
-  after, dialogues = evaluate.understanding(model, count)
+  earlier = models.before_generation(work, model)
+  before, _ = scores.understanding(earlier, count)
+  after, dialogues = scores.understanding(model, count)
   overall = after.pop("overall")
   numbers = {
     "accuracy": before["overall"]["rate"],
     "accuracy_after_generation_training": overall["rate"],
     "overall": overall,
-    "frozen_sha256_before": stages.frozen_hash(earlier),
-    "frozen_sha256_after": stages.frozen_hash(model),
+    "frozen_sha256_before": models.frozen_hash(earlier),
+    "frozen_sha256_after": models.frozen_hash(model),
     **after,
   }
   return {"understanding": numbers}, dialogues
@@ -136,11 +138,11 @@ def _understanding(
 
 def _generation(model: verbs.Model, asked: Prompts) -> tuple[dict[str, Any], np.ndarray]:
   """Rates by category and of unseen combinations, the diversity; and the pictures."""
-  drawn, images = evaluate.generation(model, asked)
+  drawn, images = scores.generation(model, asked)
   out: dict[str, Any] = {_name(name): value for name, value in drawn.items()}
   out["unseen_combinations"] = out.pop("unseen")
   varied = [shapes.test_prompts(c)[i] for c in shapes.CATEGORIES for i in range(2)]
-  out["diversity"], out["diversity_of_data"] = evaluate.diversity(model, varied)
+  out["diversity"], out["diversity_of_data"] = scores.diversity(model, varied)
   return out, images
 
 
@@ -170,7 +172,7 @@ def _marked(
   asked: Prompts, images: np.ndarray, chosen: Sequence[int]
 ) -> tuple[list[np.ndarray], list[str], list[str]]:
   """Some of the drawings, their prompts, and "yes" or "no" by what the scorer says."""
-  right = [evaluate.scorer.judge(images[i], asked[i]["include"]).correct for i in chosen]
+  right = [scorer.judge(images[i], asked[i]["include"]).correct for i in chosen]
   marks = ["yes" if ok else "no" for ok in right]
   return [images[i] for i in chosen], [asked[i]["prompt"] for i in chosen], marks
 

@@ -38,14 +38,8 @@ def draw(model: Model, texts: Sequence[str], seeds: Sequence[int]) -> np.ndarray
   return np.stack(images[: len(texts)])
 
 
-def rate(correct: int, count: int) -> dict[str, float]:
-  """A share with Wilson's 95 % interval."""
-  low, high = scorer.interval(correct, count)
-  return {"correct": correct, "count": count, "rate": correct / count, "low": low, "high": high}
-
-
 def understanding(
-  model: Model, per_kind: int = 100, *, seed: int = 0
+  model: Model, per_kind: int, *, seed: int = 0
 ) -> tuple[dict[str, dict[str, float]], list[dict[str, Any]]]:
   """Questions about test pictures: ({kind or "overall": rate}, some of the dialogues).
 
@@ -60,19 +54,19 @@ def understanding(
       answers += model.chat([q.question for q in part], images, length=8)
     answers = answers[: len(asked)]
     right = [a == q.answer for a, q in zip(answers, asked, strict=True)]
-    out[kind] = rate(sum(right), len(right))
+    out[kind] = scorer.rate(sum(right), len(right))
     dialogues += [
       {"kind": kind, "scene": q.scene, "question": q.question, "wanted": q.answer, "answer": a}
       for q, a in list(zip(asked, answers, strict=True))[:2]
     ]
-  total = rate(sum(int(v["correct"]) for v in out.values()), per_kind * len(out))
+  total = scorer.rate(sum(int(v["correct"]) for v in out.values()), per_kind * len(out))
   out["overall"] = total | {"rate": float(np.mean([v["rate"] for v in out.values()]))}
   return out, dialogues
 
 
 def test_prompts(per_category: int) -> list[dict[str, Any]]:
-  """The first `per_category` test prompts of each category; 0 for all."""
-  return [p for c in shapes.CATEGORIES for p in shapes.test_prompts(c)[: per_category or None]]
+  """The first `per_category` test prompts of each category."""
+  return [p for c in shapes.CATEGORIES for p in shapes.test_prompts(c)[:per_category]]
 
 
 def generation(
@@ -83,16 +77,14 @@ def generation(
   return scorer.score(images, prompts), images
 
 
-def reconstruction(
-  model: Model, count: int = 100, *, seed: int = 0
-) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+def reconstruction(model: Model, count: int) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
   """Test pictures through encoder and pixel decoder.
 
   Returns:
     {"psnr": dB, mean over pictures, "right": rate of those in which the scorer finds the same
     objects}, and the pictures before and after, uint8[n, H, W, 3].
   """
-  scenes = [shapes.scene(seed, i, "test") for i in range(count)]
+  scenes = [shapes.scene(0, i, "test") for i in range(count)]
   before = shapes.render_many(scenes)
   after: list[np.ndarray] = []
   for part in chunks(list(enumerate(before))):
@@ -101,11 +93,11 @@ def reconstruction(
   error = np.square(rebuilt.astype(np.float64) - before).mean((1, 2, 3))
   psnr = float(np.mean(10 * np.log10(255.0**2 / np.maximum(error, 1e-9))))
   right = scorer.agree(rebuilt, scenes)
-  return {"psnr": psnr, "right": rate(int(right.sum()), count)}, before, rebuilt
+  return {"psnr": psnr, "right": scorer.rate(int(right.sum()), count)}, before, rebuilt
 
 
 def diversity(
-  model: Model, prompts: Sequence[dict[str, Any]], *, images: int = 8, seed: int = 0
+  model: Model, prompts: Sequence[dict[str, Any]], images: int = 8
 ) -> tuple[float, float]:
   """How different pictures of one prompt are: (of the model, of the data).
 
@@ -113,7 +105,7 @@ def diversity(
   over the prompts. The data's pictures are random scenes that satisfy the prompt.
   """
   texts = [p["prompt"] for p in prompts for _ in range(images)]
-  seeds = [seed + 1000 * n + i for n in range(len(prompts)) for i in range(images)]
+  seeds = [1000 * n + i for n in range(len(prompts)) for i in range(images)]
   drawn = draw(model, texts, seeds)
   scenes = [
     shapes.scene_of(p["include"], s, n, "test")
@@ -125,11 +117,8 @@ def diversity(
 
 def _spread(model: Model, pictures: np.ndarray, size: int) -> float:
   """Mean pairwise distance within groups of `size` pictures, and over the groups."""
-  x = model.encode([Image.fromarray(i) for i in pictures]).reshape(-1, size, 1, model_dim(model))
+  x = model.encode([Image.fromarray(i) for i in pictures]).reshape(
+    -1, size, 1, model.cfg.grid**2 * model.cfg.channels
+  )
   distances = np.linalg.norm(x - x.swapaxes(1, 2), axis=-1)
   return float(distances.sum() / (len(x) * size * (size - 1)))
-
-
-def model_dim(model: Model) -> int:
-  """Numbers in the features of a picture."""
-  return model.cfg.grid**2 * model.cfg.channels

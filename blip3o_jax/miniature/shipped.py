@@ -62,8 +62,13 @@ def sums(home: Path) -> dict[str, str]:
   }
 
 
+def size(home: Path) -> int:
+  """Bytes of all files below a folder."""
+  return sum(path.stat().st_size for path in home.rglob("*") if path.is_file())
+
+
 def card() -> dict[str, Any]:
-  """The card of the shipped miniature; `tools/ship.py` says what is in it.
+  """The card of the shipped miniature; `ship.make_card` says what is in it.
 
   Raises:
     FileNotFoundError: an installation without it.

@@ -22,8 +22,11 @@ from blip3o_jax.layers import Dtype
 from blip3o_jax.systems import blip3o
 from blip3o_jax.systems import contrast
 from blip3o_jax.systems import pixels
+from blip3o_jax.systems.parts.recorded import Call
 
 Spec = dict[str, jax.ShapeDtypeStruct]
+Arrays = Mapping[str, np.ndarray]
+Replay = Callable[[str, Arrays, Arrays], Mapping[str, Any]]
 
 
 class System(Protocol):
@@ -106,11 +109,24 @@ class System(Protocol):
 
   # Proof -----------------------------------------------------------------------------------------
 
-  def recorded(self, names: Iterable[str]) -> Mapping[str, Any]:
-    """{call: `parts.recorded.Call`} of a recording with tensors of these names; {} if not ours."""
+  def recorded(self, names: Iterable[str]) -> Mapping[str, Call]:
+    """{call: what it takes and gives} that a recording may hold, in the order of their replay.
 
-  def replay(self, directory: Path, dtype: Dtype, recording: Mapping[str, np.ndarray]) -> Any:
-    """(call, inputs, outputs) -> {name: array}: recorded calls through the model of a directory."""
+    `names` are those of one recording, which numbers its prompts; the other calls are always the
+    same. {} where nothing is recorded. The recording is of the system that knows most of its names.
+    """
+
+  def replay(self, directory: Path, dtype: Dtype, recording: Arrays) -> Replay:
+    """Loads what a recording is of, once, in `dtype`; returns what replays its calls.
+
+    `recording` is {name: array}, whose names and inputs are checked. What is returned takes
+    (call, {name: input}, {name: recorded output}) and gives {name: array, float32 or int, in
+    PyTorch's layouts, or `parts.recorded.Errors`} with at least the outputs it was given.
+
+    Raises:
+      FileNotFoundError, ValueError: what is wrong with the model or contradicts itself in the
+        recording; of what is returned ValueError, TypeError, IndexError: inputs that do not fit.
+    """
 
 
 SYSTEMS: dict[str, Any] = {"blip3o": blip3o, "contrast": contrast, "pixels": pixels}

@@ -10,6 +10,7 @@ one made by the package's own parts. Only `encoder` is kept afterwards.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
@@ -32,6 +33,7 @@ from blip3o_jax.systems.blip3o import rows as names
 from blip3o_jax.systems.parts import features as feature_space
 from blip3o_jax.systems.parts import flops as parts
 from blip3o_jax.systems.parts import targets
+from blip3o_jax.systems.parts.recorded import Call
 
 SPECIAL = {name: chat.QWEN[name] for name in ("pad", "im_end")}
 Batch = Mapping[str, jax.Array]
@@ -193,3 +195,20 @@ class Pair:
     caption = chat.cut(self.tokenizer.encode(record.prompt), limit - 1, "caption", limit)
     row = chat.token_row([*caption, self.tokenizer.im_end], limit, self.tokenizer.pad)
     return row | targets.target(record, self.data)
+
+
+def recorded(names: Iterable[str]) -> dict[str, Call]:
+  """Nothing: the encoder, all that is kept of it, is recorded with the system that uses it."""
+  del names
+  return {}
+
+
+def replay(
+  directory: Path, dtype: layers.Dtype, recording: Mapping[str, np.ndarray]
+) -> Callable[..., dict[str, Any]]:
+  """Refused, since `recorded` offers nothing.
+
+  Raises:
+    ValueError: always.
+  """
+  raise ValueError(f"{directory}: no recording is of the system contrast")

@@ -35,6 +35,8 @@ from blip3o_jax.systems.parts import diffusers_files
 from blip3o_jax.systems.parts import features as feature_space
 from blip3o_jax.systems.parts import flops as parts
 from blip3o_jax.systems.parts import targets
+from blip3o_jax.systems.parts.painter_recordings import recorded as recorded
+from blip3o_jax.systems.parts.painter_replay import replay as replay
 from blip3o_jax.weights import store
 from blip3o_jax.weights import table
 

@@ -1,1 +1,1 @@
-"""Recorded inputs and outputs of a checkpoint: their names, and their replay through our model."""
+"""Recorded inputs and outputs of a checkpoint: read, replayed through our model, and compared."""

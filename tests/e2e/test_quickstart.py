@@ -1,5 +1,6 @@
 """The quickstart with a few steps, on shipped parts and from scratch: what it leaves, reuse."""
 
+from collections.abc import Callable
 import json
 import os
 from pathlib import Path
@@ -16,13 +17,36 @@ from blip3o_jax.miniature import shipped
 ROOT = Path(__file__).parents[2]
 
 
-def _run(*command: str) -> str:
-  environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-  done = subprocess.run(
-    [sys.executable, *command], capture_output=True, text=True, cwd=ROOT, env=environment
-  )
-  assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-  return done.stdout
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory) -> dict[str, str]:
+  """Of every process here; what one compiles, the next ones read."""
+  programs = tmp_path_factory.mktemp("programs")
+  cache = {"JAX_COMPILATION_CACHE_DIR": str(programs)}
+  cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+  return os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)} | cache
+
+
+@pytest.fixture(scope="module")
+def call(environment) -> Callable[..., subprocess.CompletedProcess[str]]:
+  """call(*command): a Python process that has ended."""
+
+  def run(*command: object) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, *map(str, command)]
+    return subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment)
+
+  return run
+
+
+@pytest.fixture(scope="module")
+def said(call) -> Callable[..., str]:
+  """said(*command): what a process that ended well printed."""
+
+  def run(*command: object) -> str:
+    done = call(*command)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+  return run
 
 
 ALL_PARTS = ("tokenizer", "tower", "encode", "autoencoder", "unet", "answers", "backbone")
@@ -39,10 +63,10 @@ LAST = ("generator", "probe", "pretrained", "tuned", "export", "score", "report"
   ],
   ids=["shipped", "trained"],
 )
-def test_rehearsal(tmp_path, options, stages, curve):
+def test_rehearsal(said, tmp_path, options, stages, curve):
   work = tmp_path / "work"
-  call = ("launch/quickstart.py", "--debug", *options, "--workdir", str(work))
-  first = _run(*call)
+  command = ("launch/quickstart.py", "--debug", *options, "--workdir", work)
+  first = said(*command)
   for stage in stages:
     assert f"{stage} done in" in first
   numbers = json.loads((work / "report.json").read_text())
@@ -70,49 +94,46 @@ def test_rehearsal(tmp_path, options, stages, curve):
   assert "http" not in page
   assert ("shipped right" in page) == (not options)
   model, image = str(work / "model"), str(tmp_path / "drawn.png")
-  drawn = _run(
+  drawn = said(
     "-m", "blip3o_jax.cli", "generate", "a red circle", "--model", model, "--output", image
   )
   assert drawn.strip() == image
   rebuilt = str(tmp_path / "rebuilt.png")
-  _run("-m", "blip3o_jax.cli", "reconstruct", image, "--model", model, "--output", rebuilt)
+  said("-m", "blip3o_jax.cli", "reconstruct", image, "--model", model, "--output", rebuilt)
   assert Path(rebuilt).stat().st_size > 0
-  _run("-m", "blip3o_jax.cli", "chat", "what?", "--image", image, "--model", model, "--length", "4")
+  said("-m", "blip3o_jax.cli", "chat", "what?", "--image", image, "--model", model, "--length", "4")
 
   stamps = {p.name: p.stat().st_mtime_ns for p in (work / "done").iterdir()}
-  second = _run(*call)
+  second = said(*command)
   assert second.count("was finished before") == len(stamps)
   assert {p.name: p.stat().st_mtime_ns for p in (work / "done").iterdir()} == stamps
   calls = [float(x) for x in (work / "calls" / "total.txt").read_text().split()]
   total = json.loads((work / "report.json").read_text())["seconds"]["total"]
   assert len(calls) == 2
   assert total == pytest.approx(sum(calls)) != calls[-1]
-  _run(*call, "--stage", "curve")
+  said(*command, "--stage", "curve")
   found = json.loads((work / "curve.json").read_text())
   assert [len(found[kind]) for kind in ("understanding", "generation")] == curve
   assert found["generation"][0][0] <= found["generation"][1][0]
 
 
-def test_a_folder_of_the_other_choice_is_refused(tmp_path):
+def test_a_folder_of_the_other_choice_is_refused(call, tmp_path):
   parts.choose(tmp_path, "trained")
-  command = [sys.executable, "launch/quickstart.py", "--debug", "--workdir", str(tmp_path)]
-  environment = os.environ | {"PYTHONPATH": str(ROOT)}
-  done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+  done = call("launch/quickstart.py", "--debug", "--workdir", tmp_path)
   assert done.returncode == 1
   assert "its frozen parts are trained; call with --from-scratch to go on there" in done.stderr
 
 
-def test_an_unknown_stage_is_named_and_leaves_nothing(tmp_path):
-  command = [sys.executable, "launch/quickstart.py", "--workdir", str(tmp_path), "--stage", "a/b"]
-  environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-  done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+def test_an_unknown_stage_is_named_and_leaves_nothing(call, tmp_path):
+  done = call("launch/quickstart.py", "--workdir", tmp_path, "--stage", "a/b")
   assert done.returncode == 1
-  assert "stage 'a/b': expected one of shipped, features, generator" in done.stderr
+  expected = "quickstart: stage 'a/b': expected one of shipped, features, generator"
+  assert done.stderr.startswith(expected)
   assert not (tmp_path / "calls").exists()
 
 
 @pytest.mark.slow
-def test_its_stages_end_with_it(tmp_path):
+def test_its_stages_end_with_it(environment, tmp_path):
   """A quickstart that is told to end leaves no stage running, and can be called again."""
   command = [sys.executable, "launch/quickstart.py", "--debug", "--from-scratch"]
   command += ["--workdir", str(tmp_path)]

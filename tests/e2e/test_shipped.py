@@ -16,7 +16,7 @@ import pytest
 from blip3o_jax.data import shapes
 from blip3o_jax.evaluate import shapes as scorer
 from blip3o_jax.miniature import report
-from blip3o_jax.miniature import scores as evaluate
+from blip3o_jax.miniature import scores
 from blip3o_jax.miniature import shipped
 from blip3o_jax.systems.blip3o import verbs
 from blip3o_jax.systems.parts import diffusers_files
@@ -40,8 +40,7 @@ def test_it_is_whole_and_small():
   sums = shipped.verify()
   card = shipped.card()
   assert {name: sums[name] for name in card["sha256"]} == card["sha256"]
-  files = [path for path in shipped.directory().rglob("*") if path.is_file()]
-  assert sum(path.stat().st_size for path in files) <= shipped.BUDGET == 16_000_000
+  assert shipped.size(shipped.directory()) <= shipped.BUDGET == 16_000_000
   assert {"commands", "seed", "seconds", "scores", "parts", "versions"} <= set(card)
   for group in ("generation", "understanding"):
     assert {"low", "high"} < set(card["scores"][group]["overall"])
@@ -60,39 +59,32 @@ def test_it_draws_as_the_card_says(model):
   card = shipped.card()["scores"]["generation"]
   counts = [card[report.NAMES.get(c, c)]["count"] for c in shapes.CATEGORIES]
   starts = np.cumsum([0, *counts[:-1]])
-  asked = evaluate.test_prompts(PROMPTS)
+  asked = scores.test_prompts(PROMPTS)
   seeds = [int(start) + i for start in starts for i in range(PROMPTS)]
-  images = evaluate.draw(model, [p["prompt"] for p in asked], seeds)
+  images = scores.draw(model, [p["prompt"] for p in asked], seeds)
   right = scorer.score(images, asked)["overall"]["correct"]
   assert right >= least(card["overall"]["rate"], len(asked))
 
 
 def test_it_answers_as_the_card_says(model):
   card = shipped.card()["scores"]["understanding"]["overall"]
-  found, _ = evaluate.understanding(model, QUESTIONS)
+  found, _ = scores.understanding(model, QUESTIONS)
   assert found["overall"]["correct"] >= least(card["rate"], int(found["overall"]["count"]))
 
 
 def test_it_rebuilds_as_the_card_says(model):
   card = shipped.card()["scores"]["reconstruction"]
-  found, _, _ = evaluate.reconstruction(model, PICTURES)
+  found, _, _ = scores.reconstruction(model, PICTURES)
   assert found["psnr"] > card["psnr"] - 3
   assert found["right"]["correct"] >= least(card["scorer_accuracy"]["rate"], PICTURES)
 
 
 def test_the_command_uses_it_and_says_so(tmp_path):
   image = tmp_path / "drawn.png"
-  command = [
-    sys.executable,
-    "-m",
-    "blip3o_jax.cli",
-    "generate",
-    "a red circle left of a blue square",
-  ]
+  command = [sys.executable, "-m", "blip3o_jax.cli", "generate"]
+  command += ["a red circle left of a blue square", "--output", str(image)]
   environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-  done = subprocess.run(
-    [*command, "--output", str(image)], capture_output=True, text=True, cwd=ROOT, env=environment
-  )
+  done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
   assert done.returncode == 0, done.stderr[-3000:]
   assert done.stderr.startswith("no --model: the miniature that ships with the package")
   assert np.asarray(Image.open(image)).shape == (64, 64, 3)

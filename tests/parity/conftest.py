@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
+from blip3o_jax.systems.parts.recorded import SLACK
 from blip3o_jax.verify.compare import relative_error
-from blip3o_jax.verify.recordings import SLACK
 from blip3o_jax.weights.safetensors import Tensors
 
 TINY = Path(__file__).parents[1] / "data" / "tiny-blip3o"

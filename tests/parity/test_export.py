@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from random_model import model as random_model
 
-from blip3o_jax.systems.blip3o import replay
+from blip3o_jax.systems.blip3o import recordings
 from blip3o_jax.systems.blip3o import save
 from blip3o_jax.systems.blip3o import verbs
-from blip3o_jax.verify import recordings
-from blip3o_jax.verify import verify
+from blip3o_jax.systems.blip3o.replay import run
+from blip3o_jax.verify.recordings import read
 
 TINY = Path(__file__).parents[1] / "data" / "tiny-blip3o"
 pytestmark = pytest.mark.torch
@@ -43,10 +43,10 @@ def test_transformers_loads_the_exported_backbone(tmp_path, check, sizes, caplog
   assert not {key: found for key, found in info.items() if found}
   assert type(theirs.config).model_type == "qwen2_5_vl"
 
-  recorded = verify.read(TINY / "io.safetensors")
-  call = recordings.SYSTEM["und"]
+  recorded = read(TINY / "io.safetensors")
+  call = recordings.CALLS["und"]
   inputs = {name: recorded[name] for name in call.inputs}
-  ours = replay.replay(model, "und", inputs, {})
+  ours = run(model, "und", inputs, {})
   tokens, mask = (torch.from_numpy(inputs[f"und.{n}"]) for n in ("input_ids", "attention_mask"))
   with torch.no_grad():
     found = theirs.eval()(

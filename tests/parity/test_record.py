@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from blip3o_jax.systems.blip3o import save
 from blip3o_jax.verify import compare
 from blip3o_jax.verify import recordings
-from blip3o_jax.verify import verify
+from blip3o_jax.verify import replay
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests" / "data" / "tiny-blip3o"
@@ -48,15 +48,15 @@ def test_recorded_inputs_give_the_recorded_outputs(tmp_path, check, record):
   status, said = record("--model", TINY, "--output", output, "--allowed", 495, *inputs)
   assert status == 0, said
   for kind, file in GOLDEN.items():
-    golden = verify.read(file)
-    again = verify.read(output if kind == "system" else tmp_path / "again.decoder.safetensors")
+    golden = recordings.read(file)
+    again = recordings.read(output if kind == "system" else tmp_path / "again.decoder.safetensors")
     assert set(again) == set(golden)
-    for call, outputs in recordings.calls(golden, str(file)).values():
+    for call, outputs in recordings.held(golden, str(file))[1].values():
       for name in call.inputs:
         np.testing.assert_array_equal(again[name], golden[name])
       for name in outputs:
         assert again[name].dtype == golden[name].dtype, name
-        check(f"torch of today: {name}", again[name], recordings.bar(name), golden[name])
+        check(f"torch of today: {name}", again[name], call.bar(name).float32, golden[name])
 
 
 def as_released(directory: Path) -> None:
@@ -77,10 +77,10 @@ def test_a_fresh_recording_of_another_model(tmp_path, sizes, record):
   status, said = record("--model", tmp_path / "model", "--output", tmp_path / "io.safetensors")
   assert status == 0, said
   for name in ("io.safetensors", "io.decoder.safetensors"):
-    recorded = verify.read(tmp_path / name)
-    rows = list(verify.verify(tmp_path / "model", recorded, where=name))
+    recorded = recordings.read(tmp_path / name)
+    rows = list(replay.verify(tmp_path / "model", recorded, where=name))
     print("\n".join(compare.line(row, 70) for row in rows))
-    outputs = {n for _, wanted in recordings.calls(recorded, name).values() for n in wanted}
+    outputs = {n for _, wanted in recordings.held(recorded, name)[1].values() for n in wanted}
     assert {row.name for row in rows} == outputs
     # The tolerances are the miniature's; a drawn model may round worse.
     wrong = [row for row in rows if row.relative_error > 2 * row.tolerance or row.note]

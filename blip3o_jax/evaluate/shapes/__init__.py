@@ -1,6 +1,6 @@
 """A scorer for the embedded set that looks at pixels only: is it what was asked for, and how often.
 
-Its own error rates are measured by `evaluate.shapes_check`.
+Its own error rates are measured by `check`.
 """
 
 from collections.abc import Mapping
@@ -106,16 +106,21 @@ def interval(correct: float, count: float, z: float = 1.959964) -> tuple[float, 
   """Wilson's 95 % interval of a rate; (0, 1) for no trials."""
   if count <= 0:
     return 0.0, 1.0
-  rate, zz = correct / count, z * z / count
-  middle = (rate + zz / 2) / (1 + zz)
-  spread = z / (1 + zz) * float(np.sqrt(rate * (1 - rate) / count + zz / (4 * count)))
+  share, zz = correct / count, z * z / count
+  middle = (share + zz / 2) / (1 + zz)
+  spread = z / (1 + zz) * float(np.sqrt(share * (1 - share) / count + zz / (4 * count)))
   return max(0.0, middle - spread), min(1.0, middle + spread)
 
 
+def rate(correct: int, count: int) -> dict[str, float]:
+  """A share of `count` with its interval: {correct, count, rate, low, high}; 0 of no trials."""
+  low, high = interval(correct, count)
+  share = correct / count if count else 0.0
+  return {"correct": correct, "count": count, "rate": share, "low": low, "high": high}
+
+
 def _rate(marks: Sequence[bool]) -> dict[str, float]:
-  low, high = interval(sum(marks), len(marks))
-  rate = sum(marks) / len(marks) if marks else 0.0
-  return {"correct": sum(marks), "count": len(marks), "rate": rate, "low": low, "high": high}
+  return rate(sum(marks), len(marks))
 
 
 def score(images: np.ndarray, prompts: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:

@@ -10,5 +10,7 @@ from blip3o_jax.systems.blip3o.model import check as check
 from blip3o_jax.systems.blip3o.model import flops as flops
 from blip3o_jax.systems.blip3o.model import load_params as load_params
 from blip3o_jax.systems.blip3o.prompts import SPECIAL as SPECIAL
+from blip3o_jax.systems.blip3o.recordings import recorded as recorded
+from blip3o_jax.systems.blip3o.replay import replay as replay
 from blip3o_jax.systems.blip3o.samples import sampler as sampler
 from blip3o_jax.systems.blip3o.tasks import transforms as transforms

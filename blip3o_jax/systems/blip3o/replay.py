@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
+from pathlib import Path
 import re
 from typing import Any
 
@@ -20,12 +21,16 @@ from blip3o_jax import trees
 from blip3o_jax.data.text import chat
 from blip3o_jax.data.text import mrope
 from blip3o_jax.diffusion import flow
+from blip3o_jax.layers import Dtype
 from blip3o_jax.models import eva_vit
 from blip3o_jax.models import qwen_vision
 from blip3o_jax.systems.blip3o import rows as names
 from blip3o_jax.systems.blip3o import verbs
+from blip3o_jax.systems.blip3o.recordings import SAMPLES
 from blip3o_jax.systems.parts import slots as visual_slots
-from blip3o_jax.verify.recordings import SAMPLES
+from blip3o_jax.systems.parts.recorded import Errors
+from blip3o_jax.systems.parts.recorded import first
+from blip3o_jax.systems.parts.recorded import last
 from blip3o_jax.weights import table
 
 Inputs = Mapping[str, np.ndarray]
@@ -34,9 +39,19 @@ TRAINED = ("slots", "projector", "denoiser")
 
 
 def replay(
-  model: verbs.Model, call: str, inputs: Inputs, outputs: Mapping[str, np.ndarray]
-) -> Outputs:
-  """Runs one call of `names.SYSTEM`, or a generation ("gen0").
+  directory: Path, dtype: Dtype, recording: Inputs
+) -> Callable[[str, Inputs, Inputs], Outputs]:
+  """Loads the system of a directory, without its pixel decoder; see `run` for the calls.
+
+  Raises:
+    FileNotFoundError, ValueError: what is wrong with the model.
+  """
+  del recording  # every recording is of the same networks
+  return functools.partial(run, verbs.load(directory, dtype=dtype, decoder=False))
+
+
+def run(model: verbs.Model, call: str, inputs: Inputs, outputs: Inputs) -> Outputs:
+  """Runs one call of `recordings.CALLS`, or a generation ("gen0").
 
   Args:
     model: loaded. call: its name. inputs: {name: array}, all that the call needs.
@@ -44,7 +59,7 @@ def replay(
 
   Returns:
     {name: array} with at least the outputs wanted, float32 or int, in PyTorch's layouts. In
-    bfloat16 `und.greedy_tokens` is not the tokens but how far their scores lie below the best.
+    bfloat16 `und.greedy_tokens` are `Errors`: how far their scores lie below the best.
 
   Raises:
     ValueError: inputs that contradict each other, or a part that the model has not.
@@ -56,16 +71,6 @@ def replay(
   wanted = {name.partition(".")[2]: value for name, value in outputs.items()}
   found = known.get(call, _generate)(model, given, wanted)
   return {f"{call}.{name}": value for name, value in found.items()}
-
-
-def last(x: np.ndarray) -> jax.Array:
-  """Channels first to last."""
-  return jnp.asarray(np.moveaxis(x, 1, -1))
-
-
-def first(x: Any) -> np.ndarray:
-  """Channels last to first, float32."""
-  return np.moveaxis(np.asarray(x, np.float32), -1, 1)
 
 
 def _part(module: Any, name: str) -> Any:
@@ -169,8 +174,8 @@ def _read(graphdef: Any, params: Any, inputs: tuple[Any, ...]) -> tuple[jax.Arra
   return images, hidden, module.backbone.logits(hidden)
 
 
-def _greedy(model: verbs.Model, inputs: tuple[Any, ...], recorded: np.ndarray) -> np.ndarray:
-  """Tokens of the answering loop; in bfloat16 the shortfall of the recorded ones.
+def _greedy(model: verbs.Model, inputs: tuple[Any, ...], recorded: np.ndarray) -> Any:
+  """Tokens of the answering loop; in bfloat16 the shortfall of the recorded ones, as `Errors`.
 
   The recorder left out ids from some bound up, which the file does not tell. Whatever it was, no
   recorded token reaches it, so the choice among the ids up to the highest recorded one is the same.
@@ -193,7 +198,7 @@ def _greedy(model: verbs.Model, inputs: tuple[Any, ...], recorded: np.ndarray) -
   _, _, scores = _read(graphdef, params, (*longer, deltas, patches, layout))
   scores = np.asarray(scores, np.float64)[:, -length:, :allowed]
   chosen = np.take_along_axis(scores, recorded[..., None], -1)[..., 0]
-  return (scores.max(-1) - chosen) / np.abs(scores).max(-1)
+  return Errors((scores.max(-1) - chosen) / np.abs(scores).max(-1))
 
 
 # Generation --------------------------------------------------------------------------------------

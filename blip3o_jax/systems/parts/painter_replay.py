@@ -1,9 +1,10 @@
 """Recorded inputs through the pixel decoder: arrays of a recording in, PyTorch's layouts out."""
 
+from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
 import functools
-import math
+from pathlib import Path
 from typing import Any
 
 from flax import nnx
@@ -13,39 +14,41 @@ import numpy as np
 
 from blip3o_jax.diffusion import eps
 from blip3o_jax.diffusion import guidance
+from blip3o_jax.layers import Dtype
 from blip3o_jax.systems import pixels
 from blip3o_jax.systems.blip3o import verbs
-from blip3o_jax.systems.blip3o.replay import first
-from blip3o_jax.systems.blip3o.replay import last
-from blip3o_jax.verify.recordings import LOOP_SCALE
-from blip3o_jax.verify.recordings import LOOP_STEPS
+from blip3o_jax.systems.parts.painter_recordings import LOOP_SCALE
+from blip3o_jax.systems.parts.painter_recordings import LOOP_STEPS
+from blip3o_jax.systems.parts.painter_recordings import grid_of
+from blip3o_jax.systems.parts.recorded import first
+from blip3o_jax.systems.parts.recorded import last
 
 Inputs = Mapping[str, np.ndarray]
 
 
-def grid_of(features: np.ndarray) -> int:
-  """Cells a side of recorded features (B, Q, C).
+def replay(
+  directory: Path, dtype: Dtype, recording: Inputs
+) -> Callable[[str, Inputs, Inputs], dict[str, Any]]:
+  """Loads the pixel decoder of a directory, for features of as many cells as recorded; see `run`.
 
   Raises:
-    ValueError: a number of features that is no square.
+    FileNotFoundError, ValueError: what is wrong with the model.
   """
-  count = features.shape[1] if features.ndim == 3 else 0
-  side = math.isqrt(count)
-  if not side or side * side != count:
-    raise ValueError(f"features of shape {features.shape}: expected (1, cells squared, channels)")
-  return side
+  grid = grid_of(recording["features"]) if "features" in recording else 1
+  return functools.partial(run, verbs.load_decoder(directory, grid, dtype))
 
 
-def replay(decoder: verbs.Network, call: str, inputs: Inputs) -> dict[str, Any]:
-  """Runs one call of `names.DECODER`.
+def run(decoder: Any, call: str, inputs: Inputs, outputs: Inputs) -> dict[str, Any]:
+  """Runs one call of `painter_recordings.CALLS`.
 
   Args:
-    decoder: of `verbs.load_decoder`. call: its name.
-    inputs: {name: array}, all that the call needs.
+    decoder: a `verbs.Network`. call: its name. inputs: {name: array}, all that the call needs.
+    outputs: the recorded ones, which no call here reads.
 
   Returns:
     {name: array} with all outputs of the call, float32, in PyTorch's layouts.
   """
+  del outputs
   graphdef, params = decoder.graphdef, decoder.params
   if call == "encode":
     mean, logvar = _encode(graphdef, params, last(inputs["vae.image"]))
@@ -63,7 +66,8 @@ def replay(decoder: verbs.Network, call: str, inputs: Inputs) -> dict[str, Any]:
   sigmas, timesteps = eps.steps(schedule, LOOP_STEPS)
   fn = functools.partial(_guided, graphdef, params, conditions)
   # On the host: compiled loops convolve slowly on a CPU, and elsewhere twelve steps are few.
-  latents = eps.euler(fn, last(inputs["loop.noise"]), schedule, LOOP_STEPS, loop="host")
+  noise = jnp.asarray(last(inputs["loop.noise"]))
+  latents = eps.euler(fn, noise, schedule, LOOP_STEPS, loop="host")
   image = _pixels(graphdef, params, latents)
   return {
     "loop.sigmas": sigmas,

@@ -8,8 +8,8 @@ import diffusers
 import numpy as np
 import torch
 
-from blip3o_jax.verify.recordings import LOOP_SCALE
-from blip3o_jax.verify.recordings import LOOP_STEPS
+from blip3o_jax.systems.parts.painter_recordings import LOOP_SCALE
+from blip3o_jax.systems.parts.painter_recordings import LOOP_STEPS
 
 STEM = "diffusion_pytorch_model"
 Arrays = dict[str, np.ndarray]

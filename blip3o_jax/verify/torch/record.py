@@ -1,30 +1,77 @@
 """Recordings of a checkpoint: random or given inputs, and what PyTorch makes of them."""
 
+from collections.abc import Callable
 from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from blip3o_jax.data.text.tokenizer import Tokenizer
+from blip3o_jax.systems.blip3o import recordings as of_system
 from blip3o_jax.systems.blip3o.prompts import SPECIAL
-from blip3o_jax.verify import recordings
+from blip3o_jax.systems.parts import painter_recordings as of_decoder
+from blip3o_jax.systems.parts import recorded
 from blip3o_jax.verify.torch import decoder
 from blip3o_jax.verify.torch import system
 from blip3o_jax.verify.torch.checkpoint import Checkpoint
+from blip3o_jax.weights import hub
+from blip3o_jax.weights.safetensors import Tensors
 
 Arrays = dict[str, np.ndarray]
+Part = Literal["all", "system", "decoder"]
 FOLDER = "diffusion-decoder"
 
 
-def given_inputs(recorded: Mapping[str, np.ndarray], where: str) -> Arrays:
-  """The inputs of a recording, its outputs left out.
+def record(
+  model: str,
+  output: Path,
+  *,
+  part: Part = "all",
+  seed: int = 0,
+  inputs: Sequence[str] = (),
+  allowed: int = 0,
+  say: Callable[[str], None],
+) -> None:
+  """Writes recordings of a released-layout directory, or of a hub id.
+
+  Args:
+    output: of the system; that of the pixel decoder stands beside it, NAME.decoder.safetensors.
+    part: "all" is the pixel decoder, too, where there is one. seed: of random inputs.
+    inputs: recordings whose inputs are taken instead. allowed: as in `record_system`.
+    say: is given a line for each file.
 
   Raises:
-    ValueError: see `recordings.calls`.
+    ImportError: the test extra is absent. FileNotFoundError, ValueError, RuntimeError: files that
+      are absent, damaged or incomplete.
   """
-  wanted = {n for call, _ in recordings.calls(recorded, where).values() for n in call.inputs}
-  return {name: recorded[name] for name in wanted}
+  if output.suffix != ".safetensors":
+    raise ValueError(f"--output {output}: expected a name that ends in .safetensors")
+  given = dict(map(given_inputs, inputs))
+  directory = hub.local_directory(model)
+  if part != "decoder":
+    made = record_system(directory, seed=seed, given=given.get("system"), allowed=allowed)
+    save(made, output)
+    say(f"{output}: {len(made)} tensors")
+  if part == "decoder" or (part == "all" and (directory / FOLDER).is_dir()):
+    made = record_decoder(directory, seed=seed, given=given.get("decoder"))
+    beside = output.with_suffix(".decoder.safetensors")
+    save(made, beside)
+    say(f"{beside}: {len(made)} tensors")
+
+
+def given_inputs(file: str) -> tuple[str, Arrays]:
+  """ "system" or "decoder", and the inputs of a recording, its outputs left out.
+
+  Raises:
+    FileNotFoundError, ValueError: an absent or damaged file; see `recorded.choose`.
+  """
+  tensors = Tensors(Path(file))
+  offers = {"system": of_system.recorded(tensors), "decoder": of_decoder.recorded(tensors)}
+  kind, calls = recorded.choose(offers, tensors, file)
+  return kind, {n: tensors.read(n) for call, _ in calls.values() for n in call.inputs}
 
 
 def record_system(directory: Path, *, seed: int, given: Arrays | None, allowed: int = 0) -> Arrays:
@@ -40,7 +87,7 @@ def record_system(directory: Path, *, seed: int, given: Arrays | None, allowed: 
   checkpoint = Checkpoint(directory)
   if given is None:
     given = system.inputs(checkpoint, np.random.default_rng(seed))
-  _complete(given, recordings.SYSTEM, directory)
+  _complete(given, of_system.CALLS, directory)
   allowed = allowed or Tokenizer.load(directory, SPECIAL).pad
   return {**given, **system.record(checkpoint, given, allowed)}
 
@@ -56,24 +103,19 @@ def record_decoder(directory: Path, *, seed: int, given: Arrays | None) -> Array
     raise FileNotFoundError(f"{directory}: no folder {FOLDER}")
   if given is None:
     given = decoder.inputs(home, np.random.default_rng(seed))
-  _complete(given, recordings.DECODER, directory)
+  _complete(given, of_decoder.CALLS, directory)
   return {**given, **decoder.record(home, given)}
 
 
-def _complete(given: Arrays, calls: Mapping[str, recordings.Call], directory: Path) -> None:
+def _complete(given: Arrays, calls: Mapping[str, recorded.Call], directory: Path) -> None:
   lost = sorted({n for call in calls.values() for n in call.inputs} - set(given))
   if lost:
     raise ValueError(f"inputs to record {directory} lack {', '.join(lost)}")
 
 
-def save(recorded: Arrays, file: Path) -> None:
+def save(made: Arrays, file: Path) -> None:
   """Writes a recording under another name and renames it."""
   file.parent.mkdir(parents=True, exist_ok=True)
   partial = file.with_name(f".{file.name}.partial")
-  save_file({n: np.asarray(v, order="C") for n, v in sorted(recorded.items())}, partial)
+  save_file({n: np.asarray(v, order="C") for n, v in sorted(made.items())}, partial)
   partial.replace(file)
-
-
-def has_decoder(directory: Path) -> bool:
-  """Whether a model has a pixel decoder to record."""
-  return (directory / FOLDER).is_dir()

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from blip3o_jax.data.text.tokenizer import Tokenizer
 from blip3o_jax.systems.blip3o.prompts import SPECIAL
-from blip3o_jax.verify.recordings import SAMPLES
+from blip3o_jax.systems.blip3o.recordings import SAMPLES
 from blip3o_jax.verify.torch import eva_vit
 from blip3o_jax.verify.torch import next_dit
 from blip3o_jax.verify.torch import qwen

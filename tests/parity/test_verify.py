@@ -1,4 +1,4 @@
-"""tools/verify.py as a user runs it: passes on the miniature, fails for one altered value."""
+"""tools/verify.py as a user runs it: passes on the recorded miniature, fails for altered values."""
 
 from collections.abc import Callable
 import json
@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 from safetensors.numpy import save_file
 
+from blip3o_jax.systems.parts import recorded
 from blip3o_jax.verify import recordings
 
 ROOT = Path(__file__).parents[2]
@@ -34,31 +35,38 @@ def verify() -> Callable[..., int]:
 def report(verify, tmp_path) -> Callable[..., tuple[int, Report]]:
   """report(recording, model): the exit status and the JSON."""
 
-  def run(recorded: Path, model: Path = TINY, *options: str) -> tuple[int, Report]:
+  def run(recording: Path, model: Path = TINY, *options: str) -> tuple[int, Report]:
     file = tmp_path / "report" / "figures.json"
-    status = verify("--model", model, "--recorded", recorded, "--json", file, *options)
+    status = verify("--model", model, "--recorded", recording, "--json", file, *options)
     return status, json.loads(file.read_text())
 
   return run
 
 
 def part(file: Path, *calls: str) -> dict[str, np.ndarray]:
-  """Some calls of a recording: their inputs and outputs."""
-  recorded = load_file(file)
-  found = recordings.calls(recorded, str(file))
-  kept = {n for c in calls for n in (*found[c][0].inputs, *found[c][1])}
-  return {name: recorded[name] for name in kept}
+  """Some calls of a recording, or all: their inputs and outputs."""
+  tensors = load_file(file)
+  _, found = recordings.held(tensors, str(file))
+  kept = {n for c in calls or found for n in (*found[c][0].inputs, *found[c][1])}
+  return {name: tensors[name] for name in kept}
 
 
 def alter(value: np.ndarray) -> np.ndarray:
-  """One element changed; a whole number by one."""
+  """One element changed: a whole number by one, another by a hundredth of the whole tensor's."""
   out = value.copy()
-  where = (0,) * out.ndim
-  out[where] += 1 if np.issubdtype(out.dtype, np.integer) else 0.1
+  where = tuple(int(i) for i in np.random.default_rng(value.size).integers(value.shape))
+  whole = np.issubdtype(out.dtype, np.integer)
+  out[where] += 1 if whole else 0.01 * np.sqrt(np.mean(np.square(out)))
   return out
 
 
-def test_the_miniature_passes(verify, tmp_path, capsys):
+def failed(figures: Report) -> set[str]:
+  """The outputs that are not within tolerance."""
+  return {name for name, row in figures["tensors"].items() if not row["ok"]}
+
+
+def test_the_miniature_passes(verify, tmp_path, capsys, request):
+  """Every output of both files; each is a row of the parity table."""
   file = tmp_path / "figures.json"
   status = verify("--model", TINY, "--recorded", SYSTEM, DECODER, "--json", file)
   shown = capsys.readouterr().out.splitlines()
@@ -66,15 +74,32 @@ def test_the_miniature_passes(verify, tmp_path, capsys):
   assert shown[-1] == "37 outputs, all within tolerance"
   found = json.loads(file.read_text())
   assert found["ok"] is True
-  outputs = {
-    n for f in (SYSTEM, DECODER) for _, w in recordings.calls(load_file(f), "").values() for n in w
-  }
-  assert set(found["tensors"]) == outputs
+  held = {f: recordings.held(load_file(f), "")[1].values() for f in (SYSTEM, DECODER)}
+  bars = {n: (f, c.bar(n)) for f, calls in held.items() for c, wanted in calls for n in wanted}
+  assert set(found["tensors"]) == set(bars)
   for name, row in found["tensors"].items():
+    kind, bar = bars[name]
     assert {"relative_error", "max_error", "shape", "ok"} <= set(row), name
     assert row["ok"] is True
-    assert row["relative_error"] <= recordings.tolerance(name, "float32")
+    assert row["relative_error"] <= recorded.tolerance(name, bar, "float32")
     assert any(line.startswith(name) and line.endswith("ok") for line in shown)
+    figures = (str(tuple(row["shape"])), row["relative_error"], bar.float32)
+    label = "decoder." * (kind == DECODER) + name
+    request.node.user_properties.append(("parity", (label, *figures)))
+
+
+@pytest.mark.parametrize("file", [SYSTEM, DECODER], ids=["system", "decoder"])
+@pytest.mark.parametrize("half", [0, 1])
+def test_one_altered_value_of_any_output_fails(report, tmp_path, file, half):
+  """Of every second output, and of the others: those that are left alone pass beside them."""
+  values = part(file)
+  _, calls = recordings.held(values, str(file))
+  wrong = sorted(n for _, wanted in calls.values() for n in wanted)[half::2]
+  save_file(values | {n: alter(values[n]) for n in wrong}, tmp_path / "wrong.safetensors")
+  status, found = report(tmp_path / "wrong.safetensors")
+  assert status == 1
+  assert found["ok"] is False
+  assert failed(found) == set(wrong)
 
 
 def test_bfloat16_passes(report, tmp_path):
@@ -87,47 +112,66 @@ def test_bfloat16_passes(report, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("call", "file", "tensor", "recorded"),
+  ("tensors", "right"),
   [
-    ("und", None, "model.layers.1.mlp.down_proj.weight", "und.last_hidden"),
-    ("und", None, "lm_head.weight", "und.logits"),
-    ("und", None, "visual.blocks.0.mlp.up_proj.weight", "und.image_embeds"),
-    ("gen0", None, "model.latent_queries", "gen0.query_hidden"),
-    ("dit", None, f"{DIT}layers.0.feed_forward.linear_2.weight", "dit.velocity"),
-    ("eva", None, f"{TOWER}blocks.1.attn.proj.weight", "eva.patch_features"),
-    ("unet", UNET, "down_blocks.1.attentions.0.proj_in.weight", "unet.eps"),
-    ("encode", VAE, "encoder.conv_in.weight", "vae.mean"),
-    ("decode", VAE, "decoder.mid_block.attentions.0.to_q.weight", "vae.decoded"),
+    (
+      {
+        f"{TOWER}blocks.1.attn.proj.weight": "eva.patch_features",
+        f"{DIT}layers.0.feed_forward.linear_2.weight": "dit.velocity",
+        "model.latent_queries": "gen0.query_hidden",
+        "visual.blocks.0.mlp.up_proj.weight": "und.image_embeds",
+      },
+      {"und.position_ids", "und.rope_deltas"},
+    ),
+    ({"model.layers.1.mlp.down_proj.weight": "und.last_hidden"}, {"und.image_embeds"}),
+    ({"lm_head.weight": "und.logits"}, {"und.image_embeds", "und.last_hidden"}),
+    (
+      {
+        f"{UNET}:down_blocks.1.attentions.0.proj_in.weight": "unet.eps",
+        f"{VAE}:encoder.conv_in.weight": "vae.mean",
+        f"{VAE}:decoder.mid_block.attentions.0.to_q.weight": "vae.decoded",
+      },
+      set(),
+    ),
   ],
-  ids=["backbone", "head", "visual", "slots", "denoiser", "encoder", "unet", "vae", "vae-decoder"],
+  ids=["generator", "backbone", "head", "decoder"],
 )
-def test_one_altered_weight_or_value_fails(report, tmp_path, call, file, tensor, recorded):
-  """In each network; the recording as it is passes, and the failing outputs tell the network."""
-  kind = DECODER if file else SYSTEM
-  values = part(kind, call)
-  save_file(values, tmp_path / "part.safetensors")
-  assert report(tmp_path / "part.safetensors")[0] == 0
+def test_one_altered_weight_fails(report, tmp_path, tensors, right):
+  """In each network: what it computes fails, what comes before it does not."""
   model = Path(shutil.copytree(TINY, tmp_path / "model"))
   index = json.loads((TINY / "model.safetensors.index.json").read_text())["weight_map"]
-  shard = model / (file or index[tensor])
-  tensors = load_file(shard)
-  save_file(tensors | {tensor: alter(tensors[tensor])}, shard, metadata={"format": "pt"})
+  for word in tensors:
+    file, _, name = word.rpartition(":")
+    shard = model / (file or index[name])
+    values = load_file(shard)
+    values[name][(0,) * values[name].ndim] += 0.1
+    save_file(values, shard, metadata={"format": "pt"})
+  wrong = set(tensors.values())
+  recording = DECODER if "unet.eps" in wrong else SYSTEM
+  _, calls = recordings.held(load_file(recording), "")
+  asked = [call for call, (_, wanted) in calls.items() if wrong & set(wanted)]
+  save_file(part(recording, *asked), tmp_path / "part.safetensors")
   status, found = report(tmp_path / "part.safetensors", model)
   assert status == 1
-  assert found["ok"] is False
-  assert found["tensors"][recorded]["ok"] is False
-  save_file(values | {recorded: alter(values[recorded])}, tmp_path / "part.safetensors")
+  assert wrong <= failed(found)
+  assert not failed(found) & right
+
+
+@pytest.mark.parametrize(
+  "names",
+  [("eva.pixel_values", "und.input_ids", "dit.z"), ("unet.time_ids",)],
+  ids=["system", "decoder"],
+)
+def test_one_altered_input_fails(report, tmp_path, names):
+  """Each input is of a call of its own, which fails."""
+  calls = [name.partition(".")[0] for name in names]
+  values = part(DECODER if calls == ["unet"] else SYSTEM, *calls)
+  for name in names:
+    values[name][(0,) * values[name].ndim] += 1
+  save_file(values, tmp_path / "part.safetensors")
   status, found = report(tmp_path / "part.safetensors")
   assert status == 1
-  assert [name for name, row in found["tensors"].items() if not row["ok"]] == [recorded]
-
-
-@pytest.mark.parametrize("name", ["eva.pixel_values", "und.input_ids", "dit.z", "unet.time_ids"])
-def test_one_altered_input_fails(report, tmp_path, name):
-  kind = SYSTEM if name in load_file(SYSTEM) else DECODER
-  values = part(kind, name.partition(".")[0])
-  save_file(values | {name: alter(values[name])}, tmp_path / "part.safetensors")
-  assert report(tmp_path / "part.safetensors")[0] == 1
+  assert {name.partition(".")[0] for name in failed(found)} == set(calls)
 
 
 def test_not_a_number_and_another_shape_fail(report, tmp_path):

@@ -52,14 +52,8 @@ def test_the_other_choice_is_refused(home, work):
 
 
 def test_a_folder_without_the_record(home, work):
-  """One with finished stages is older than the record; all of its parts were trained."""
   with pytest.raises(FileNotFoundError, match=r"parts\.json: absent; launch/quickstart\.py writes"):
     parts.read(work)
-  (work / "done").mkdir()
-  with pytest.raises(ValueError, match="frozen parts are trained"):
-    parts.choose(work, "shipped")
-  parts.choose(work, "trained")
-  assert parts.read(work).kind == "trained"
 
 
 def test_other_shipped_parts_are_refused(home, work):

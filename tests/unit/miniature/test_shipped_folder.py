@@ -11,7 +11,7 @@ from blip3o_jax import cli
 from blip3o_jax.miniature import shipped
 from blip3o_jax.systems.blip3o import verbs
 
-TINY = Path(__file__).parents[1] / "data" / "tiny-blip3o"
+TINY = Path(__file__).parents[2] / "data" / "tiny-blip3o"
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from blip3o_jax.miniature import shipped
 from blip3o_jax.systems.blip3o import save
 from blip3o_jax.systems.blip3o import verbs
 
-TINY = Path(__file__).parents[1] / "data" / "tiny-blip3o"
+TINY = Path(__file__).parents[2] / "data" / "tiny-blip3o"
 RATE = {"correct": 3, "count": 4, "rate": 0.75, "low": 0.3, "high": 0.95}
 STAGES = ("tower", "autoencoder", "unet", "answers", "backbone", "generator", "tuned")
 

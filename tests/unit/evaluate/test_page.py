@@ -5,7 +5,7 @@ import re
 import numpy as np
 
 from blip3o_jax.evaluate import page as pages
-from blip3o_jax.miniature import scores
+from blip3o_jax.evaluate import shapes as scorer
 
 
 def test_the_page_is_self_contained():
@@ -15,7 +15,7 @@ def test_the_page_is_self_contained():
     "a & b",
     [
       ("Drawings", pages.figures([image], ["a <circle>"], ["yes"])),
-      ("Rates", pages.rates_table({"": {"single": scores.rate(3, 4)}})),
+      ("Rates", pages.rates_table({"": {"single": scorer.rate(3, 4)}})),
       ("Losses", pages.curve([(1, 2.0), (2, 1.0)], "loss")),
       ("Dialogues", pages.dialogue(rows, [image])),
     ],
@@ -29,8 +29,8 @@ def test_the_page_is_self_contained():
 
 
 def test_rates_of_two_models_stand_side_by_side():
-  groups = {"new": {"a": scores.rate(3, 4), "b": scores.rate(1, 4)}}
-  groups["shipped"] = {"a": scores.rate(2, 4)}
+  groups = {"new": {"a": scorer.rate(3, 4), "b": scorer.rate(1, 4)}}
+  groups["shipped"] = {"a": scorer.rate(2, 4)}
   rows = re.findall(r"<tr>(.*?)</tr>", pages.rates_table(groups))
   cells = [re.findall(r"<t[dh]>(.*?)</t[dh]>", row) for row in rows]
   assert [len(row) for row in cells] == [7, 7, 7]
@@ -52,14 +52,8 @@ def test_a_curve_of_one_point_is_nothing():
   assert "<polyline" in pages.curve([(1, 2.0), (5, 2.0)], "flat")
 
 
-def test_chunks_and_rates():
-  assert list(scores.chunks(range(3))) == [[0, 1, 2]]
-  first, last = scores.chunks(range(scores.BATCH + 2))
-  assert first == list(range(scores.BATCH))
-  # Filled up to one shape with its first value, so that one program is compiled.
-  start = scores.BATCH
-  assert last == [start, start + 1] + [start] * (scores.BATCH - 2)
-  found = scores.rate(50, 100)
+def test_a_rate_has_its_interval():
+  found = scorer.rate(50, 100)
   assert found["rate"] == 0.5
   assert 0.39 < found["low"] < 0.41
   assert 0.59 < found["high"] < 0.61
