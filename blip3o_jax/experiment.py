@@ -27,6 +27,7 @@ from blip3o_jax.systems import pixels
 from blip3o_jax.systems.blip3o import released
 from blip3o_jax.systems.blip3o import tasks
 from blip3o_jax.systems.blip3o import verbs
+from blip3o_jax.systems.parts import loading
 from blip3o_jax.train import loop
 from blip3o_jax.train.setup import Train
 
@@ -172,7 +173,7 @@ def make_sampler(experiment: Experiment) -> loop.Sample:
 
   def draw(module: Any, step: int) -> np.ndarray:
     del step  # the same noise each time shows what training changes
-    model = verbs.Model(cfg, settings, verbs.Network.of(module), decoder, tokenizer)
+    model = verbs.Model(cfg, settings, loading.Network.of(module), decoder, tokenizer)
     return model.generate(
       samples.prompts,
       range(len(samples.prompts)),

@@ -49,12 +49,9 @@ from blip3o_jax.systems.blip3o import verbs
 from blip3o_jax.systems.parts import features
 from blip3o_jax.systems.parts import loading
 from blip3o_jax.train import distributed
-from blip3o_jax.train import state as train_state
 from blip3o_jax.weights import table
 
 CHUNK = 32  # pictures that a device encodes at once: what they take stays in a core's cache
-# Nothing is trained where networks are only read; these are leaves that every system may train.
-FREE = ("(?!backbone/|encoder/).*",)
 SETTINGS = released.Settings(
   null="zeros",
   pixel_scale=1.5,
@@ -280,7 +277,7 @@ def before_generation(work: Path, model: verbs.Model) -> verbs.Model:
   _, reads = _reading(work)
   rounded = {path: value.astype(STORED).astype(value.dtype) for path, value in reads.items()}
   params = trees.flatten(model.system.params) | rounded
-  system = verbs.Network(model.system.graphdef, trees.unflatten(params))
+  system = loading.Network(model.system.graphdef, trees.unflatten(params))
   return verbs.Model(model.cfg, model.settings, system, model.decoder, model.tokenizer)
 
 
@@ -321,24 +318,21 @@ def _filled(
   Raises:
     ValueError: leaves that none of them fills.
   """
-  leaves = train_state.partition(system, cfg, _mesh(), FREE).leaves
-  wanted = {p: v for p, v in leaves.items() if p.startswith(prefix)}
-  found, left = loading.load(system, cfg, loading.resolve(entries), wanted, leaves)
-  if left:
-    raise ValueError(f"{', '.join(entries)}: nothing fills {len(left)} leaves, {next(iter(left))}")
-  return {p.removeprefix(prefix): found[p] for p in wanted}
+  only = (prefix.removesuffix("/"),) if prefix else ()
+  found = loading.load(system, cfg, entries, dtype=None, only=only, mesh=_mesh())
+  return {p.removeprefix(prefix): v for p, v in trees.flatten(found.params).items()}
 
 
-def _split(system: Any, cfg: Any, params: dict[str, jax.Array]) -> verbs.Network:
+def _split(system: Any, cfg: Any, params: dict[str, jax.Array]) -> loading.Network:
   module = nnx.eval_shape(lambda: system.build(cfg, nnx.Rngs(0)))
-  return verbs.Network(nnx.split(module)[0], trees.unflatten(params))
+  return loading.Network(nnx.split(module)[0], trees.unflatten(params))
 
 
-def _network(module: nnx.Module, params: dict[str, Any]) -> verbs.Network:
-  return verbs.Network(nnx.split(module)[0], trees.unflatten(params))
+def _network(module: nnx.Module, params: dict[str, Any]) -> loading.Network:
+  return loading.Network(nnx.split(module)[0], trees.unflatten(params))
 
 
-def _encoded(encoder: verbs.Network, images: np.ndarray, *, whitened: bool = False) -> np.ndarray:
+def _encoded(encoder: loading.Network, images: np.ndarray, *, whitened: bool = False) -> np.ndarray:
   """Features float32[n, h, w, C] of uint8[n, H, W, 3], `CHUNK` at a time on every device."""
   parts, size = [], CHUNK * jax.device_count()
   shared = sharding.batch_sharding(_mesh())

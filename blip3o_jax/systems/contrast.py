@@ -9,9 +9,12 @@ Released systems take their tower trained (spec 2.2); this system exists so that
 one made by the package's own parts. Only `encoder` is kept afterwards.
 """
 
+from collections.abc import Collection
 from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 from pathlib import Path
+import re
 
 from flax import nnx
 import jax
@@ -19,8 +22,10 @@ import jax.numpy as jnp
 
 from blip3o_jax import layers
 from blip3o_jax.models import clip_text
-from blip3o_jax.systems.blip3o import rows as names
 from blip3o_jax.systems.parts import features as feature_space
+from blip3o_jax.systems.parts import features_files
+from blip3o_jax.systems.parts import layout
+from blip3o_jax.weights import table
 
 Batch = Mapping[str, jax.Array]
 
@@ -114,9 +119,62 @@ def build(cfg: Config, rngs: nnx.Rngs) -> Contrast:
   return Contrast(cfg, rngs=rngs)
 
 
-def load_params(
-  cfg: Config, directory: str | Path, abstract: Mapping[str, jax.ShapeDtypeStruct]
-) -> dict[str, jax.Array]:
-  """The image tower of a released-layout or converted directory, for a run that starts from one."""
+# Its files: the image tower of another system's directory, and none of its own -------------------
+
+COMPONENTS: dict[str, str] = {}
+LOOKS_FOR = (
+  "nothing: it has no released layout; a run of it may start from a folder with an EVA tower"
+)
+
+
+def recognises(files: layout.Files) -> bool:
+  """No folder: this system has no layout of its own."""
+  del files
+  return False
+
+
+def parts(files: layout.Files) -> layout.Layout:
+  """The image tower, alone in a folder or inside a model's main files; their other tensors stay."""
+  if features_files.alone(files):
+    return layout.Layout(None, (features_files.part_alone(files),))
+  kept = f"(?!{re.escape(features_files.PREFIX)}|model\\.gen_feature_whiten\\.).*"
+  inside = layout.Part(features_files.INSIDE, "", layout.MAIN, ("encoder",), dict, {kept: ""})
+  return layout.Layout(None, (inside,))
+
+
+def rows_of(kind: str, names: Collection[str], home: Path) -> list[table.Row]:
+  """The table of the tower."""
+  del home
+  return features_files.rows(kind, names)
+
+
+def stored_as(cfg: Config) -> dict[str, str]:
+  """Its modules are stored by their own names."""
   del cfg
-  return names.load(directory, abstract)
+  return {}
+
+
+def licence(component: str, cfg: Config | None, parameters: int) -> layout.Licence:
+  """Unknown: nothing of it was released."""
+  del component, cfg, parameters
+  return layout.Licence()
+
+
+def differences(cfg: Config) -> list[str]:
+  """Nothing: there is no release."""
+  del cfg
+  return []
+
+
+def exported(
+  cfg: Config, bases: Sequence[layout.Base], paths: Collection[str], tokenizer: Path | None
+) -> layout.Export:
+  """Raises ValueError: this system has no released layout."""
+  del cfg, bases, paths, tokenizer
+  raise ValueError("a run of the system 'contrast', which has no released layout")
+
+
+def write_json(cfg: Config, export: layout.Export, folder: Path, tokenizer: Path | None) -> None:
+  """Raises ValueError, as `exported`."""
+  del export, folder
+  exported(cfg, (), (), tokenizer)

@@ -27,11 +27,10 @@ Leaves = dict[str, jax.ShapeDtypeStruct]
 
 
 class System(Protocol):
-  """What training asks of a system: a module (or any object) with these two functions.
+  """What training asks of a system: a module (or any object) with these functions.
 
-  `load_params` gets the leaves of some of the model's top-level modules, each module whole, and
-  returns those of them that the directory holds, in the shape, dtype and sharding of `abstract`; it
-  raises ValueError for a directory that it cannot read. A system may also offer
+  `parts`, `rows_of` and `stored_as` say how a directory fills it (see `systems.System`). A system
+  may also offer
   `flops(cfg, batch) -> float`, the operations of one training step on a global batch
   {name: jax.ShapeDtypeStruct}, and `check(cfg, trained)`, which raises ValueError for a choice of
   trained leaves (their paths) that it cannot train.
@@ -43,8 +42,14 @@ class System(Protocol):
   def build(self, cfg: Any, rngs: nnx.Rngs) -> nnx.Module:
     """The model, with random parameters."""
 
-  def load_params(self, cfg: Any, directory: str, abstract: Leaves) -> dict[str, jax.Array]:
-    """Released weights of a directory."""
+  def parts(self, files: Any) -> Any:
+    """What of a directory it knows."""
+
+  def rows_of(self, kind: str, names: Any, home: Any) -> Any:
+    """The table of a part."""
+
+  def stored_as(self, cfg: Any) -> Any:
+    """Modules that a directory has under another name."""
 
 
 @struct.dataclass

@@ -14,9 +14,9 @@ import numpy as np
 from blip3o_jax.diffusion import eps
 from blip3o_jax.diffusion import guidance
 from blip3o_jax.systems import pixels
-from blip3o_jax.systems.blip3o import verbs
 from blip3o_jax.systems.blip3o.replay import first
 from blip3o_jax.systems.blip3o.replay import last
+from blip3o_jax.systems.parts import loading
 from blip3o_jax.verify.recordings import LOOP_SCALE
 from blip3o_jax.verify.recordings import LOOP_STEPS
 
@@ -36,7 +36,7 @@ def grid_of(features: np.ndarray) -> int:
   return side
 
 
-def replay(decoder: verbs.Network, call: str, inputs: Inputs) -> dict[str, Any]:
+def replay(decoder: loading.Network, call: str, inputs: Inputs) -> dict[str, Any]:
   """Runs one call of `names.DECODER`.
 
   Args:
