@@ -58,9 +58,11 @@ def make(
   told: dict[str, list[Any]] = {}
   for piece, result in done:
     name = system.COMPONENTS[piece.module]
-    facts = components.setdefault(
-      name, {"parameters": 0, "bytes": 0, "dtypes": {}, "files": [], "fingerprint": ""}
-    )
+    if name not in components:
+      empty = {"parameters": 0, "bytes": 0, "dtypes": {}, "files": [], "fingerprint": ""}
+      components[name] = {"modules": [], **empty}
+    facts = components[name]
+    facts["modules"] += [piece.module] if piece.module not in facts["modules"] else []
     facts["parameters"] += piece.count
     facts["bytes"] += piece.count * piece.dtype.itemsize
     kind = str(piece.dtype)

@@ -23,8 +23,9 @@ from blip3o_jax.weights.rows import qwen_vision
 from blip3o_jax.weights.safetensors import Tensors
 
 LOOKS_FOR = (
-  "model_type blip3o_qwen in config.json, or tensors model.latent_queries and model.dit; a "
-  "Qwen2.5-VL (model_type qwen2_5_vl) with no tensors but model, visual and lm_head; an EVA tower "
+  "model_type blip3o_qwen or its architecture in config.json, or tensors model.latent_queries and "
+  "model.dit; a Qwen2.5-VL (model_type qwen2_5_vl) with no tensors but model, visual and lm_head; "
+  "an EVA tower "
   "(vision_cfg in config.json, or a tensor cls_token with no config.json)"
 )
 # Top-level module -> the component that it is stored in.
@@ -51,7 +52,8 @@ OURS = layout.Licence("Apache-2.0 (BLIP3-o)", True)
 def recognises(files: layout.Files) -> bool:
   """Whether a folder holds a BLIP3-o, the Qwen2.5-VL that it starts from, or its tower alone."""
   values = files.json("config.json")
-  if values.get("model_type") == "blip3o_qwen" or features_files.alone(files):
+  named = (values.get("model_type"), *values.get("architectures", ()))
+  if {"blip3o_qwen", "blip3oQwenForCausalLM"} & set(named) or features_files.alone(files):
     return True
   names = files.names()
   if any(name.startswith(OWN) for name in names):
@@ -102,7 +104,8 @@ def _main(
   if cfg is None:
 
     def unknown() -> dict[str, tuple[int, ...]]:
-      raise FileNotFoundError(f"{files.directory}: no config.json, so the sizes are not known")
+      absent = f"{files.directory}: no config.json with a vision_config, so no sizes are known"
+      raise FileNotFoundError(absent)
 
     return layout.Part("model", "", layout.MAIN, MAIN, unknown, LEFTOVERS)
   built: tuple[Part, ...] = ("visual", "head") if plain else ("visual", "head", "denoiser")

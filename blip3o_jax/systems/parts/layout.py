@@ -242,8 +242,8 @@ class Base:
   """A directory that a run started from.
 
   Attributes:
-    directory: its place. parts: as its manifest has them (system, kind, folder, stem, modules, ties,
-      index, files). whole: whether it is of a whole model, with a config.json.
+    directory: its place. parts: as its manifest has them (system, kind, folder, stem, modules,
+      ties, index, files). whole: whether it is of a whole model, with a config.json.
   """
 
   directory: Path

@@ -420,7 +420,7 @@ def _array(
 
 
 def config_of(system: Any, directory: str | Path) -> Any:
-  """The Config of a system's directory: of a run that of its record, of any other what its files say.
+  """The Config of a directory: of a run that of its record, else what a system's files say.
 
   Raises:
     FileNotFoundError: no checkpoint, or no config.json. ValueError: files that say nothing usable.
