@@ -7,10 +7,13 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors.numpy import save_file
 
 from blip3o_jax import layers
 from blip3o_jax import sharding
 from blip3o_jax import trees
+from blip3o_jax.systems.parts import layout
+from blip3o_jax.weights import table
 
 TRAINED = ("blocks/.*", "head/.*")
 BINS = 4
@@ -87,7 +90,7 @@ class Data:
 
 
 class System:
-  """The functions of a system's module; `save` writes what `load_params` reads."""
+  """The functions of a system's module; `released` writes the files that it reads."""
 
   def build(self, cfg: Config, rngs: nnx.Rngs) -> Toy:
     return Toy(cfg, rngs)
@@ -96,13 +99,17 @@ class System:
     rows, length, dim = batch["x"].shape
     return 6.0 * rows * length * (4 * cfg.depth + 1) * dim * dim
 
-  def load_params(self, cfg: Config, directory: str, abstract: Any) -> dict[str, jax.Array]:
-    with np.load(f"{directory}/weights.npz") as stored:
-      return {
-        p: jax.device_put(stored[p].astype(leaf.dtype), leaf.sharding)
-        for p, leaf in abstract.items()
-        if p in stored
-      }
+  def parts(self, files: layout.Files) -> layout.Layout:
+    if not files.names():
+      return layout.Layout(None, ())
+    modules = ("encoder", "blocks", "head")
+    return layout.Layout(None, (layout.Part("toy", "", layout.MAIN, modules, dict),))
+
+  def rows_of(self, kind: str, names: Any, home: Any) -> list[table.Row]:
+    return [table.row(name, name) for name in names]
+
+  def stored_as(self, cfg: Config) -> dict[str, str]:
+    return {}
 
 
 def released(directory: Any, cfg: Config, pattern: str = "", seed: int = 7) -> str:
@@ -111,5 +118,5 @@ def released(directory: Any, cfg: Config, pattern: str = "", seed: int = 7) -> s
   flat = trees.flatten(nnx.to_pure_dict(nnx.state(model)))
   directory.mkdir(parents=True, exist_ok=True)
   kept: dict[str, Any] = {p: np.asarray(v) for p, v in flat.items() if p.startswith(pattern)}
-  np.savez(directory / "weights.npz", **kept)
+  save_file(kept, directory / "model.safetensors")
   return str(directory)
