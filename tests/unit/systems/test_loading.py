@@ -1,8 +1,7 @@
-"""One way from any directory to parameters: released, converted, a run; whole, in part, on a mesh."""
+"""One way from any directory to parameters: released, converted, a run; whole or in part."""
 
 import dataclasses
 from pathlib import Path
-import shutil
 
 import checkpoints
 import jax
@@ -83,15 +82,11 @@ def test_a_run_loads_as_what_it_exports(run, tmp_path):
   np.testing.assert_array_equal(flat(mine.system)["slots/embedding"], before + 1)
 
 
-def test_a_run_without_a_tokenizer_beneath_says_so(run, converted, tmp_path):
-  shutil.copytree(converted, tmp_path / "base")
-  (tmp_path / "base" / "tokenizer.json").unlink()
-  (tmp_path / "run").mkdir()
-  shutil.copytree(run / "checkpoints", tmp_path / "run" / "checkpoints")
-  with pytest.raises(FileNotFoundError, match="no speech.json in what this run started from"):
-    loading.home_of(run, "speech.json")
+def test_where_a_run_has_its_files(run, converted):
   assert loading.home_of(run, "tokenizer.json") == converted
-  assert loading.home_of(tmp_path / "base", "tokenizer.json") == tmp_path / "base"
+  assert loading.home_of(TINY, "tokenizer.json") == TINY
+  with pytest.raises(FileNotFoundError, match=r"no speech\.json in what this run started from"):
+    loading.home_of(run, "speech.json")
 
 
 def test_one_model_from_several_directories(converted):
