@@ -6,6 +6,7 @@ Imports no jax.
 from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Iterator
+import contextlib
 from pathlib import Path
 import shutil
 import threading
@@ -17,11 +18,24 @@ SPARE = 64 * 2**20  # of disk, beside the arrays: JSON, tokenizer, what a file s
 Say = Callable[[str], None]
 
 
-def write_text(path: Path, text: str) -> None:
-  """Writes a file under another name beside it and renames it: a crash leaves the earlier one."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+  """Another name beside a file, to write to: renamed at the end, and removed after an error.
+
+  A crash leaves the earlier file as it was.
+  """
   partial = path.with_name(f".{path.name}.partial")
-  partial.write_text(text)
-  partial.replace(path)
+  try:
+    yield partial
+    partial.replace(path)
+  finally:
+    partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+  """Writes a text file that is whole or not there."""
+  with replacing(path) as partial:
+    partial.write_text(text)
 
 
 class Place:

@@ -370,7 +370,7 @@ def write_json(cfg: Config, export: layout.Export, folder: Path, tokenizer: Path
   """Writes the config.json of the networks, and the schedule."""
   del tokenizer
   networks = {part["kind"] for part in export.parts} & set(decoder_files.FOLDERS)
-  decoder_files.write_json(cfg, folder / decoder_files.FOLDER, networks)
+  decoder_files.write_json(cfg, folder / decoder_files.home_of(export.parts), networks)
 
 
 def read_config(directory: str | Path, *, feature_grid: int = 8, **options: Any) -> Config:

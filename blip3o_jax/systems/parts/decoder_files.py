@@ -4,6 +4,7 @@ What a system with such a folder beside its model, and one that is nothing else,
 """
 
 from collections.abc import Collection
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import json
@@ -215,6 +216,12 @@ def write_json(cfg: Any, home: Path, networks: Collection[str]) -> None:
   (folder / "scheduler_config.json").write_text(text)
 
 
+def home_of(parts: Iterable[Mapping[str, Any]]) -> str:
+  """Where an exported directory has its networks' folders: as these parts, else as a model."""
+  known = [Path(p["folder"]) for p in parts if Path(p["folder"]).name in FOLDERS.values()]
+  return f"{FOLDER}/" if not known else "".join(f"{name}/" for name in known[0].parent.parts)
+
+
 def exported(
   bases: Sequence[layout.Base], base: layout.Base | None, modules: Collection[str]
 ) -> tuple[list[dict[str, Any]], tuple[tuple[Path, str], ...]]:
@@ -226,18 +233,19 @@ def exported(
   """
   held = {} if base is None else {part["kind"]: part for part in base.parts}
   out = [dict(held[network]) for network in FOLDERS if network in held]
+  at = home_of(out)
   extra: list[tuple[Path, str]] = []
   others = [(b.directory, part) for b in reversed(bases) for part in b.parts]
   for directory, part in others:
     network, home = part["kind"], directory / part["folder"]
     if network not in FOLDERS or any(p["kind"] == network for p in out):
       continue
-    place = f"{FOLDER}/{FOLDERS[network]}"
+    place = f"{at}{FOLDERS[network]}"
     out.append({**part, "folder": place})
     extra.append((home, place))
     if part["folder"] and (home.parent / "scheduler").is_dir():
-      extra.append((home.parent / "scheduler", f"{FOLDER}/scheduler"))
+      extra.append((home.parent / "scheduler", f"{at}scheduler"))
   for network, folder in FOLDERS.items():
     if network in modules and not any(part["kind"] == network for part in out):
-      out.append(layout.new_part(network, f"{FOLDER}/{folder}", STEM, [network]))
+      out.append(layout.new_part(network, f"{at}{folder}", STEM, [network]))
   return out, tuple(extra)
