@@ -49,7 +49,7 @@ def of_converted(directory: Path) -> Found:
   system, told = systems.SYSTEMS[name], leaves.manifest
   cfg = system.parts(layout.Files(directory)).cfg if manifest.is_whole(told) else None
   export = layout.Export(directory, tuple(told["parts"]))
-  return Found(name, leaves, export, cfg, frozenset(), system.COMPONENTS)
+  return Found(name, leaves, export, cfg, frozenset(), _stored(told))
 
 
 def of_run(run: Path, item: checkpoint.Item, step: int, tokenizer: Path | None) -> Found:
@@ -103,10 +103,15 @@ def _opened(
     arrays = store.Arrays(path)
     told = arrays.manifest
     base = layout.Base(path, tuple(told["parts"]), manifest.is_whole(told))
-    return arrays, base, systems.SYSTEMS[systems.of(path)].COMPONENTS
+    return arrays, base, _stored(told)
   found = origins.look(path)
   parts = tuple(
     manifest.entry(found.system, p, set(p.tensors) - set(p.leftovers())) for p in found.parts
   )
   base = layout.Base(path, parts, found.cfg is not None and any(not p["folder"] for p in parts))
   return found.leaves, base, systems.SYSTEMS[found.system].COMPONENTS
+
+
+def _stored(told: Mapping[str, Any]) -> dict[str, str]:
+  """{top-level module: component} of a conversion's manifest."""
+  return {module: name for name, c in told["components"].items() for module in c["modules"]}
