@@ -8,9 +8,14 @@ from blip3o_jax import files
 def test_a_failed_write_leaves_the_earlier_file(tmp_path):
   path = tmp_path / "a.json"
   files.write_text(path, "first")
-  with pytest.raises(RuntimeError, match="no"), files.replacing(path) as partial:
-    partial.write_text("half")
-    raise RuntimeError("no")
+
+  def fail() -> None:
+    with files.replacing(path) as partial:
+      partial.write_text("half")
+      raise RuntimeError("no")
+
+  with pytest.raises(RuntimeError, match="no"):
+    fail()
   assert path.read_text() == "first"
   files.write_text(path, "second")
   assert path.read_text() == "second"
