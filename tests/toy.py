@@ -7,14 +7,17 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors.numpy import save_file
 
 from blip3o_jax import layers
 from blip3o_jax import sharding
 from blip3o_jax import trees
 from blip3o_jax.data import pipeline as datasets
 from blip3o_jax.data.records import Record
+from blip3o_jax.systems.parts import layout
 from blip3o_jax.train.run import Train
 from blip3o_jax.train.run import to_config
+from blip3o_jax.weights import table
 
 TRAINED = ("blocks/.*", "head/.*")
 BINS = 4
@@ -105,7 +108,7 @@ class Row:
 
 
 class System:
-  """The contract of a system; `released` writes what `load_params` reads."""
+  """The contract of a system; `released` writes the files that it reads."""
 
   Config = Config
   SPECIAL: dict[str, str] = {}  # noqa: RUF012
@@ -133,13 +136,17 @@ class System:
   def sampler(self, cfg: Config, samples: Any, tokenizer: str) -> Any:
     return lambda module, step: np.full((3, 4, 4, 3), step, np.uint8)
 
-  def load_params(self, cfg: Config, directory: str, abstract: Any) -> dict[str, jax.Array]:
-    with np.load(f"{directory}/weights.npz") as stored:
-      return {
-        p: jax.device_put(stored[p].astype(leaf.dtype), leaf.sharding)
-        for p, leaf in abstract.items()
-        if p in stored
-      }
+  def parts(self, files: layout.Files) -> layout.Layout:
+    if not files.names():
+      return layout.Layout(None, ())
+    modules = ("encoder", "blocks", "head")
+    return layout.Layout(None, (layout.Part("toy", "", layout.MAIN, modules, dict),))
+
+  def rows_of(self, kind: str, names: Any, home: Any) -> list[table.Row]:
+    return [table.row(name, name) for name in names]
+
+  def stored_as(self, cfg: Config) -> dict[str, str]:
+    return {}
 
 
 def values(cfg: Config, train: Train, buckets: tuple[int, ...] = (3,)) -> Any:
@@ -157,5 +164,5 @@ def released(directory: Any, cfg: Config, pattern: str = "", seed: int = 7) -> s
   flat = trees.flatten(nnx.to_pure_dict(nnx.state(model)))
   directory.mkdir(parents=True, exist_ok=True)
   kept: dict[str, Any] = {p: np.asarray(v) for p, v in flat.items() if p.startswith(pattern)}
-  np.savez(directory / "weights.npz", **kept)
+  save_file(kept, directory / "model.safetensors")
   return str(directory)

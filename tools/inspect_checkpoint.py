@@ -17,7 +17,7 @@ from absl import logging
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing here computes; a machine's chips stay free
 
 from blip3o_jax import cli
-from blip3o_jax.convert import report
+from blip3o_jax.convert import manifest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-  found = report.describe(args.directory)
-  print(json.dumps(found, indent=1) if args.json else "\n".join(report.lines(found)))
+  found = manifest.describe(args.directory)
+  print(json.dumps(found, indent=1) if args.json else "\n".join(manifest.lines(found)))
   return 0
 
 

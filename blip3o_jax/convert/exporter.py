@@ -10,27 +10,23 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+import shutil
 from typing import Any
 from typing import Literal
 
 import numpy as np
 
+from blip3o_jax import files
+from blip3o_jax import systems
 from blip3o_jax.convert import importer
-from blip3o_jax.convert import layout
 from blip3o_jax.convert import licences
-from blip3o_jax.convert import pieces
-from blip3o_jax.convert import resized
+from blip3o_jax.convert import manifest
 from blip3o_jax.convert import runs
-from blip3o_jax.convert import source as origins
 from blip3o_jax.convert.parameters import Leaves
-from blip3o_jax.convert.place import Place
-from blip3o_jax.convert.place import copy_files
-from blip3o_jax.convert.place import in_parallel
-from blip3o_jax.convert.progress import Progress
-from blip3o_jax.convert.progress import Say
 from blip3o_jax.train import checkpoint
 from blip3o_jax.weights import safetensors
 from blip3o_jax.weights import store
+from blip3o_jax.weights import stream
 from blip3o_jax.weights import table
 
 LICENCES = "licences.txt"
@@ -62,7 +58,7 @@ def run(
   dtype: str = "",
   max_shard_size: str = "",
   tokenizer: str | Path = "",
-  say: Say = print,
+  say: files.Say = print,
 ) -> None:
   """Writes the released layout.
 
@@ -77,41 +73,54 @@ def run(
     FileNotFoundError, FileExistsError, ValueError, OSError: before anything is written, but for a
       disk that others fill meanwhile.
   """
-  code, limit = importer.dtype_code(dtype), layout.parse_size(max_shard_size)
+  code, limit = importer.dtype_code(dtype), manifest.parse_size(max_shard_size)
   source = Path(source)
-  place = Place(Path(output), source)
+  words = Path(tokenizer) if tokenizer else None
+  place = files.Place(Path(output), source)
   if store.is_converted(source):
     if weights != "raw" or step >= 0:
       raise ValueError(f"{source}: a conversion has no average and no steps; these are a run's")
     found = runs.of_converted(source)
   elif checkpoint.is_run(source):
-    found = runs.of_run(source, "ema" if weights == "ema" else "params", step, Path(tokenizer))
+    found = runs.of_run(source, "ema" if weights == "ema" else "params", step, words)
   elif (source / "config.json").is_file():
     raise ValueError(f"{source}: in the released layout already; there is nothing to export")
   else:
     raise FileNotFoundError(f"{source}: neither a converted directory nor that of a run")
   with place as folder:
-    if found.base is not None:
-      copy_files(found.base, folder, skip={found.base / n for n in (store.RECORD, store.FOLDER)})
-    found.write_json(folder)
+    _copy(found, folder)
     written = _plan(found, folder, code, limit)
     place.has_room(sum(n for _, n in written))
-    progress = Progress("exported", sum(n for _, n in written), say)
+    progress = files.Progress("exported", sum(n for _, n in written), say)
     _write([piece for piece, _ in written], found.leaves, progress, found.whole)
     (folder / LICENCES).write_text(_licences(found, say))
+
+
+def _copy(found: runs.Found, folder: Path) -> None:
+  """The files beside the weights: those of the base, and of a run what its system writes of it."""
+  base = found.export.base
+  if base is not None:
+    files.copy_files(base, folder, skip={base / n for n in (store.MANIFEST, store.FOLDER)})
+  for source, place in found.export.extra:
+    (folder / place).mkdir(parents=True, exist_ok=True)
+    for file in source.glob("*.json"):
+      shutil.copy(file, folder / place / file.name)
+  if found.whole:
+    system = systems.SYSTEMS[found.system]
+    system.write_json(found.cfg, found.export, folder, found.tokenizer)
 
 
 def _plan(found: runs.Found, folder: Path, code: str, limit: int) -> list[tuple[_Piece, int]]:
   """Makes all files with their headers, and the index; (piece, bytes) of what is to be written."""
   out: list[tuple[_Piece, int]] = []
-  for part in found.parts:
+  for part in found.export.parts:
     targets = _targets(found, part, folder)
     listed = {n: c for file in part["files"].values() for n, c in file["tensors"].items()}
     told = {
       name: (_code(found, target, listed.get(name, ""), code), target.shape)
       for name, target in targets.items()
     }
-    sheet = layout.sheet(part, told, limit)
+    sheet = manifest.sheet(part, told, limit)
     home = folder / part["folder"]
     home.mkdir(parents=True, exist_ok=True)
     if sheet.index is not None:
@@ -139,9 +148,10 @@ def _targets(found: runs.Found, part: Mapping[str, Any], folder: Path) -> dict[s
     WeightsError: a parameter that the layout has no name for.
   """
   listed = [n for file in part["files"].values() for n in file["tensors"]]
-  mine = found.modules(part)
+  mine = set(part["modules"])
   params = {p: found.leaves[p] for p in found.leaves if p.partition("/")[0] in mine}
-  rows = origins.rows_of(part["kind"], dict.fromkeys(listed), folder / part["folder"])
+  system = systems.SYSTEMS[part["system"]]
+  rows = system.rows_of(part["kind"], dict.fromkeys(listed), folder / part["folder"])
   rows = [r for r in rows if any(p in params for p in r.paths)]
   for path in (p for r in rows if r.zero for p in r.paths):
     whole = tuple(slice(None) for _ in params[path])
@@ -150,22 +160,25 @@ def _targets(found: runs.Found, part: Mapping[str, Any], folder: Path) -> dict[s
         "export", [f"{path} is not zero, and the source's layout has no {path}"]
       )
   out = table.targets(rows, params)
-  embedding = next((t for n, t in out.items() if n.endswith(resized.EMBEDDING)), None)
-  if resized.HEAD in listed and resized.HEAD not in out and embedding is not None:
-    out[resized.HEAD] = embedding
-  return out
+  return out | {
+    name: out[other]
+    for name, other in part["ties"].items()
+    if name in listed and name not in out and other in out
+  }
 
 
 def _code(found: runs.Found, target: table.Target, before: str, asked: str) -> str:
   """The dtype code of a tensor: as asked, as its file had it, or as its parameters are stored."""
-  stored = pieces.widest({found.leaves.dtype(p) for p in target.paths}, target.paths[0])
-  if asked and pieces.is_float(stored):
+  stored = stream.widest({found.leaves.dtype(p) for p in target.paths}, target.paths[0])
+  if asked and stream.is_float(stored):
     return asked
   trained = any(path in found.whole for path in target.paths)
   return before if before and not trained else safetensors.NAMES[stored]
 
 
-def _write(work: list[_Piece], leaves: Leaves, progress: Progress, whole: frozenset[str]) -> None:
+def _write(
+  work: list[_Piece], leaves: Leaves, progress: files.Progress, whole: frozenset[str]
+) -> None:
   """Writes all pieces; parameters that are read whole come one after the other."""
   work = sorted(work, key=lambda p: (p.path in whole, p.path if p.path in whole else ""))
 
@@ -176,7 +189,7 @@ def _write(work: list[_Piece], leaves: Leaves, progress: Progress, whole: frozen
         store.write_all(handle, values)
         progress.add(values.nbytes)
 
-  in_parallel(copy, work, alone=bool(whole))
+  stream.in_parallel(copy, work, alone=bool(whole))
   progress.end()
 
 
@@ -197,20 +210,21 @@ def _blocks(piece: _Piece, leaves: Leaves) -> Iterator[tuple[int, np.ndarray]]:
     if target.layer is not None:
       index[0] = slice(target.layer, target.layer + 1)
     values = leaves.read(piece.path, tuple(index))
-    values = pieces.transpose(values[0] if stacked else values, back)
+    values = stream.transpose(values[0] if stacked else values, back)
     with np.errstate(over="ignore", invalid="ignore"):
       values = np.ascontiguousarray(values).astype(dtype, copy=False)
     yield piece.begin + (piece.number * rows + start) * row_bytes, values.reshape(-1).view(np.uint8)
 
 
-def _licences(found: runs.Found, say: Say) -> str:
+def _licences(found: runs.Found, say: files.Say) -> str:
   """The text of the licences, a line a component; says those that forbid commercial use."""
   counts: dict[str, int] = {}
   for path in found.leaves:
-    name = store.component(path)
+    name = found.components[path.partition("/")[0]]
     counts[name] = counts.get(name, 0) + math.prod(found.leaves[path])
+  system = systems.SYSTEMS[found.system]
   told = {
-    name: {"licence": dataclasses.asdict(licences.of(name, found.cfg, {"parameters": count}))}
+    name: {"licence": dataclasses.asdict(system.licence(name, found.cfg, count))}
     for name, count in counts.items()
   }
   for line in licences.lines(told):

@@ -12,50 +12,11 @@ import threading
 import jax
 import numpy as np
 
-from blip3o_jax.convert import pieces
-from blip3o_jax.convert import source as origins
+from blip3o_jax.systems.parts import opened
 from blip3o_jax.train import checkpoint
 from blip3o_jax.weights import store
-from blip3o_jax.weights import table
 from blip3o_jax.weights.table import Index
 from blip3o_jax.weights.table import Shape
-
-
-class Released(Mapping[str, Shape]):
-  """The parameters of a released directory, through its tables.
-
-  Raises:
-    FileNotFoundError, ValueError, WeightsError: see `origin.look` and `Part.plan`.
-  """
-
-  def __init__(self, directory: Path):
-    self.origin = origins.look(directory)
-    self._where: dict[str, tuple[origins.Part, table.Source]] = {}
-    for part, plan in zip(self.origin.parts, self.origin.plans(), strict=True):
-      self._where |= {path: (part, source) for path, source in plan.items()}
-
-  def __getitem__(self, path: str) -> Shape:
-    return self._where[path][0].params[path]
-
-  def __iter__(self) -> Iterator[str]:
-    return iter(self._where)
-
-  def __len__(self) -> int:
-    return len(self._where)
-
-  def dtype(self, path: str) -> np.dtype:
-    """The dtype of its tensors."""
-    part, source = self._where[path]
-    return pieces.widest({part.tensors.dtype(n) for n in source.names}, path)
-
-  def read(self, path: str, index: Index) -> np.ndarray:
-    """One slice of a parameter."""
-    part, source = self._where[path]
-
-    def read(name: str, inner: Index) -> np.ndarray:
-      return np.asarray(part.tensors.view(name)[inner])
-
-    return table.read_shard(source, read, index, self[path])
 
 
 class Run(Mapping[str, Shape]):
@@ -132,4 +93,4 @@ class Layers(Mapping[str, Shape]):
     return self._of[path].read(path, index)
 
 
-Leaves = store.Arrays | Released | Run | Layers
+Leaves = store.Arrays | opened.Released | Run | Layers

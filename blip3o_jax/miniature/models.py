@@ -21,11 +21,8 @@ from blip3o_jax.systems.blip3o import released
 from blip3o_jax.systems.blip3o import verbs
 from blip3o_jax.systems.parts import loading
 from blip3o_jax.train import distributed
-from blip3o_jax.train import state as train_state
 from blip3o_jax.weights import table
 
-# Nothing is trained where networks are only read; these are leaves that every system may train.
-FREE = ("(?!backbone/|encoder/).*",)
 SETTINGS = released.Settings(
   null="zeros",
   pixel_scale=1.5,
@@ -82,7 +79,7 @@ def before_generation(work: Path, model: verbs.Model) -> verbs.Model:
   _, reads = _reading(work)
   rounded = {path: value.astype(STORED).astype(value.dtype) for path, value in reads.items()}
   params = trees.flatten(model.system.params) | rounded
-  system = verbs.Network(model.system.graphdef, trees.unflatten(params))
+  system = loading.Network(model.system.graphdef, trees.unflatten(params))
   return verbs.Model(model.cfg, model.settings, system, model.decoder, model.tokenizer)
 
 
@@ -116,12 +113,9 @@ def filled(system: Any, cfg: Any, entries: Sequence[str], prefix: str = "") -> d
   Raises:
     ValueError: leaves that none of them fills.
   """
-  leaves = train_state.partition(system, cfg, mesh(), FREE).leaves
-  wanted = {p: v for p, v in leaves.items() if p.startswith(prefix)}
-  found, left = loading.fill(system, cfg, loading.resolve(entries), wanted, leaves)
-  if left:
-    raise ValueError(f"{', '.join(entries)}: nothing fills {len(left)} leaves, {next(iter(left))}")
-  return {p.removeprefix(prefix): found[p] for p in wanted}
+  only = (prefix.removesuffix("/"),) if prefix else ()
+  found = loading.load(system, cfg, entries, dtype=None, only=only, mesh=mesh())
+  return {p.removeprefix(prefix): v for p, v in trees.flatten(found.params).items()}
 
 
 def mesh() -> jax.sharding.Mesh:
@@ -129,6 +123,6 @@ def mesh() -> jax.sharding.Mesh:
   return distributed.make_mesh(distributed.Mesh(replica=jax.device_count(), fsdp=1))
 
 
-def _split(system: Any, cfg: Any, params: dict[str, jax.Array]) -> verbs.Network:
+def _split(system: Any, cfg: Any, params: dict[str, jax.Array]) -> loading.Network:
   module = nnx.eval_shape(lambda: system.build(cfg, nnx.Rngs(0)))
-  return verbs.Network(nnx.split(module)[0], trees.unflatten(params))
+  return loading.Network(nnx.split(module)[0], trees.unflatten(params))

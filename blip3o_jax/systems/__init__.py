@@ -5,6 +5,7 @@ converts, loads, draws, plans or verifies asks one of `SYSTEMS`, and knows none 
 """
 
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -22,7 +23,11 @@ from blip3o_jax.layers import Dtype
 from blip3o_jax.systems import blip3o
 from blip3o_jax.systems import contrast
 from blip3o_jax.systems import pixels
+from blip3o_jax.systems.parts import layout
 from blip3o_jax.systems.parts.recorded import Call
+from blip3o_jax.train import checkpoint
+from blip3o_jax.weights import store
+from blip3o_jax.weights import table
 
 Spec = dict[str, jax.ShapeDtypeStruct]
 Arrays = Mapping[str, np.ndarray]
@@ -36,11 +41,13 @@ class System(Protocol):
     Config: a frozen dataclass; a config file's `model` group is built into it.
     SPECIAL: {attribute of the tokenizer: its token}, the special tokens that the system places.
     LOOKS_FOR: what `recognises` looks for, in words, for the error of a folder that nobody knows.
+    COMPONENTS: {top-level module: the component of a converted directory that it is stored in}.
   """
 
   Config: type
   SPECIAL: Mapping[str, str]
   LOOKS_FOR: str
+  COMPONENTS: Mapping[str, str]
 
   # Training --------------------------------------------------------------------------------------
 
@@ -92,11 +99,60 @@ class System(Protocol):
 
   # Files -----------------------------------------------------------------------------------------
 
-  def recognises(self, files: Any) -> bool:
-    """Whether a folder (`parts.layout.Files`) holds a model of this system in its own layout."""
+  def recognises(self, files: layout.Files) -> bool:
+    """Whether a folder holds a model of this system in its own released layout.
 
-  def parts(self, files: Any) -> Any:
-    """What such a folder holds: its config, components, tables and leftovers (`parts.layout`)."""
+    Raises:
+      ValueError: a file that is damaged, by name.
+    """
+
+  def parts(self, files: layout.Files) -> layout.Layout:
+    """What a folder holds of what this system knows: config, sets of weight files, leftovers.
+
+    Also asked of folders that another system recognises, when a model is filled from one: parts
+    that it has modules for are given, with no more than their names and JSON files looked at.
+
+    Raises:
+      FileNotFoundError, ValueError: JSON files that are absent or wrong, by file and field.
+    """
+
+  def rows_of(self, kind: str, names: Collection[str], home: Path) -> list[table.Row]:
+    """The table of a part's kind, paths in full, in the naming that its tensors have.
+
+    Args:
+      kind: of `Part.kind`. names: of tensors that are there. home: of the part's JSON files.
+    """
+
+  def stored_as(self, cfg: Any) -> Mapping[str, str]:
+    """{top-level module of the model: that of a directory which fills it}, where they differ."""
+
+  def licence(self, component: str, cfg: Any, parameters: int) -> layout.Licence:
+    """The licence of a component whose size is a release's; `cfg` of the model, None without."""
+
+  def differences(self, cfg: Any) -> list[str]:
+    """How a model's files differ from the release nearest in size, a line a field."""
+
+  def exported(
+    self, cfg: Any, bases: Sequence[layout.Base], paths: Collection[str], tokenizer: Path | None
+  ) -> layout.Export:
+    """Which directory a run of `cfg` becomes: what is copied, its parts with their modules.
+
+    Args:
+      bases: the directories that it started from, in order. paths: of all leaves of these and of
+        the run. tokenizer: a directory, for a run that started from no model.
+
+    Raises:
+      ValueError: a system without a released layout, or sources that do not make up a model.
+    """
+
+  def write_json(
+    self, cfg: Any, export: layout.Export, folder: Path, tokenizer: Path | None
+  ) -> None:
+    """Writes what JSON files must say about a run, in a folder that has those of its base.
+
+    Raises:
+      ValueError: files that cannot say what the run is.
+    """
 
   # Use -------------------------------------------------------------------------------------------
 
@@ -130,3 +186,48 @@ class System(Protocol):
 
 
 SYSTEMS: dict[str, Any] = {"blip3o": blip3o, "contrast": contrast, "pixels": pixels}
+
+
+def of(directory: str | Path) -> str:
+  """The name of the system whose files these are: a key of SYSTEMS.
+
+  Args:
+    directory: of a run or converted, which say it, or in a released layout, which one system must
+      recognise.
+
+  Raises:
+    FileNotFoundError: no directory. ValueError: none or several that recognise it, with what each
+      looked for; a run or conversion of a system that is not here.
+  """
+  path = Path(directory)
+  if not path.is_dir():
+    raise FileNotFoundError(f"{path}: no such directory")
+  if store.is_converted(path):
+    return _known(store.read_manifest(path).get("system"), path)
+  if checkpoint.is_run(path):
+    return _known(checkpoint.read_record(path).get("system"), path)
+  files = layout.Files(path)
+  found = [name for name, system in SYSTEMS.items() if system.recognises(files)]
+  if len(found) == 1:
+    return found[0]
+  wanted = "".join(f"\n  {name}: {system.LOOKS_FOR}" for name, system in SYSTEMS.items())
+  if found:
+    raise ValueError(
+      f"{path}: {' and '.join(found)} both take it for theirs; each looks for{wanted}"
+    )
+  values = files.json("config.json")
+  if not values:
+    raise FileNotFoundError(
+      f"{path}: no config.json, and no files of a model that is known; looked for{wanted}"
+    )
+  seen = ", ".join(f"{key} {values.get(key)!r}" for key in ("model_type", "_class_name"))
+  raise ValueError(
+    f"{path}: the files of no system that is known; config.json has {seen}; looked for{wanted}"
+  )
+
+
+def _known(name: Any, path: Path) -> str:
+  """The name, if SYSTEMS has it; raises ValueError."""
+  if name not in SYSTEMS:
+    raise ValueError(f"{path}: of the system {name!r}, which is none of {', '.join(SYSTEMS)}")
+  return str(name)

@@ -10,11 +10,13 @@ one made by the package's own parts. Only `encoder` is kept afterwards.
 """
 
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 from pathlib import Path
+import re
 from typing import Any
 
 from flax import nnx
@@ -29,11 +31,13 @@ from blip3o_jax.data.pipeline import Transform
 from blip3o_jax.data.records import Record
 from blip3o_jax.data.text import chat
 from blip3o_jax.models import clip_text
-from blip3o_jax.systems.blip3o import rows as names
 from blip3o_jax.systems.parts import features as feature_space
-from blip3o_jax.systems.parts import flops as parts
+from blip3o_jax.systems.parts import features_files
+from blip3o_jax.systems.parts import flops as operations
+from blip3o_jax.systems.parts import layout
 from blip3o_jax.systems.parts import targets
 from blip3o_jax.systems.parts.recorded import Call
+from blip3o_jax.weights import table
 
 SPECIAL = {name: chat.QWEN[name] for name in ("pad", "im_end")}
 Batch = Mapping[str, jax.Array]
@@ -145,7 +149,7 @@ def flops(cfg: Config, spec: Mapping[str, Any]) -> float:
   """Operations of one training step on a batch {name: anything with a shape}; all is trained."""
   rows, length = spec["tokens"].shape
   tower, cell = cfg.features.tower, cfg.features.tower.image_size // cfg.features.grid
-  each = parts.eva(tower) + parts.text(cfg.text, length)
+  each = operations.eva(tower) + operations.text(cfg.text, length)
   each += 2 * cfg.dim * (tower.dim + cfg.text.dim + rows)  # projections, and every other text
   rebuilt = tower.dim * cfg.channels + cfg.channels * cfg.hidden + cfg.hidden * 3 * cell**2
   return 3.0 * rows * (each + 2 * cfg.features.grid**2 * rebuilt)
@@ -154,14 +158,6 @@ def flops(cfg: Config, spec: Mapping[str, Any]) -> float:
 def sampler(cfg: Config, samples: Any, tokenizer: str) -> Callable[[nnx.Module, int], np.ndarray]:
   """Raises ValueError: this system draws no pictures."""
   raise ValueError("config.log.samples_every: the system contrast draws no pictures")
-
-
-def load_params(
-  cfg: Config, directory: str | Path, abstract: Mapping[str, jax.ShapeDtypeStruct]
-) -> dict[str, jax.Array]:
-  """The image tower of a released-layout or converted directory, for a run that starts from one."""
-  del cfg
-  return names.load(directory, abstract)
 
 
 def transforms(cfg: Config, data: Data, tokenizer: chat.Tokenizer | None) -> dict[int, Transform]:
@@ -212,3 +208,64 @@ def replay(
     ValueError: always.
   """
   raise ValueError(f"{directory}: no recording is of the system contrast")
+
+
+# Its files: the image tower of another system's directory, and none of its own -------------------
+
+COMPONENTS: dict[str, str] = {}
+LOOKS_FOR = (
+  "nothing: it has no released layout; a run of it may start from a folder with an EVA tower"
+)
+
+
+def recognises(files: layout.Files) -> bool:
+  """No folder: this system has no layout of its own."""
+  del files
+  return False
+
+
+def parts(files: layout.Files) -> layout.Layout:
+  """The image tower, alone in a folder or inside a model's main files; their other tensors stay."""
+  if features_files.alone(files):
+    return layout.Layout(None, (features_files.part_alone(files),))
+  kept = f"(?!{re.escape(features_files.PREFIX)}|model\\.gen_feature_whiten\\.).*"
+  inside = layout.Part(features_files.INSIDE, "", layout.MAIN, ("encoder",), dict, {kept: ""})
+  return layout.Layout(None, (inside,))
+
+
+def rows_of(kind: str, names: Collection[str], home: Path) -> list[table.Row]:
+  """The table of the tower."""
+  del home
+  return features_files.rows(kind, names)
+
+
+def stored_as(cfg: Config) -> dict[str, str]:
+  """Its modules are stored by their own names."""
+  del cfg
+  return {}
+
+
+def licence(component: str, cfg: Config | None, parameters: int) -> layout.Licence:
+  """Unknown: nothing of it was released."""
+  del component, cfg, parameters
+  return layout.Licence()
+
+
+def differences(cfg: Config) -> list[str]:
+  """Nothing: there is no release."""
+  del cfg
+  return []
+
+
+def exported(
+  cfg: Config, bases: Sequence[layout.Base], paths: Collection[str], tokenizer: Path | None
+) -> layout.Export:
+  """Raises ValueError: this system has no released layout."""
+  del cfg, bases, paths, tokenizer
+  raise ValueError("a run of the system 'contrast', which has no released layout")
+
+
+def write_json(cfg: Config, export: layout.Export, folder: Path, tokenizer: Path | None) -> None:
+  """Raises ValueError, as `exported`."""
+  del export, folder
+  exported(cfg, (), (), tokenizer)

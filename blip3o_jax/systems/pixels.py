@@ -8,6 +8,7 @@ on its frozen latents. B batch, H W pixels, h w cells, C channels.
 """
 
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
@@ -31,19 +32,18 @@ from blip3o_jax.diffusion import eps
 from blip3o_jax.diffusion import guidance
 from blip3o_jax.models import autoencoder
 from blip3o_jax.models import unet
+from blip3o_jax.systems.parts import decoder_files
 from blip3o_jax.systems.parts import diffusers_files
 from blip3o_jax.systems.parts import features as feature_space
-from blip3o_jax.systems.parts import flops as parts
+from blip3o_jax.systems.parts import flops as operations
+from blip3o_jax.systems.parts import layout
 from blip3o_jax.systems.parts import targets
 from blip3o_jax.systems.parts.painter_recordings import recorded as recorded
 from blip3o_jax.systems.parts.painter_replay import replay as replay
-from blip3o_jax.weights import store
-from blip3o_jax.weights import table
 
 SPECIAL: dict[str, str] = {}  # no text
 Batch = Mapping[str, jax.Array]
 TIME_BINS = 10
-PLACES = "place_channels"  # key of unet/config.json, absent where there are none
 AXES: Any = unet.Condition(keys_values=1, pooled=0, time_ids=0)  # type: ignore[arg-type]
 
 
@@ -363,10 +363,14 @@ def flops(cfg: Config, spec: Mapping[str, Any]) -> float:
   """
   rows, side = next(iter(spec.values())).shape[0], cfg.size
   if cfg.train == "autoencoder":
-    return 3.0 * rows * (parts.encode(cfg.autoencoder, side) + parts.decode(cfg.autoencoder, side))
+    return (
+      3.0
+      * rows
+      * (operations.encode(cfg.autoencoder, side) + operations.decode(cfg.autoencoder, side))
+    )
   tokens = cfg.feature_grid**2
-  call = parts.paint_condition(cfg.unet, tokens) + parts.paint(cfg.unet, cfg.grid, tokens)
-  return rows * (3.0 * call + (parts.encode(cfg.autoencoder, side) if "images" in spec else 0))
+  call = operations.paint_condition(cfg.unet, tokens) + operations.paint(cfg.unet, cfg.grid, tokens)
+  return rows * (3.0 * call + (operations.encode(cfg.autoencoder, side) if "images" in spec else 0))
 
 
 def sampler(cfg: Config, samples: Any, tokenizer: str) -> Callable[[nnx.Module, int], np.ndarray]:
@@ -374,41 +378,51 @@ def sampler(cfg: Config, samples: Any, tokenizer: str) -> Callable[[nnx.Module, 
   raise ValueError("config.log.samples_every: the system pixels draws nothing from prompts")
 
 
-def tables(cfg: Config) -> dict[str, list[table.Row]]:
-  """{network: rows}, names and paths relative to the network."""
-  return {
-    "unet": diffusers_files.unet_table(cfg.unet),
-    "autoencoder": diffusers_files.vae_table(cfg.autoencoder),
-  }
+# Its files ---------------------------------------------------------------------------------------
+
+COMPONENTS = decoder_files.COMPONENTS
+LOOKS_FOR = decoder_files.LOOKS_FOR
+recognises = decoder_files.recognises
+parts = decoder_files.parts
+rows_of = decoder_files.rows_of
 
 
-def load_params(
-  cfg: Config, directory: str | Path, abstract: Mapping[str, jax.ShapeDtypeStruct]
-) -> dict[str, jax.Array]:
-  """Reads the released layout: `unet` and `vae`, under `diffusion-decoder` or directly.
+def stored_as(cfg: Config) -> dict[str, str]:
+  """Its modules are stored by their own names."""
+  del cfg
+  return {}
 
-  Args:
-    directory: of the model (converted or not) or of its decoder.
-    abstract: {path: ShapeDtypeStruct}, all leaves of each network that is wanted ("unet/...",
-      "autoencoder/...").
 
-  Returns:
-    {path: array} of the networks that the directory holds.
+def licence(component: str, cfg: Config | None, parameters: int) -> layout.Licence:
+  """Under which licence a network of this size was released."""
+  del cfg
+  return decoder_files.licence(component, parameters)
 
-  Raises:
-    FileNotFoundError: neither network is there. WeightsError: see `table.plan`.
-  """
-  if store.is_converted(directory):
-    return store.load(directory, abstract)
-  home = diffusers_files.home(directory)
-  out: dict[str, jax.Array] = {}
-  for network, rows in tables(cfg).items():
-    prefix, folder = f"{network}/", home / diffusers_files.FOLDERS[network]
-    wanted = {p.removeprefix(prefix): v for p, v in abstract.items() if p.startswith(prefix)}
-    if wanted and folder.is_dir():
-      loaded = diffusers_files.load(folder, rows, wanted)
-      out |= {prefix + path: value for path, value in loaded.items()}
-  return out
+
+def differences(cfg: Config) -> list[str]:
+  """Nothing: a decoder is as its config files say."""
+  del cfg
+  return []
+
+
+def exported(
+  cfg: Config, bases: Sequence[layout.Base], paths: Collection[str], tokenizer: Path | None
+) -> layout.Export:
+  """The directory that a run becomes: its networks, beside whatever model it started from."""
+  del cfg, tokenizer
+  base = layout.base_of(bases)
+  modules = {path.partition("/")[0] for path in paths}
+  networks, extra = decoder_files.exported(bases, base, modules)
+  others = [p for p in (base.parts if base else ()) if p["kind"] not in decoder_files.FOLDERS]
+  directory = None if base is None else base.directory
+  return layout.Export(directory, (*others, *networks), extra)
+
+
+def write_json(cfg: Config, export: layout.Export, folder: Path, tokenizer: Path | None) -> None:
+  """Writes the config.json of the networks, and the schedule."""
+  del tokenizer
+  networks = {part["kind"] for part in export.parts} & set(decoder_files.FOLDERS)
+  decoder_files.write_json(cfg, folder / decoder_files.home_of(export.parts), networks)
 
 
 def read_config(directory: str | Path, *, feature_grid: int = 8, **options: Any) -> Config:
@@ -432,7 +446,7 @@ def read_config(directory: str | Path, *, feature_grid: int = 8, **options: Any)
     schedule=diffusers_files.schedule_config(schedule),
     grid=network.get("sample_size", 128),
     feature_grid=feature_grid,
-    places=network.get(PLACES, 0),
+    places=network.get(decoder_files.PLACES, 0),
     **options,
   )
 

@@ -5,7 +5,6 @@ containers, and nothing here is called without the user's word.
 """
 
 from collections.abc import Iterator
-from collections.abc import Mapping
 from pathlib import Path
 import pickletools
 from typing import Any
@@ -14,13 +13,14 @@ import zipfile
 import numpy as np
 
 from blip3o_jax.weights import safetensors
+from blip3o_jax.weights.table import Reader
 from blip3o_jax.weights.table import Shape
 
 # Files of training scripts keep the tensors one level deeper.
 NESTED = ("state_dict", "model", "module")
 
 
-class Pickles(Mapping[str, Shape]):
+class Pickles(Reader):
   """{name: shape} of the tensors of pickled files; the counterpart of `safetensors.Tensors`.
 
   Args:

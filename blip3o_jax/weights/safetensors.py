@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors import safe_open
 
 from blip3o_jax.weights.table import Index
+from blip3o_jax.weights.table import Reader
 from blip3o_jax.weights.table import Shape
 
 DTYPES = {
@@ -28,7 +29,7 @@ DTYPES = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-class Tensors(Mapping[str, Shape]):
+class Tensors(Reader):
   """{name: shape} of the safetensors files of a directory (or one file); reads slices on demand.
 
   Args:
@@ -160,21 +161,31 @@ def _read_header(file: Path) -> tuple[dict[str, dict[str, Any]], dict[str, str]]
   return header, metadata
 
 
-def read_index(index: Path) -> dict[Path, list[str]]:
-  """{file: names of its tensors} of an index of shards, in its order; all files are there.
+def index_map(index: Path) -> dict[str, str]:
+  """{tensor: file name} of an index of shards.
 
   Raises:
-    ValueError: a damaged index, or one that leaves the directory. FileNotFoundError: absent files.
+    ValueError: a damaged index, or one that leaves the directory.
   """
   try:
     weight_map = dict(json.loads(index.read_text())["weight_map"])
   except (ValueError, KeyError, TypeError) as error:
     kind = "safetensors" if ".safetensors." in index.name else "pickle"
     raise ValueError(f"{index}: not a {kind} index: {error!r}") from None
-  out: dict[Path, list[str]] = {}
   for name, file in weight_map.items():
     if not isinstance(file, str) or Path(file).name != file or file == "..":
       raise ValueError(f"{index}: {name} points outside the directory, to {file!r}")
+  return weight_map
+
+
+def read_index(index: Path) -> dict[Path, list[str]]:
+  """{file: names of its tensors} of an index of shards, in its order; all files are there.
+
+  Raises:
+    ValueError: a damaged index, or one that leaves the directory. FileNotFoundError: absent files.
+  """
+  out: dict[Path, list[str]] = {}
+  for name, file in index_map(index).items():
     out.setdefault(index.parent / file, []).append(name)
   absent = [f.name for f in out if not f.exists()]
   if absent:

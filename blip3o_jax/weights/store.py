@@ -1,6 +1,6 @@
 """Converted weights on disk: orbax items, written and read block by block. Knows no network.
 
-A converted directory holds a record, `blip3o.json`, and `weights/<component>/`: one orbax
+A converted directory holds a manifest, `converted.json`, and `weights/<component>/`: one orbax
 checkpoint (the `PyTreeCheckpointHandler` kind) of a nested dict for each component, a zarr array
 for each parameter. Everything else in it is files of the source as they were.
 
@@ -20,61 +20,37 @@ import math
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_dtypes import bfloat16
 import numpy as np
 
-from blip3o_jax import trees
 from blip3o_jax.weights.table import Index
 from blip3o_jax.weights.table import Shape
-from blip3o_jax.weights.table import WeightsError
 
 FORMAT_VERSION = 1
-RECORD = "blip3o.json"
+MANIFEST = "converted.json"
 FOLDER = "weights"
 # Large enough that files are few, small enough that some of them in memory are nothing.
 BLOCK_BYTES = 32 * 2**20
-# Top-level module of a model -> the component that it is stored in.
-COMPONENTS = {
-  "backbone": "backbone",
-  "visual": "visual",
-  **dict.fromkeys(("slots", "projector", "denoiser", "regressor"), "generation"),
-  "encoder": "encoder",
-  "unet": "unet",
-  "autoencoder": "autoencoder",
-}
-
-
-def component(path: str) -> str:
-  """The component that a parameter is stored in.
-
-  Raises:
-    ValueError: a module that is not stored, by name.
-  """
-  module = path.partition("/")[0]
-  if module not in COMPONENTS:
-    raise ValueError(f"{path}: {module!r} is none of the modules {', '.join(COMPONENTS)}")
-  return COMPONENTS[module]
 
 
 def is_converted(directory: str | Path) -> bool:
   """Whether a directory is a finished conversion."""
-  return (Path(directory) / RECORD).is_file()
+  return (Path(directory) / MANIFEST).is_file()
 
 
-def read_record(directory: str | Path) -> dict[str, Any]:
-  """The record of a converted directory.
+def read_manifest(directory: str | Path) -> dict[str, Any]:
+  """The manifest of a converted directory.
 
   Raises:
-    FileNotFoundError: no record. ValueError: a damaged one, or one of a newer format.
+    FileNotFoundError: no manifest. ValueError: a damaged one, or one of a newer format.
   """
-  path = Path(directory) / RECORD
+  path = Path(directory) / MANIFEST
   try:
-    record = json.loads(path.read_text())
-    version = int(record["format_version"])
-    parts = {name: str(facts["fingerprint"]) for name, facts in record["components"].items()}
+    manifest = json.loads(path.read_text())
+    version = int(manifest["format_version"])
+    parts = {name: str(facts["fingerprint"]) for name, facts in manifest["components"].items()}
   except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise ValueError(f"{path}: not the record of a conversion: {error!r}") from None
+    raise ValueError(f"{path}: not the manifest of a conversion: {error!r}") from None
   if version > FORMAT_VERSION:
     raise ValueError(
       f"{path}: format_version {version} is newer than {FORMAT_VERSION}, the newest that this "
@@ -83,12 +59,12 @@ def read_record(directory: str | Path) -> dict[str, Any]:
   absent = [name for name in parts if not (path.parent / FOLDER / name / "_METADATA").is_file()]
   if absent:
     raise ValueError(f"{path}: names components that are absent: {', '.join(absent)}")
-  return record
+  return manifest
 
 
-def fingerprint(record: Mapping[str, Any]) -> str:
-  """One hash of all components' bytes, from a record."""
-  parts = sorted((name, facts["fingerprint"]) for name, facts in record["components"].items())
+def fingerprint(manifest: Mapping[str, Any]) -> str:
+  """One hash of all components' bytes, from a manifest."""
+  parts = sorted((name, facts["fingerprint"]) for name, facts in manifest["components"].items())
   return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -177,27 +153,32 @@ class Arrays(Mapping[str, Shape]):
   """{path: shape} of the parameters of a converted directory; reads slices on demand.
 
   Args:
-    directory: a finished conversion. components: those to look into; all by default.
+    directory: a finished conversion. modules: top-level ones to look into; all by default.
+
+  Attributes:
+    manifest: of the directory.
 
   Raises:
-    FileNotFoundError, ValueError: see `read_record`; metadata that is damaged, by file.
+    FileNotFoundError, ValueError: see `read_manifest`; metadata that is damaged, by file.
   """
 
-  def __init__(self, directory: str | Path, components: Iterable[str] | None = None):
+  def __init__(self, directory: str | Path, modules: Iterable[str] | None = None):
     self.directory = Path(directory)
-    self.record = read_record(directory)
-    asked = set(self.record["components"] if components is None else components)
+    self.manifest = read_manifest(directory)
+    asked = None if modules is None else set(modules)
     self._homes: dict[str, Path] = {}
     self._facts: dict[str, tuple[Shape, Shape, np.dtype]] = {}
-    for name in self.record["components"]:
-      if name in asked:
-        self._open(self.directory / FOLDER / name)
+    for name in self.manifest["components"]:
+      self._open(self.directory / FOLDER / name, asked)
 
-  def _open(self, folder: Path) -> None:
+  def _open(self, folder: Path, asked: set[str] | None) -> None:
     file = folder / "_METADATA"
     try:
       for leaf in json.loads(file.read_text())["tree_metadata"].values():
-        path = "/".join(str(k["key"]) for k in leaf["key_metadata"])
+        keys = [str(k["key"]) for k in leaf["key_metadata"]]
+        if asked is not None and keys[0] not in asked:
+          continue
+        path = "/".join(keys)
         file = folder / _name(path) / ".zarray"
         facts = json.loads(file.read_text())
         dtype = np.dtype(bfloat16 if facts["dtype"] == "bfloat16" else facts["dtype"])
@@ -255,47 +236,6 @@ class Arrays(Mapping[str, Shape]):
       what = "absent" if size < 0 else f"truncated or damaged, {size} bytes where {wanted} belong"
       raise ValueError(f"{file}: {what}; a block of the parameter {path}")
     return np.memmap(file, dtype, "r", shape=block) if block else np.fromfile(file, dtype)[0]
-
-
-def load(
-  directory: str | Path, abstract: Mapping[str, jax.ShapeDtypeStruct]
-) -> dict[str, jax.Array]:
-  """Those wanted parameters whose module the directory holds, like `table.read_parts`.
-
-  Args:
-    directory: a finished conversion.
-    abstract: {path: ShapeDtypeStruct}, with a sharding where the result should be sharded; each
-      process then reads only the bytes of its own shards. All leaves of a module, or none.
-
-  Returns:
-    {path: array} in the dtype of `abstract`; a module is filled whole or not at all.
-
-  Raises:
-    WeightsError: parameters that are absent or of another shape. Others: see `Arrays`.
-  """
-  modules = {p.partition("/")[0] for p in abstract}
-  arrays = Arrays(directory, {COMPONENTS[m] for m in modules if m in COMPONENTS})
-  present = {p.partition("/")[0] for p in arrays}
-  wanted = {p: a for p, a in abstract.items() if p.partition("/")[0] in present}
-  found = {p: jax.ShapeDtypeStruct(arrays[p], arrays.dtype(p)) for p in wanted if p in arrays}
-  faults = trees.diff(wanted, found, limit=len(wanted))
-  if faults:
-    raise WeightsError(str(directory), faults)
-  return {path: _array(arrays, path, leaf) for path, leaf in wanted.items()}
-
-
-def _array(arrays: Arrays, path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-  seen: dict[str, np.ndarray] = {}  # jax asks once a device, also for copies of one shard
-
-  def shard(index: Index | None) -> np.ndarray:
-    index = (slice(None),) * len(leaf.shape) if index is None else index
-    if str(index) not in seen:
-      seen[str(index)] = arrays.read(path, index).astype(leaf.dtype, copy=False)
-    return seen[str(index)]
-
-  if leaf.sharding is None:
-    return jax.numpy.asarray(shard(None))
-  return jax.make_array_from_callback(leaf.shape, leaf.sharding, shard)
 
 
 def _name(path: str) -> str:

@@ -1,4 +1,4 @@
-"""The engine of the weight tables: plan (account for everything), load, export.
+"""The engine of the weight tables: plan (account for everything), read, export.
 
 A table is a list of `Row`s: PyTorch name -> our path, and a permutation. One table is read in two
 directions. `{}` in a name is the layer index; the parameter then has a leading `layers` dim. A row
@@ -6,6 +6,7 @@ with several paths splits a fused tensor into equal parts along PyTorch's first 
 Knows no network and no file format.
 """
 
+import abc
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -13,12 +14,11 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import difflib
-import functools
+from pathlib import Path
 import re
 from typing import Any
 from typing import Literal
 
-import jax
 import numpy as np
 
 Shape = tuple[int, ...]
@@ -28,6 +28,29 @@ Stored = Literal["float32", "float16"]  # what tensors of written files can be a
 
 LINEAR = (1, 0)  # (out, in) -> (in, out)
 CONV = (2, 3, 1, 0)  # (out, in, kh, kw) -> (kh, kw, in, out)
+
+
+class Reader(Mapping[str, Shape]):
+  """{name: shape} of the tensors of some files.
+
+  Attributes:
+    files: {file: its own metadata}, in the order of the index. index: the index file, if any.
+  """
+
+  files: dict[Path, dict[str, str]]
+  index: Path | None
+
+  @abc.abstractmethod
+  def dtype(self, name: str) -> np.dtype:
+    """The stored dtype of a tensor."""
+
+  @abc.abstractmethod
+  def where(self, name: str) -> tuple[Path, int]:
+    """The file of a tensor, and where among the bytes or tensors of the file it stands."""
+
+  @abc.abstractmethod
+  def view(self, name: str) -> Any:
+    """A tensor, or what gives blocks of it when indexed with slices that have bounds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,38 +205,6 @@ def plan(
   return out
 
 
-def load(
-  sources: Mapping[str, Source], read: Read, params: Mapping[str, jax.ShapeDtypeStruct]
-) -> dict[str, jax.Array]:
-  """Builds each parameter from slices of the tensors it comes from.
-
-  Args:
-    sources: from `plan`.
-    read: `read(name, index)` gives one slice of a tensor as a numpy array.
-    params: {path: ShapeDtypeStruct}, with a sharding where the result should be sharded; each
-      process then reads only the bytes of its own shards.
-
-  Returns:
-    {path: array} in the dtype of `params`.
-  """
-  out = {}
-  for path, abstract in params.items():
-    shard = functools.partial(_shard, sources[path], read, abstract)
-    if abstract.sharding is None:
-      out[path] = jax.numpy.asarray(shard(None))
-    else:
-      out[path] = jax.make_array_from_callback(abstract.shape, abstract.sharding, shard)
-  return out
-
-
-def _shard(
-  source: Source, read: Read, abstract: jax.ShapeDtypeStruct, index: Index | None
-) -> np.ndarray:
-  whole = (slice(None),) * len(abstract.shape)
-  out = read_shard(source, read, whole if index is None else index, abstract.shape)
-  return out.astype(abstract.dtype)
-
-
 def read_shard(source: Source, read: Read, index: Index, shape: Shape) -> np.ndarray:
   """One slice `index` of a parameter of `shape`, in our layout."""
   bounds = [s.indices(n)[:2] for s, n in zip(index, shape, strict=True)]
@@ -298,37 +289,6 @@ def cast(name: str, value: Any, dtype: Stored) -> np.ndarray:
     largest = float(np.abs(before[np.isfinite(before)].astype(np.float32)).max())
     raise ValueError(f"{name}: {dtype} cannot hold {largest:.3g}, its largest value")
   return after
-
-
-def read_parts(
-  rows: Sequence[Row],
-  tensors: Any,
-  abstract: Mapping[str, jax.ShapeDtypeStruct],
-  *,
-  ignore: Sequence[str] = (),
-  where: str = "weights",
-) -> dict[str, jax.Array]:
-  """`plan` and `load` for those wanted parameters whose part (first name of a path) is there.
-
-  Args:
-    rows: of every part that the files may hold; tensors of parts not wanted are left unread.
-    tensors: a `files.Tensors`, shapes by name and `read`. abstract: what is wanted.
-    ignore, where: as in `plan`.
-
-  Returns:
-    {path: array}; a part is filled whole or not at all.
-
-  Raises:
-    WeightsError: as `plan`.
-  """
-  present = {p.split("/")[0] for r in rows for p in r.paths if r.name.replace("{}", "0") in tensors}
-  wanted = {p: a for p, a in abstract.items() if p.split("/")[0] in present}
-  used = [r for r in rows if any(p in wanted for p in r.paths)]
-  unread = [pattern(r.name) for r in rows if r not in used]
-  shapes = {p: tuple(a.shape) for p, a in wanted.items()}
-  return load(
-    plan(used, tensors, shapes, ignore=[*unread, *ignore], where=where), tensors.read, wanted
-  )
 
 
 def _match(r: Row, tensors: Mapping[str, Shape]) -> list[str]:

@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 
+from blip3o_jax.convert import source as origins
 from blip3o_jax.weights import store
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +56,7 @@ def bound(converted: Path, source: Path) -> int:
   """The memory that a conversion may take: 1.5 times the largest tensor or parameter, and 1 GB."""
   arrays = store.Arrays(converted)
   stacked = max(_size(arrays[p]) * arrays.dtype(p).itemsize for p in arrays)
-  readers = [part.tensors for part in source.look(source).parts]
+  readers = [part.tensors for part in origins.look(source).parts]
   tensor = max(_size(r[n]) * r.dtype(n).itemsize for r in readers for n in r)
   return int(1.5 * max(stacked, tensor) + 1e9)
 

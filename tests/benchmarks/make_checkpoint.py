@@ -21,9 +21,9 @@ from typing import Any
 from flax import nnx
 import numpy as np
 
+from blip3o_jax import files
 from blip3o_jax import trees
-from blip3o_jax.convert import layout
-from blip3o_jax.convert import progress
+from blip3o_jax.convert import manifest
 from blip3o_jax.diffusion import eps
 from blip3o_jax.models import autoencoder
 from blip3o_jax.systems import blip3o
@@ -32,6 +32,7 @@ from blip3o_jax.systems.blip3o import released
 from blip3o_jax.systems.blip3o import rows as names
 from blip3o_jax.systems.blip3o import save
 from blip3o_jax.systems.blip3o import sizes as released_sizes
+from blip3o_jax.systems.parts import decoder_files
 from blip3o_jax.systems.parts import diffusers_files
 from blip3o_jax.weights import safetensors
 from blip3o_jax.weights import table
@@ -78,7 +79,7 @@ def leftover(size: str) -> Shapes:
   """{name: shape} of the autoencoder that is to be dropped."""
   cfg = dataclasses.replace(LEFTOVER, channels=(32, 32)) if size == "tiny" else LEFTOVER
   params = shapes(lambda: autoencoder.Autoencoder(cfg, rngs=nnx.Rngs(0)))
-  rows = table.prefixed(diffusers_files.vae_table(cfg), "model.vae.", "")
+  rows = table.prefixed(decoder_files.vae_table(cfg), "model.vae.", "")
   return {name: t.shape for name, t in table.targets(rows, params).items()}
 
 
@@ -87,7 +88,7 @@ def fill(
 ) -> None:
   """Writes random files of these tensors and their index."""
   folder.mkdir(parents=True, exist_ok=True)
-  sheet = layout.sheet(part, {name: ("BF16", shape) for name, shape in tensors.items()}, limit)
+  sheet = manifest.sheet(part, {name: ("BF16", shape) for name, shape in tensors.items()}, limit)
   if sheet.index is not None:
     (folder / sheet.index[0]).write_text(json.dumps(sheet.index[1], indent=2))
   rng = np.random.Generator(np.random.SFC64(0))
@@ -104,7 +105,7 @@ def fill(
         handle.write(random_bytes(rng, count))
         left -= count
     print(
-      f"{folder / file.name}: {progress.size((folder / file.name).stat().st_size)}", file=sys.stderr
+      f"{folder / file.name}: {files.size((folder / file.name).stat().st_size)}", file=sys.stderr
     )
 
 
@@ -117,13 +118,13 @@ def random_bytes(rng: np.random.Generator, count: int) -> memoryview:
 def make(size: str, output: Path, *, layers: int = 0, shard_size: str = "5GB") -> None:
   """Writes the checkpoint; see the head of this file."""
   cfg, decoder = sizes_of(size, layers)
-  limit = layout.parse_size(shard_size)
+  limit = manifest.parse_size(shard_size)
   output.mkdir(parents=True)
   params = shapes(lambda: blip3o.build(cfg, nnx.Rngs(0)))
   rows = [r for r in names.rows() if any(p in params for p in r.paths)]
   tensors = {name: t.shape for name, t in table.targets(rows, params).items()} | leftover(size)
   empty = {"index": None, "files": {}}
-  fill(output, tensors, {"kind": "model", **empty}, limit)
+  fill(output, tensors, {"stem": "model", **empty}, limit)
   (output / "config.json").write_text(json.dumps(released.config_json(cfg, eos=151645, pad=151643)))
   if size == "tiny" or layers:
     tiny = released.tiny_json(cfg, released.Settings(), {})
@@ -133,14 +134,15 @@ def make(size: str, output: Path, *, layers: int = 0, shard_size: str = "5GB") -
       shutil.copy(TINY / name, output / name)
   home = output / diffusers_files.FOLDER
   found = shapes(lambda: pixels.build(decoder, nnx.Rngs(0)))
-  save.write_decoder_json(decoder, home, tuple(diffusers_files.FOLDERS))
+  decoder_files.write_json(decoder, home, tuple(diffusers_files.FOLDERS))
   variant = {f"{diffusers_files.STEM}.bf16.safetensors": {"metadata": {}, "tensors": {}}}
-  for network, table_ in pixels.tables(decoder).items():
-    mine = {p.removeprefix(f"{network}/"): s for p, s in found.items() if p.startswith(network)}
-    held = {name: t.shape for name, t in table.targets(table_, mine).items()}
-    folder = home / diffusers_files.FOLDERS[network]
+  for network, name in diffusers_files.FOLDERS.items():
+    mine = {p: s for p, s in found.items() if p.startswith(network)}
+    folder = home / name
+    rows = decoder_files.rows_of(network, (), folder)
+    held = {name: t.shape for name, t in table.targets(rows, mine).items()}
     # One file, as released.
-    part = {"kind": network, "index": None, "files": variant}
+    part = {"stem": diffusers_files.STEM, "index": None, "files": variant}
     fill(folder, held, part, 10**12)
 
 

@@ -19,6 +19,7 @@ from blip3o_jax import sharding
 from blip3o_jax import trees
 from blip3o_jax.systems import blip3o
 from blip3o_jax.systems.blip3o import released
+from blip3o_jax.systems.parts import loading
 from blip3o_jax.weights import store
 
 
@@ -29,7 +30,7 @@ class Counting(store.Arrays):
 
   def read(self, path: str, index: Any) -> np.ndarray:
     out = super().read(path, index)
-    name = store.component(path)
+    name = blip3o.COMPONENTS[path.partition("/")[0]]
     Counting.bytes[name] = Counting.bytes.get(name, 0) + out.nbytes
     return out
 
@@ -58,7 +59,7 @@ def restore(directory: Path, mesh: dict[str, int], modules: list[str]) -> dict[s
   }
   Counting.bytes = {}
   store.Arrays = Counting  # type: ignore[misc]
-  found = blip3o.load_params(cfg, directory, wanted)
+  found, _ = loading.fill(blip3o, cfg, loading.resolve([str(directory)]), wanted, wanted)
   held = 0
   for path, value in found.items():
     assert value.sharding == wanted[path].sharding

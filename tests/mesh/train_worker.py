@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from safetensors.numpy import load_file
 import toy
 
 from blip3o_jax import config
@@ -51,8 +52,8 @@ def train(workdir: str, weights: str, mesh: dict[str, int], steps: int) -> dict[
 
 def released_hash(weights: str) -> str:
   """The hash of the frozen leaves as they were released."""
-  with np.load(f"{weights}/weights.npz") as stored:
-    return _hash([stored["encoder/kernel"], stored["encoder/bias"]])
+  stored = load_file(f"{weights}/model.safetensors")
+  return _hash([stored["encoder/kernel"], stored["encoder/bias"]])
 
 
 def _hash(leaves: list[Any]) -> str:

@@ -21,6 +21,7 @@ from blip3o_jax.systems import pixels
 from blip3o_jax.systems.blip3o import released
 from blip3o_jax.systems.blip3o import verbs
 from blip3o_jax.systems.parts import features
+from blip3o_jax.systems.parts import loading
 
 
 def backbone(sizes: np.random.Generator, **given: Any) -> decoder_lm.Config:
@@ -119,7 +120,7 @@ def decoder(sizes: np.random.Generator) -> pixels.Config:
   )
 
 
-def randomised(make: Callable[[], nnx.Module], seed: int) -> verbs.Network:
+def randomised(make: Callable[[], nnx.Module], seed: int) -> loading.Network:
   """The module with random leaves; no gate, bias or norm is neutral."""
   rng = np.random.default_rng(seed)
   graphdef, state = nnx.split(nnx.eval_shape(make))
@@ -127,7 +128,7 @@ def randomised(make: Callable[[], nnx.Module], seed: int) -> verbs.Network:
     path: jnp.asarray(_leaf(path, leaf.shape, rng))
     for path, leaf in trees.flatten(nnx.to_pure_dict(state)).items()
   }
-  return verbs.Network(graphdef, trees.unflatten(flat))
+  return loading.Network(graphdef, trees.unflatten(flat))
 
 
 def _leaf(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

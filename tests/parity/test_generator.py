@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tables
 
 from blip3o_jax import trees
 from blip3o_jax.diffusion import flow
@@ -74,7 +75,7 @@ def loaded(make: Callable[[], nnx.Module], rows: list[table.Row], prefix: str) -
   sources = table.plan(
     table.prefixed(rows, prefix, ""), names, {p: s.shape for p, s in params.items()}
   )
-  values = table.load(sources, tensors.read, params)
+  values = tables.filled(sources, tensors.read, params)
   return nnx.merge(graphdef, trees.unflatten(values))
 
 
@@ -194,7 +195,7 @@ def test_dit_against_diffusers(check: Check, kv_heads: int, patch_size: int) -> 
   tensors = {n: v.numpy() for n, v in theirs.state_dict().items() if n != "pad_token"}
   shapes = {n: v.shape for n, v in tensors.items()}
   sources = table.plan(rows, shapes, {p: s.shape for p, s in rest.items()})
-  flat |= table.load(sources, lambda name, index: tensors[name][index], rest)
+  flat |= tables.filled(sources, lambda name, index: tensors[name][index], rest)
   ours = nnx.merge(graphdef, trees.unflatten(flat))
 
   rng = np.random.default_rng(0)

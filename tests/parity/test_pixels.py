@@ -18,6 +18,7 @@ from blip3o_jax.diffusion import eps
 from blip3o_jax.diffusion import guidance
 from blip3o_jax.systems import pixels
 from blip3o_jax.systems.parts import diffusers_files
+from blip3o_jax.systems.parts import loading
 from blip3o_jax.weights.safetensors import Tensors
 
 TINY = Path(__file__).parents[1] / "data" / "tiny-blip3o"
@@ -53,15 +54,7 @@ def error(found: np.ndarray, wanted: np.ndarray) -> float:
 def load(directory: Path) -> pixels.PixelDecoder:
   """The decoder of a directory, through the public reader."""
   cfg = pixels.read_config(directory, feature_grid=GRID)
-  module = nnx.eval_shape(lambda: pixels.build(cfg, nnx.Rngs(0)))
-  graphdef, state = nnx.split(module)
-  abstract = {
-    path: jax.ShapeDtypeStruct(v.shape, v.dtype)
-    for path, v in trees.flatten(nnx.to_pure_dict(state)).items()
-  }
-  params = pixels.load_params(cfg, directory, abstract)
-  assert set(params) == set(abstract)
-  return nnx.merge(graphdef, trees.unflatten(params))
+  return loading.load(pixels, cfg, directory, dtype=None).module()
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import random_model
+import tables
 
 from blip3o_jax import trees
 from blip3o_jax.data.text import mrope
@@ -83,7 +84,7 @@ def load(
   ignore = (*IGNORE, r"lm_head\.weight") if lm.tie_embeddings else IGNORE
   shapes = {path: p.shape for path, p in params.items()}
   sources = table.plan(rows, tensors, shapes, ignore=ignore)
-  return nnx.merge(graph, trees.unflatten(table.load(sources, read, params)))
+  return nnx.merge(graph, trees.unflatten(tables.filled(sources, read, params)))
 
 
 def load_tiny(read: Callable[..., np.ndarray] | None = None, **changes: Any) -> Qwen:

@@ -12,7 +12,6 @@ B batch, P prompt length, T row length, Q slots, D width, V vocabulary, h w cell
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
-from pathlib import Path
 from typing import Literal
 
 from flax import nnx
@@ -28,8 +27,6 @@ from blip3o_jax.models import next_dit
 from blip3o_jax.models import qwen_vision
 from blip3o_jax.systems.blip3o import flops as operations
 from blip3o_jax.systems.blip3o import prompts
-from blip3o_jax.systems.blip3o import rows as names
-from blip3o_jax.systems.parts import diffusers_files
 from blip3o_jax.systems.parts import features as feature_space
 from blip3o_jax.systems.parts import slots as visual_slots
 
@@ -376,25 +373,3 @@ def batch_spec(cfg: Config, batch: int, bucket: int) -> dict[str, jax.ShapeDtype
 
 
 flops = operations.step
-
-
-def load_params(
-  cfg: Config, directory: str | Path, abstract: Mapping[str, jax.ShapeDtypeStruct]
-) -> dict[str, jax.Array]:
-  """Reads parameters from a released-layout or converted directory, strictly.
-
-  Args:
-    cfg: tells whose encoder is wanted. directory: with `model.safetensors` or its shards.
-    abstract: {path: shape, dtype, sharding} of what is wanted.
-
-  Returns:
-    {path: array} of those wanted parameters whose part the directory holds.
-
-  Raises:
-    WeightsError: all missing, unexpected and wrongly shaped tensors at once.
-  """
-  found: dict[str, jax.Array] = {}
-  if cfg.target == "latents":
-    found = diffusers_files.load_autoencoder(directory, cfg.latents, abstract, "encoder/")
-    abstract = {p: v for p, v in abstract.items() if not p.startswith("encoder/")}
-  return found | names.load(directory, abstract)

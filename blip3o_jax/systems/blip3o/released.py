@@ -7,7 +7,6 @@ package has: whitened features, projector, objective, and how the pixel decoder'
 
 from collections.abc import Mapping
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 from typing import Literal
@@ -16,11 +15,12 @@ from blip3o_jax import config
 from blip3o_jax import layers
 from blip3o_jax.models import autoencoder
 from blip3o_jax.models import decoder_lm
-from blip3o_jax.models import eva_vit
 from blip3o_jax.models import next_dit
 from blip3o_jax.models import qwen_vision
-from blip3o_jax.systems import blip3o
+from blip3o_jax.systems.blip3o.model import Config
 from blip3o_jax.systems.parts import features
+from blip3o_jax.systems.parts import features_files
+from blip3o_jax.systems.parts import layout
 
 Null = Literal["space", "zeros", "black"]
 Json = Mapping[str, Any]
@@ -49,22 +49,7 @@ class Settings:
   scale: float = 3.0
 
 
-def read_json(path: Path) -> dict[str, Any]:
-  """A JSON object of a file.
-
-  Raises:
-    FileNotFoundError, or ValueError naming the file when it is not a JSON object.
-  """
-  try:
-    value = json.loads(path.read_text())
-  except ValueError as error:
-    raise ValueError(f"{path}: not valid JSON: {error}") from None
-  if not isinstance(value, dict):
-    raise ValueError(f"{path}: expected a JSON object")
-  return value
-
-
-def read(directory: str | Path, dtype: layers.Dtype) -> tuple[blip3o.Config, Settings]:
+def read(directory: str | Path, dtype: layers.Dtype) -> tuple[Config, Settings]:
   """Sizes and settings of a released-layout directory, computing in `dtype`.
 
   Raises:
@@ -74,14 +59,31 @@ def read(directory: str | Path, dtype: layers.Dtype) -> tuple[blip3o.Config, Set
   directory = Path(directory)
   if not (directory / "config.json").is_file():
     raise FileNotFoundError(f"{directory}: no config.json; not a model in the released layout")
-  values = read_json(directory / "config.json")
-  tiny = read_json(directory / "tiny.json") if (directory / "tiny.json").exists() else {}
+  values = layout.read_json(directory / "config.json")
+  tiny = layout.read_json(directory / "tiny.json") if (directory / "tiny.json").exists() else {}
   ours = tiny.get("blip3o_jax", {})
   try:
     cfg = _config(values, tiny, ours, dtype)
   except KeyError as error:
     raise ValueError(f"{directory}: config.json or tiny.json lacks the field {error}") from None
   return cfg, read_settings(directory)
+
+
+def whole(cfg: Config, dtype: layers.Dtype) -> Config:
+  """A run's config as that of the whole model, all parts built, computing in `dtype`."""
+
+  def computing(part: Any) -> Any:
+    return dataclasses.replace(part, dtype=dtype, remat="none")
+
+  tower = dataclasses.replace(cfg.features, tower=computing(cfg.features.tower))
+  return dataclasses.replace(
+    cfg,
+    backbone=computing(cfg.backbone),
+    visual=computing(cfg.visual),
+    denoiser=computing(cfg.denoiser),
+    features=tower,
+    parts=("visual", "head", "denoiser", "encoder"),
+  )
 
 
 def read_settings(directory: Path) -> Settings:
@@ -94,13 +96,15 @@ def read_settings(directory: Path) -> Settings:
   found: dict[str, Any] = {}
   tiny, processor = directory / "tiny.json", directory / "preprocessor_config.json"
   if tiny.exists():
-    found |= {k: v for k, v in read_json(tiny).get("blip3o_jax", {}).items() if k in known}
+    found |= {k: v for k, v in layout.read_json(tiny).get("blip3o_jax", {}).items() if k in known}
   if processor.exists():
-    found |= {k: v for k, v in read_json(processor).items() if k in ("min_pixels", "max_pixels")}
+    found |= {
+      k: v for k, v in layout.read_json(processor).items() if k in ("min_pixels", "max_pixels")
+    }
   return config.build(Settings, found, str(directory))
 
 
-def _config(values: Json, tiny: Json, ours: Json, dtype: layers.Dtype) -> blip3o.Config:
+def _config(values: Json, tiny: Json, ours: Json, dtype: layers.Dtype) -> Config:
   text = values.get("text_config", values)  # newer transformers nest the text model
   heads = text["num_attention_heads"]
   rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
@@ -137,9 +141,9 @@ def _config(values: Json, tiny: Json, ours: Json, dtype: layers.Dtype) -> blip3o
   pool = int(
     tiny.get("gen_pool_stride", values.get("gen_pooling", "early_pool2d_4").split("_")[-1])
   )
-  space = features.Config(tower(tiny, dtype), pool, ours.get("whiten", 0))
+  space = features.Config(features_files.config(tiny, dtype), pool, ours.get("whiten", 0))
   latents = autoencoder.Config(**ours["latents"]) if "latents" in ours else autoencoder.Config()
-  return blip3o.Config(
+  return Config(
     backbone=backbone,
     visual=visual,
     denoiser=_denoiser(tiny, backbone.dim, dtype),
@@ -150,22 +154,6 @@ def _config(values: Json, tiny: Json, ours: Json, dtype: layers.Dtype) -> blip3o
     image_token=values.get("image_token_id", 151655),
     objective=ours.get("objective", "flow"),
     target=ours.get("target", "features"),
-  )
-
-
-def tower(tiny: Json, dtype: layers.Dtype) -> eva_vit.Config:
-  """The EVA tower's sizes: those under "eva", as `tiny.json` has them, or the release's."""
-  if "eva" not in tiny:
-    return dataclasses.replace(eva_vit.VARIANTS["eva_clip_e14plus"], dtype=dtype, remat="none")
-  eva = tiny["eva"]
-  return eva_vit.Config(
-    image_size=eva["image_size"],
-    patch_size=eva["patch_size"],
-    dim=eva["width"],
-    depth=eva["layers"],
-    heads=eva["width"] // eva["head_width"],
-    mlp_dim=int(eva["width"] * eva["mlp_ratio"]),
-    dtype=dtype,
   )
 
 
@@ -190,7 +178,7 @@ def _denoiser(tiny: Json, dim: int, dtype: layers.Dtype) -> next_dit.Config:
   )
 
 
-def config_json(cfg: blip3o.Config, eos: int, pad: int) -> dict[str, Any]:
+def config_json(cfg: Config, eos: int, pad: int) -> dict[str, Any]:
   """The content of config.json for sizes `cfg`; `eos` and `pad` are token ids."""
   text, vision = cfg.backbone, cfg.visual
   return {
@@ -242,7 +230,7 @@ def config_json(cfg: blip3o.Config, eos: int, pad: int) -> dict[str, Any]:
   }
 
 
-def backbone_json(cfg: blip3o.Config, eos: int, pad: int) -> dict[str, Any]:
+def backbone_json(cfg: Config, eos: int, pad: int) -> dict[str, Any]:
   """The content of config.json of language model and vision tower alone, a plain Qwen2.5-VL."""
   ours = ("n_query", "gen_vision_tower", "gen_hidden_size", "gen_pooling")
   out = {k: v for k, v in config_json(cfg, eos, pad).items() if k not in ours}
@@ -250,7 +238,7 @@ def backbone_json(cfg: blip3o.Config, eos: int, pad: int) -> dict[str, Any]:
   return out | named
 
 
-def tiny_json(cfg: blip3o.Config, settings: Settings, special: Mapping[str, int]) -> dict[str, Any]:
+def tiny_json(cfg: Config, settings: Settings, special: Mapping[str, int]) -> dict[str, Any]:
   """The content of tiny.json: sizes that config.json does not carry, and our options."""
   dit, eva = cfg.denoiser, cfg.features.tower
   return {
@@ -289,6 +277,6 @@ def tiny_json(cfg: blip3o.Config, settings: Settings, special: Mapping[str, int]
   }
 
 
-def sizes_json(cfg: blip3o.Config) -> dict[str, Any]:
+def sizes_json(cfg: Config) -> dict[str, Any]:
   """What config.json and tiny.json tell about a model, ids and settings left out."""
   return config_json(cfg, eos=0, pad=0) | tiny_json(cfg, Settings(), {})

@@ -4,23 +4,14 @@
 """
 
 from collections.abc import Iterable
-from collections.abc import Mapping
 from pathlib import Path
 
-import jax
-
-from blip3o_jax.weights import store
+from blip3o_jax.systems.parts import decoder_files
+from blip3o_jax.systems.parts import features_files
 from blip3o_jax.weights import table
 from blip3o_jax.weights.rows import decoder_lm
-from blip3o_jax.weights.rows import eva_vit
 from blip3o_jax.weights.rows import next_dit
 from blip3o_jax.weights.rows import qwen_vision
-from blip3o_jax.weights.safetensors import Tensors
-
-TOWER = "model.gen_vision_tower.vision_tower.model."
-# Tensors that may be in the files and are not read: a FLUX autoencoder left over from an earlier
-# design (spec 3.8), and buffers that older versions of transformers saved (spec 12).
-LEFTOVERS = (r"model\.vae\..*", r".*rotary_emb\.inv_freq")
 
 
 def rows(names: Iterable[str] = ()) -> list[table.Row]:
@@ -39,38 +30,24 @@ def rows(names: Iterable[str] = ()) -> list[table.Row]:
     *table.prefixed(qwen_vision.rows(), visual, "visual/"),
     table.row("model.latent_queries", "slots/embedding"),
     *table.prefixed(next_dit.rows(), "model.dit.model.", "denoiser/"),
-    *table.prefixed(eva_vit.rows(names), TOWER, "encoder/tower/"),
+    *features_files.rows(features_files.INSIDE, names),
     *ours(),
   ]
 
 
 def ours() -> list[table.Row]:
-  """Rows of the options that the release has not; a released checkpoint holds none of them."""
+  """Rows of options of generation that the release has not; its checkpoints hold none of them."""
   return [
-    table.row("model.gen_feature_whiten.mean", "encoder/whiten/mean"),
-    table.row("model.gen_feature_whiten.weight", "encoder/whiten/kernel", perm=table.LINEAR),
     *table.linear("model.down_projector.linear_1", "projector/linear_1"),
     *table.linear("model.down_projector.linear_2", "projector/linear_2"),
     *table.linear("model.regressor", "regressor"),
   ]
 
 
-def load(
-  directory: str | Path, abstract: Mapping[str, jax.ShapeDtypeStruct]
-) -> dict[str, jax.Array]:
-  """Reads parameters of the main files of a released-layout directory, or of a converted one.
-
-  Args:
-    abstract: {path: ShapeDtypeStruct} of what is wanted, whole modules.
-
-  Returns:
-    {path: array} of those modules that the directory holds.
-
-  Raises:
-    WeightsError: see `table.plan` and `store.load`.
-  """
-  if store.is_converted(directory):
-    return store.load(directory, abstract)
-  tensors = Tensors(directory)
-  found, where = rows(tensors), str(directory)
-  return table.read_parts(found, tensors, abstract, ignore=LEFTOVERS, where=where)
+def rows_of(kind: str, names: Iterable[str], home: Path) -> list[table.Row]:
+  """The table of a part of a directory; see `systems.System.rows_of`."""
+  if kind == features_files.INSIDE:
+    return rows(names)
+  if kind == features_files.ALONE:
+    return features_files.rows(kind, names)
+  return decoder_files.rows_of(kind, list(names), home)

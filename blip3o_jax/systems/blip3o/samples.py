@@ -11,6 +11,7 @@ from blip3o_jax.data.text.tokenizer import Tokenizer
 from blip3o_jax.systems.blip3o import prompts
 from blip3o_jax.systems.blip3o import released
 from blip3o_jax.systems.blip3o import verbs
+from blip3o_jax.systems.parts import loading
 
 
 def sampler(cfg: Any, samples: Any, tokenizer: str) -> Callable[[nnx.Module, int], np.ndarray]:
@@ -21,7 +22,7 @@ def sampler(cfg: Any, samples: Any, tokenizer: str) -> Callable[[nnx.Module, int
 
   def draw(module: nnx.Module, step: int) -> np.ndarray:
     del step  # the same noise each time shows what training changes
-    model = verbs.Model(cfg, settings, verbs.Network.of(module), decoder, words)
+    model = verbs.Model(cfg, settings, loading.Network.of(module), decoder, words)
     return model.generate(
       samples.prompts,
       range(len(samples.prompts)),

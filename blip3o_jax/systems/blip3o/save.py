@@ -5,9 +5,11 @@ Everything is written beside the target and renamed, so a directory that exists 
 
 from collections.abc import Collection
 from collections.abc import Mapping
+from collections.abc import Sequence
 import json
 from pathlib import Path
 import shutil
+from typing import TYPE_CHECKING
 from typing import Any
 
 import numpy as np
@@ -15,20 +17,33 @@ from safetensors.numpy import save_file
 
 from blip3o_jax import trees
 from blip3o_jax.data.text.tokenizer import Tokenizer
-from blip3o_jax.systems import blip3o
-from blip3o_jax.systems import pixels
 from blip3o_jax.systems.blip3o import released
 from blip3o_jax.systems.blip3o import rows as names
-from blip3o_jax.systems.blip3o.verbs import Model
-from blip3o_jax.systems.parts import diffusers_files
+from blip3o_jax.systems.blip3o.layout import MAIN
+from blip3o_jax.systems.blip3o.model import Config
+from blip3o_jax.systems.blip3o.prompts import SPECIAL
+from blip3o_jax.systems.parts import decoder_files
+from blip3o_jax.systems.parts import layout
 from blip3o_jax.weights import table
 from blip3o_jax.weights.table import Stored
 
+if TYPE_CHECKING:  # its verbs load what is saved here, and the system's module names both
+  from blip3o_jax.systems.blip3o.verbs import Model
+
+# What says that a directory holds a BLIP3-o, where it started from a Qwen2.5-VL.
+OWN = (
+  "architectures",
+  "model_type",
+  "n_query",
+  "gen_vision_tower",
+  "gen_hidden_size",
+  "gen_pooling",
+)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 
 
 def save(
-  model: Model, tokenizer: str | Path, directory: str | Path, *, dtype: Stored | None = None
+  model: "Model", tokenizer: str | Path, directory: str | Path, *, dtype: Stored | None = None
 ) -> None:
   """Writes the system, its pixel decoder, the tokenizer and all JSON files.
 
@@ -52,9 +67,8 @@ def save(
   _write_json(partial, model)
   copy_tokenizer(Path(tokenizer), partial)
   if model.decoder is not None:
-    decoder: pixels.PixelDecoder = model.decoder.module()
-    home = partial / diffusers_files.FOLDER
-    save_decoder(decoder.cfg, home, trees.flatten(model.decoder.params), dtype=dtype or "float32")
+    cfg, home = model.decoder.module().cfg, partial / decoder_files.FOLDER
+    decoder_files.save(cfg, home, trees.flatten(model.decoder.params), dtype=dtype or "float32")
   if target.exists():
     shutil.rmtree(target)
   partial.rename(target)
@@ -88,37 +102,6 @@ def copy_tokenizer(source: Path, directory: Path) -> None:
       shutil.copy(source / name, directory / name)
 
 
-def save_decoder(
-  cfg: pixels.Config, home: Path, params: Mapping[str, Any], *, dtype: Stored = "float32"
-) -> None:
-  """Writes the folders of a pixel decoder in `dtype`: `unet`, `vae` and `scheduler` in `home`.
-
-  `params` is {path: array} of both networks or of one ("autoencoder/...").
-  """
-  present = {path.partition("/")[0] for path in params}
-  write_decoder_json(cfg, home, present)
-  for network, rows in pixels.tables(cfg).items():
-    prefix = f"{network}/"
-    mine = {p.removeprefix(prefix): v for p, v in params.items() if p.startswith(prefix)}
-    if mine:
-      diffusers_files.save(home / diffusers_files.FOLDERS[network], rows, mine, dtype=dtype)
-
-
-def write_decoder_json(cfg: pixels.Config, home: Path, networks: Collection[str]) -> None:
-  """Writes the config.json of `networks` ("unet", "autoencoder"), and the schedule."""
-  found = {
-    "unet": diffusers_files.unet_json(cfg.unet, grid=cfg.grid),
-    "autoencoder": diffusers_files.vae_json(cfg.autoencoder, size=cfg.size),
-  }
-  if cfg.places:
-    found["unet"][pixels.PLACES] = cfg.places
-  for network in networks:
-    folder = home / diffusers_files.FOLDERS[network]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(found[network], indent=2))
-  diffusers_files.save_schedule(home / "scheduler", cfg.schedule)
-
-
 def special_ids(ids: Tokenizer) -> dict[str, int]:
   """The special ids as tiny.json names them."""
   return {
@@ -133,8 +116,8 @@ def special_ids(ids: Tokenizer) -> dict[str, int]:
   }
 
 
-def _write_json(directory: Path, model: Model) -> None:
-  cfg: blip3o.Config = model.cfg
+def _write_json(directory: Path, model: "Model") -> None:
+  cfg: Config = model.cfg
   ids = model.tokenizer
   special = special_ids(ids)
   files = {
@@ -155,7 +138,7 @@ def _write_json(directory: Path, model: Model) -> None:
     (directory / name).write_text(json.dumps(value, indent=2) + "\n")
 
 
-def write_backbone(model: Model, directory: Path) -> None:
+def write_backbone(model: "Model", directory: Path) -> None:
   """The language model and the vision tower alone, as transformers' Qwen2.5-VL class loads them.
 
   Writes config.json and model.safetensors, in the dtype of the arrays.
@@ -174,3 +157,78 @@ def write_backbone(model: Model, directory: Path) -> None:
     "vision_end_token_id": ids.vision_end,
   }
   (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+# A run's directory -------------------------------------------------------------------------------
+
+
+def exported(
+  cfg: Config, bases: Sequence[layout.Base], paths: Collection[str], tokenizer: Path | None
+) -> layout.Export:
+  """The directory that a run becomes: main files, a tower beside them, the pixel decoder.
+
+  Args:
+    cfg: of the run. bases: the directories that it started from, in order. paths: of all leaves of
+      these and of the run. tokenizer: a directory, for a run that started from no model.
+
+  Raises:
+    ValueError: no base with a config.json, and no tokenizer.
+  """
+  base = layout.base_of(bases)
+  if (base is None or not (base.directory / "config.json").is_file()) and tokenizer is None:
+    raise ValueError("the run's model: none of its sources is a model; give --tokenizer DIR")
+  modules = {path.partition("/")[0] for path in paths}
+  networks, extra = decoder_files.exported(bases, base, modules)
+  held = {part["kind"]: part for part in (base.parts if base else ())}
+  main = dict(held.get("model") or layout.new_part("model", "", layout.MAIN[0], ()))
+  tower = held.get("tower")
+  apart = [tower] if tower is not None and tower["folder"] else []  # one of its own goes inside
+  main["modules"] = sorted(set(MAIN) - ({"encoder"} if apart else set()))
+  dropped = frozenset(path for path in paths if not _belongs(cfg, path))
+  return layout.Export(
+    None if base is None else base.directory, (main, *apart, *networks), extra, dropped
+  )
+
+
+def _belongs(cfg: Config, path: str) -> bool:
+  """Whether a run's model has a module; its sources may hold one that its design replaced."""
+  module, _, rest = path.partition("/")
+  has = {
+    "denoiser": cfg.objective == "flow",
+    "regressor": cfg.objective != "flow",
+    "projector": cfg.projector != "identity",
+    "encoder": cfg.target == "features" and (cfg.features.whiten or not rest.startswith("whiten")),
+  }
+  return bool(has.get(module, True))
+
+
+def write_json(cfg: Config, export: layout.Export, folder: Path, tokenizer: Path | None) -> None:
+  """Writes config.json and tiny.json where a run's sizes or design are not those of its base.
+
+  Args:
+    export: of `exported`. folder: with the files of the base. tokenizer: as there.
+
+  Raises:
+    ValueError: files that would not say what the run is.
+  """
+  if tokenizer is not None and not (folder / "config.json").is_file():
+    copy_tokenizer(tokenizer, folder)
+  ids = Tokenizer.load(folder, SPECIAL)
+  wanted = released.config_json(cfg, eos=ids.im_end, pad=ids.pad)
+  mine = released.sizes_json(cfg)
+
+  def told() -> dict[str, Any]:
+    return released.sizes_json(released.read(folder, "float32")[0])
+
+  path = folder / "config.json"
+  found = layout.read_json(path) if path.is_file() else {}
+  same = bool(found) and told() == mine
+  if not same or found.get("model_type") != wanted["model_type"]:
+    keys = OWN if same else wanted
+    path.write_text(json.dumps({**found, **{k: wanted[k] for k in keys}}, indent=2) + "\n")
+  if told() != mine:
+    tiny = released.tiny_json(cfg, released.read_settings(folder), special_ids(ids))
+    (folder / "tiny.json").write_text(json.dumps(tiny, indent=2) + "\n")
+  if (lost := told()) != mine:
+    odd = [k for k in mine if lost[k] != mine[k]]
+    raise ValueError(f"config.json and tiny.json cannot tell the run's {', '.join(odd)}")

@@ -18,7 +18,6 @@ import numpy as np
 from PIL import Image
 
 from blip3o_jax import layers
-from blip3o_jax import trees
 from blip3o_jax.data import images as pictures
 from blip3o_jax.data.text import chat
 from blip3o_jax.data.text import mrope
@@ -30,27 +29,12 @@ from blip3o_jax.systems import pixels
 from blip3o_jax.systems.blip3o import prompts
 from blip3o_jax.systems.blip3o import released
 from blip3o_jax.systems.parts import diffusers_files
+from blip3o_jax.systems.parts import loading
+from blip3o_jax.train import checkpoint
 
 # Lengths that prompts are padded to; a longer generation prompt is cut, a longer question refused.
 BUCKETS = (32, 64, 160, 448)
 CHAT_BUCKETS = (32, 64, 160, 512, 1024, 2048, 4096)
-
-
-@dataclasses.dataclass
-class Network:
-  """A module taken apart for jit: static structure, and a pure dict of arrays."""
-
-  graphdef: Any
-  params: trees.Tree
-
-  @classmethod
-  def of(cls, module: nnx.Module) -> "Network":
-    graphdef, state = nnx.split(module)
-    return cls(graphdef, nnx.to_pure_dict(state))
-
-  def module(self) -> Any:
-    """The module again."""
-    return nnx.merge(self.graphdef, self.params)
 
 
 class Model:
@@ -65,8 +49,8 @@ class Model:
     self,
     cfg: blip3o.Config,
     settings: released.Settings,
-    system: Network,
-    decoder: Network | None,
+    system: loading.Network,
+    decoder: loading.Network | None,
     tokenizer: Tokenizer,
   ):
     self.cfg, self.settings, self.tokenizer = cfg, settings, tokenizer
@@ -324,24 +308,35 @@ def answer(
 
 
 def load(directory: str | Path, *, dtype: layers.Dtype = "float32", decoder: bool = True) -> Model:
-  """A model of a released-layout directory, stored and computing in `dtype`.
+  """A model of a directory, released, converted or of a run, stored and computing in `dtype`.
 
   Without `decoder` the pixel decoder is left unread.
 
   Raises:
     FileNotFoundError, ValueError: what is absent or wrong, by file and name.
   """
-  directory = Path(directory)
-  cfg, settings = released.read(directory, dtype)
-  tokenizer = Tokenizer.load(directory, prompts.SPECIAL)
-  system = _load(blip3o, cfg, directory, dtype)
+  home = loading.home_of(directory, "config.json")
+  cfg, settings = released.read(home, dtype)
+  if checkpoint.is_run(directory):
+    cfg = released.whole(loading.config_of(blip3o, directory), dtype)
+  tokenizer = Tokenizer.load(loading.home_of(directory, "tokenizer.json"), prompts.SPECIAL)
+  system = loading.load(blip3o, cfg, directory, dtype=dtype)
   painter = None
-  if decoder and (directory / diffusers_files.FOLDER).is_dir():
-    painter = load_decoder(directory, cfg.grid, dtype)
+  if decoder and (found := _decoder_of(directory)) is not None:
+    painter = load_decoder(found, cfg.grid, dtype)
   return Model(cfg, settings, system, painter, tokenizer)
 
 
-def load_decoder(directory: Path, feature_grid: int, dtype: layers.Dtype) -> Network:
+def _decoder_of(directory: str | Path) -> Path | None:
+  """The directory that holds the pixel decoder of a model; None where there is none."""
+  try:
+    home = loading.home_of(directory, diffusers_files.FOLDER)
+  except FileNotFoundError:
+    return None
+  return home if (home / diffusers_files.FOLDER).is_dir() else None
+
+
+def load_decoder(directory: Path, feature_grid: int, dtype: layers.Dtype) -> loading.Network:
   """The pixel decoder of a directory, for features of `feature_grid` cells a side.
 
   The UNet is stored and computes in `dtype`, the autoencoder in float32 (it overflows in half
@@ -349,23 +344,4 @@ def load_decoder(directory: Path, feature_grid: int, dtype: layers.Dtype) -> Net
   """
   cfg = pixels.read_config(directory, feature_grid=feature_grid)
   cfg = dataclasses.replace(cfg, unet=dataclasses.replace(cfg.unet, dtype=dtype))
-  return _load(pixels, cfg, directory, dtype, keep=("autoencoder",))
-
-
-def _load(
-  system: Any, cfg: Any, directory: Path, dtype: layers.Dtype, keep: tuple[str, ...] = ()
-) -> Network:
-  """A system's module from a directory; parts named in `keep` stay float32."""
-  module = nnx.eval_shape(lambda: system.build(cfg, nnx.Rngs(0)))
-  graphdef, state = nnx.split(module)
-  wanted = {
-    path: jax.ShapeDtypeStruct(
-      value.shape, jnp.float32 if path.split("/")[0] in keep else jnp.dtype(dtype)
-    )
-    for path, value in trees.flatten(nnx.to_pure_dict(state)).items()
-  }
-  found = system.load_params(cfg, directory, wanted)
-  lost = [path for path in wanted if path not in found]
-  if lost:
-    raise ValueError(f"{directory}: nothing fills {len(lost)} parameters, first {lost[0]}")
-  return Network(graphdef, trees.unflatten(found))
+  return loading.load(pixels, cfg, directory, dtype=dtype, keep=("autoencoder",))

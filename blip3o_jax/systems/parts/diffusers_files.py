@@ -1,27 +1,17 @@
-"""The pixel decoder's folder, as diffusers lays it out: config.json files and weights, both ways.
+"""Config files of diffusers and our configs, both ways: UNet, autoencoder, schedule.
 
 A field that is absent has its documented default, an unknown one is ignored, and a known one with a
 value that this package does not build is an error.
 """
 
 from collections.abc import Mapping
-from collections.abc import Sequence
-import json
 from pathlib import Path
 from typing import Any
-
-import jax
-from safetensors.numpy import save_file
 
 from blip3o_jax.diffusion import eps
 from blip3o_jax.layers import Dtype
 from blip3o_jax.models import autoencoder
 from blip3o_jax.models import unet
-from blip3o_jax.weights import store
-from blip3o_jax.weights import table
-from blip3o_jax.weights.rows import autoencoder as autoencoder_rows
-from blip3o_jax.weights.rows import unet as unet_rows
-from blip3o_jax.weights.safetensors import Tensors
 
 Json = dict[str, Any]
 FOLDER = "diffusion-decoder"
@@ -83,95 +73,6 @@ def home(directory: str | Path) -> Path:
     if any((found / folder).is_dir() for folder in FOLDERS.values()):
       return found
   raise FileNotFoundError(f"{directory}: no {FOLDER}/unet or {FOLDER}/vae in it")
-
-
-def load(
-  folder: Path, rows: Sequence[table.Row], abstract: Mapping[str, jax.ShapeDtypeStruct]
-) -> dict[str, jax.Array]:
-  """One network's parameters, {path: array} as in `abstract`.
-
-  Raises:
-    FileNotFoundError: no safetensors. WeightsError: see `table.plan`.
-  """
-  tensors = Tensors(folder, STEM)
-  shapes = {path: tuple(v.shape) for path, v in abstract.items()}
-  rows = autoencoder_rows.adapt(rows, tensors)
-  sources = table.plan(rows, tensors, shapes, where=str(folder))
-  return table.load(sources, tensors.read, abstract)
-
-
-def load_autoencoder(
-  directory: str | Path,
-  cfg: autoencoder.Config,
-  abstract: Mapping[str, jax.ShapeDtypeStruct],
-  prefix: str,
-) -> dict[str, jax.Array]:
-  """The autoencoder of a model's pixel decoder, under `prefix`: {} where the directory has none.
-
-  Raises:
-    WeightsError: see `table.plan`.
-  """
-  folder = Path(directory) / FOLDER / FOLDERS["autoencoder"]
-  wanted = {p.removeprefix(prefix): v for p, v in abstract.items() if p.startswith(prefix)}
-  if wanted and store.is_converted(directory):
-    stored = store.load(directory, {f"autoencoder/{p}": v for p, v in wanted.items()})
-    return {prefix + p.partition("/")[2]: v for p, v in stored.items()}
-  if not wanted or not folder.is_dir():
-    return {}
-  rows = autoencoder_rows.rows(
-    cfg.channels,
-    cfg.depth,
-    mid_attention=cfg.mid_attention,
-    quant_conv=cfg.quant_conv,
-    post_quant_conv=cfg.post_quant_conv,
-  )
-  return {prefix + path: value for path, value in load(folder, rows, wanted).items()}
-
-
-def save(
-  folder: Path,
-  rows: Sequence[table.Row],
-  params: Mapping[str, Any],
-  *,
-  dtype: table.Stored = "float32",
-) -> None:
-  """Writes one network's weights in `dtype`.
-
-  Raises:
-    ValueError: a value that `dtype` cannot hold, by the name of its tensor.
-  """
-  folder.mkdir(parents=True, exist_ok=True)
-  tensors = {name: table.cast(name, v, dtype) for name, v in table.export(rows, params)}
-  save_file(tensors, folder / f"{STEM}.safetensors")
-
-
-def save_schedule(folder: Path, schedule: eps.Schedule) -> None:
-  """Writes scheduler_config.json."""
-  folder.mkdir(parents=True, exist_ok=True)
-  text = json.dumps(schedule_json(schedule), indent=2)
-  (folder / "scheduler_config.json").write_text(text)
-
-
-def unet_table(cfg: unet.Config) -> list[table.Row]:
-  """The rows of a UNet of these sizes."""
-  return unet_rows.rows(
-    cfg.channels,
-    cfg.depths,
-    mid_depth=cfg.mid_depth,
-    resnets=cfg.resnets,
-    time_ids=cfg.time_ids_dim > 0,
-  )
-
-
-def vae_table(cfg: autoencoder.Config) -> list[table.Row]:
-  """The rows of an autoencoder of these sizes."""
-  return autoencoder_rows.rows(
-    cfg.channels,
-    cfg.depth,
-    mid_attention=cfg.mid_attention,
-    quant_conv=cfg.quant_conv,
-    post_quant_conv=cfg.post_quant_conv,
-  )
 
 
 def unet_config(values: Mapping[str, Any], *, dtype: Dtype = "float32") -> unet.Config:

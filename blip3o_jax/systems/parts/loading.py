@@ -5,22 +5,34 @@ of its frozen leaves, then its own leaves. Among several sources the later one w
 """
 
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import hashlib
 import os
+from pathlib import Path
 import re
 from typing import Any
+from typing import Protocol
 
 from absl import logging
 from etils import epath
+from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from blip3o_jax import config
+from blip3o_jax import layers
+from blip3o_jax import sharding
 from blip3o_jax import trees
+from blip3o_jax.systems.parts import layout
+from blip3o_jax.systems.parts import opened
 from blip3o_jax.train import checkpoint
 from blip3o_jax.train.state import Leaves
 from blip3o_jax.weights import store
+from blip3o_jax.weights.table import Index
+from blip3o_jax.weights.table import WeightsError
 
 ONLY = "only="
 
@@ -127,13 +139,13 @@ def to_record(sources: Sequence[Source], workdir: epath.PathLike) -> list[dict[s
 
 
 def fingerprint(directory: epath.PathLike) -> str:
-  """The hash of a converted directory's parameters, as its record has it.
+  """The hash of a converted directory's parameters, as its manifest has it.
 
   Of any other directory, a hash of the names and sizes of all files and of its JSON files' text.
   """
   root = epath.Path(directory)
   if store.is_converted(str(root)):
-    return store.fingerprint(store.read_record(str(root)))
+    return store.fingerprint(store.read_manifest(str(root)))
   digest = hashlib.sha256()
   for file in _files(root):
     digest.update(f"{file.relative_to(root)} {file.stat().length}\n".encode())
@@ -151,9 +163,80 @@ def _files(directory: epath.Path) -> Iterator[epath.Path]:
       yield path
 
 
+# Arrays ------------------------------------------------------------------------------------------
+
+
+class Builds(layout.Describes, Protocol):
+  """What filling a model asks of a system, or of a part that is a network of its own."""
+
+  def build(self, cfg: Any, rngs: nnx.Rngs) -> nnx.Module:
+    """The model, with random parameters."""
+
+  def stored_as(self, cfg: Any) -> Mapping[str, str]:
+    """See `systems.System`."""
+
+
+@dataclasses.dataclass
+class Network:
+  """A module taken apart for jit: static structure, and a pure dict of arrays."""
+
+  graphdef: Any
+  params: trees.Tree
+
+  @classmethod
+  def of(cls, module: nnx.Module) -> "Network":
+    """Of a module with arrays."""
+    graphdef, state = nnx.split(module)
+    return cls(graphdef, nnx.to_pure_dict(state))
+
+  def module(self) -> Any:
+    """The module again."""
+    return nnx.merge(self.graphdef, self.params)
+
+
+def load(
+  system: Builds,
+  cfg: Any,
+  entries: str | Path | Sequence[str],
+  *,
+  dtype: layers.Dtype | None,
+  keep: Sequence[str] = (),
+  only: Sequence[str] = (),
+  mesh: jax.sharding.Mesh | None = None,
+) -> Network:
+  """A system's model with the parameters of directories: released, converted, or of runs.
+
+  Args:
+    system: a system's module, or a part with the same functions. cfg: of the model.
+    entries: a directory, or several as `init_from` has them, the later one first.
+    dtype: of the arrays; None is as the model declares them. keep: top-level modules that stay so.
+    only: top-level modules to fill; `params` holds these alone, so the whole does not merge.
+    mesh: onto whose devices they go, by the model's axes; else to the default device.
+
+  Raises:
+    FileNotFoundError: a directory or file that is not there.
+    ValueError: what does not fit, all of a directory at once; parameters that nothing fills.
+  """
+  model = nnx.eval_shape(lambda: system.build(cfg, nnx.Rngs(0)))
+  graphdef, state = nnx.split(model)
+  places = {} if mesh is None else trees.flatten(sharding.shardings(model, mesh))
+  leaves: Leaves = {}
+  for path, leaf in trees.flatten(nnx.to_pure_dict(state)).items():
+    own = dtype is None or path.partition("/")[0] in keep
+    kind = leaf.dtype if own else jnp.dtype(dtype)
+    leaves[path] = jax.ShapeDtypeStruct(leaf.shape, kind, sharding=places.get(path))
+  wanted = {p: v for p, v in leaves.items() if not only or p.partition("/")[0] in only}
+  names = [str(entries)] if isinstance(entries, str | Path) else list(entries)
+  filled, left = fill(system, cfg, resolve(names), wanted, leaves)
+  if left:
+    shown = f"nothing fills {len(left)} parameters, first {next(iter(left))}"
+    raise ValueError(f"{', '.join(names)}: {shown}")
+  return Network(graphdef, trees.unflatten({path: filled[path] for path in wanted}))
+
+
 def fill(
-  system: Any,
-  model_cfg: Any,
+  system: Builds,
+  cfg: Any,
   sources: Sequence[Source],
   leaves: Leaves,
   model: Leaves,
@@ -161,7 +244,8 @@ def fill(
   """Fills leaves from sources, the later one first: ({path: array}, the leaves left over).
 
   Args:
-    leaves: what is wanted. model: all leaves of the model.
+    leaves: what is wanted, with shardings where the arrays should be sharded; each process then
+      reads only the bytes of its own shards. model: all leaves of the model.
 
   Raises:
     ValueError: a leaf of the wrong shape (all of a source are listed), or a run that holds no leaf
@@ -173,29 +257,131 @@ def fill(
     if not left:
       break
     if source.kind == "run":
-      item: checkpoint.Item = "ema" if source.item == "ema" else "params"
-      held = checkpoint.held(source.path, item=item, step=source.step)
-      if not held & set(model):
-        raise ValueError(f"{source}: holds no parameter of this model, but {sorted(held)[:5]} ...")
-      found = checkpoint.restore_params(source.path, left, item=item, step=source.step)
+      found = _from_run(source, left, model)
     else:
       # A strict reader accounts for whole networks, so it is asked for whole modules.
-      may = source.modules({path.partition("/")[0] for path in model})
-      modules = {path.partition("/")[0] for path in left} & may
-      whole = {path: leaf for path, leaf in model.items() if path.partition("/")[0] in modules}
-      found = system.load_params(model_cfg, source.path, whole)
-    found = {path: value for path, value in found.items() if path in left}
-    faults = trees.diff({path: left[path] for path in found}, found)
-    if faults:
-      raise ValueError(f"{source} does not fit the model:\n  " + "\n  ".join(faults))
+      may = source.modules({_module(path) for path in model})
+      modules = {_module(path) for path in left} & may
+      whole = {path: leaf for path, leaf in model.items() if _module(path) in modules}
+      found = _from_directory(system, cfg, source.path, whole, left)
     logging.info("parameters: %d leaves from %s", len(found), source)
     for path, value in found.items():
-      filled[path] = _place(value, left.pop(path))
+      del left[path]
+      filled[path] = value
   return filled, left
 
 
-def _place(value: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-  """The value in the dtype and sharding of `leaf`; unchanged when it has them."""
-  if isinstance(value, jax.Array) and value.sharding == leaf.sharding and value.dtype == leaf.dtype:
-    return value
-  return jax.device_put(jnp.asarray(value, leaf.dtype), leaf.sharding)
+def _from_run(source: Source, left: Leaves, model: Leaves) -> dict[str, jax.Array]:
+  """Those of the leaves `left` that a run trained."""
+  item: checkpoint.Item = "ema" if source.item == "ema" else "params"
+  held = checkpoint.held(source.path, item=item, step=source.step)
+  if not held & set(model):
+    raise ValueError(f"{source}: holds no parameter of this model, but {sorted(held)[:5]} ...")
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  wanted = {
+    path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or here)
+    for path, leaf in left.items()
+  }
+  found = checkpoint.restore_params(source.path, wanted, item=item, step=source.step)
+  # A leaf without a place must not be bound to one device, or it meets no sharded array.
+  return {
+    path: value if left[path].sharding is not None else jnp.asarray(np.asarray(value))
+    for path, value in found.items()
+  }
+
+
+def _from_directory(
+  system: Builds, cfg: Any, directory: str, whole: Leaves, left: Leaves
+) -> dict[str, jax.Array]:
+  """Those of the leaves `left` whose module a released or converted directory holds.
+
+  Args:
+    whole: all leaves of the modules that are asked for.
+
+  Raises:
+    WeightsError: all that is absent or of another shape.
+  """
+  if not whole:
+    return {}
+  names = system.stored_as(cfg)
+  stored = {path: _renamed(path, names) for path in whole}
+  wanted = {stored[path]: tuple(leaf.shape) for path, leaf in whole.items()}
+  arrays: store.Arrays | opened.Released
+  if store.is_converted(directory):
+    arrays = store.Arrays(directory, {_module(path) for path in wanted})
+    present = {_module(path) for path in arrays}
+    expected = {p: leaf for p, leaf in whole.items() if _module(stored[p]) in present}
+    found = {
+      p: jax.ShapeDtypeStruct(arrays[stored[p]], leaf.dtype)
+      for p, leaf in expected.items()
+      if stored[p] in arrays
+    }
+    if wrong := trees.diff(expected, found, limit=len(expected)):
+      raise WeightsError(directory, wrong)
+  else:
+    arrays = opened.fitting(system, directory, wanted)
+  return {p: _array(arrays, stored[p], left[p]) for p in whole if p in left and stored[p] in arrays}
+
+
+def _renamed(path: str, names: Mapping[str, str]) -> str:
+  module, slash, rest = path.partition("/")
+  return f"{names.get(module, module)}{slash}{rest}"
+
+
+def _module(path: str) -> str:
+  return path.partition("/")[0]
+
+
+def _array(
+  arrays: store.Arrays | opened.Released, path: str, leaf: jax.ShapeDtypeStruct
+) -> jax.Array:
+  """A stored parameter as `leaf` wants it; a process reads the bytes of its own shards alone."""
+  seen: dict[str, np.ndarray] = {}  # jax asks once a device, also for copies of one shard
+
+  def shard(index: Index | None) -> np.ndarray:
+    index = (slice(None),) * len(leaf.shape) if index is None else index
+    if str(index) not in seen:
+      # A copy: what jax keeps must not be a mapped file.
+      seen[str(index)] = np.array(arrays.read(path, index), dtype=leaf.dtype)
+    return seen[str(index)]
+
+  if leaf.sharding is None:
+    return jnp.asarray(shard(None))
+  return jax.make_array_from_callback(leaf.shape, leaf.sharding, shard)
+
+
+# A directory as a whole --------------------------------------------------------------------------
+
+
+def config_of(system: Any, directory: str | Path) -> Any:
+  """The Config of a directory: of a run that of its record, else what a system's files say.
+
+  Raises:
+    FileNotFoundError: no checkpoint, or no config.json. ValueError: files that say nothing usable.
+  """
+  if checkpoint.is_run(directory):
+    record = checkpoint.read_record(directory)
+    return config.build(system.Config, record["model"], f"{directory}: the run's model")
+  found = system.parts(layout.Files(directory)).cfg
+  if found is None:
+    raise FileNotFoundError(f"{directory}: no config.json of a whole model")
+  return found
+
+
+def home_of(directory: str | Path, wanted: str) -> Path:
+  """Where a file or folder of a model's directory is: there, or for a run in one of its sources.
+
+  Args:
+    wanted: such as "tokenizer.json"; of several sources that have it the last one counts.
+
+  Raises:
+    FileNotFoundError: a run whose sources all lack it, by name.
+  """
+  if not checkpoint.is_run(directory):
+    return Path(directory)
+  used = [s for s in resolve([str(directory)]) if s.kind != "run"]
+  for source in reversed(used):
+    if (Path(source.path) / wanted).exists():
+      return Path(source.path)
+  where = ", ".join(map(str, used)) or "it has none"
+  raise FileNotFoundError(f"{directory}: no {wanted} in what this run started from ({where})")

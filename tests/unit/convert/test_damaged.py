@@ -88,10 +88,10 @@ def point(source: Path, file: str) -> None:
 
 KINDS: dict[str, tuple[Callable[[Path], object], str]] = {
   "no directory": (lambda s: shutil.rmtree(s), "source: no such directory"),
-  "nothing in it": (lambda s: (shutil.rmtree(s), s.mkdir()), "nothing to convert"),
+  "nothing in it": (lambda s: (shutil.rmtree(s), s.mkdir()), "no files of a model that is known"),
   "config of another model": (
     lambda s: (s / "config.json").write_text('{"model_type": "llama"}'),
-    "of no kind that is converted.*found model_type 'llama'",
+    "no config.json with a vision_config",
   ),
   "config that is no JSON": (lambda s: (s / "config.json").write_text("{"), "not valid JSON"),
   "config without a field": (

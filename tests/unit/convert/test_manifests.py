@@ -8,7 +8,6 @@ from flax import nnx
 import pytest
 
 from blip3o_jax import trees
-from blip3o_jax.convert import source
 from blip3o_jax.systems import blip3o
 from blip3o_jax.systems import pixels
 from blip3o_jax.systems.blip3o import sizes as released_sizes
@@ -47,9 +46,9 @@ def params(name: str) -> dict[str, tuple[int, ...]]:
 def rows_of(name: str, tensors: dict, home: Path) -> list[table.Row]:
   """The table in use, through the same door as a conversion."""
   if name == "eva_clip_e14plus":
-    return source.rows_of("tower", tensors, home)
+    return blip3o.rows_of("tower", tensors, home)
   if not name.startswith("sdxl"):
-    return source.rows_of("model", tensors, home)
+    return blip3o.rows_of("model", tensors, home)
   cfg = pixels.VARIANTS["emu2_gen"]
   made = (
     diffusers_files.unet_json(cfg.unet, grid=cfg.grid)
@@ -57,7 +56,7 @@ def rows_of(name: str, tensors: dict, home: Path) -> list[table.Row]:
     else diffusers_files.vae_json(cfg.autoencoder, size=cfg.size)
   )
   (home / "config.json").write_text(json.dumps(made))
-  return source.rows_of("unet" if "unet" in name else "autoencoder", tensors, home)
+  return blip3o.rows_of("unet" if "unet" in name else "autoencoder", tensors, home)
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in MANIFESTS.glob("*.json")))

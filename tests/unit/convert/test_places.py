@@ -11,9 +11,10 @@ import time
 import checkpoints
 import pytest
 
+from blip3o_jax import files
 from blip3o_jax.convert import exporter
 from blip3o_jax.convert import importer
-from blip3o_jax.convert import place
+from blip3o_jax.systems import blip3o
 from blip3o_jax.systems.blip3o import verbs
 from blip3o_jax.weights import store
 
@@ -46,7 +47,7 @@ def copied(converted: Path, tmp_path: Path) -> Path:
 
 
 def test_a_newer_format(copied, tmp_path):
-  checkpoints.edit(copied / store.RECORD, format_version=store.FORMAT_VERSION + 1)
+  checkpoints.edit(copied / store.MANIFEST, format_version=store.FORMAT_VERSION + 1)
   for read in (verbs.load, lambda d: exporter.run(d, tmp_path / "out", say=quiet)):
     with pytest.raises(ValueError, match="format_version 2 is newer than 1"):
       read(copied)
@@ -54,9 +55,9 @@ def test_a_newer_format(copied, tmp_path):
 
 @pytest.mark.parametrize("text", ["", "[]", '{"format_version": 1}'])
 def test_a_record_that_is_none(copied, text):
-  (copied / store.RECORD).write_text(text)
-  with pytest.raises(ValueError, match="not the record of a conversion"):
-    store.read_record(copied)
+  (copied / store.MANIFEST).write_text(text)
+  with pytest.raises(ValueError, match="not the manifest of a conversion"):
+    store.read_manifest(copied)
 
 
 def test_an_absent_component(copied):
@@ -113,7 +114,7 @@ def test_an_output_that_exists_is_left_alone(source, tmp_path):
 
 def test_a_disk_without_room(source, tmp_path, monkeypatch):
   usage = shutil.disk_usage(tmp_path)._replace(free=50 * 10**6)
-  monkeypatch.setattr(place.shutil, "disk_usage", lambda _: usage)
+  monkeypatch.setattr(files.shutil, "disk_usage", lambda _: usage)
   with pytest.raises(OSError, match=r"50.0 MB free, but \d+.\d MB are needed; nothing was written"):
     importer.run(source, tmp_path / "out", say=quiet)
   assert not (tmp_path / "out").exists()
@@ -140,10 +141,10 @@ def test_a_killed_conversion_leaves_nothing_that_looks_finished(source, tmp_path
   """Killed in the middle; the next one to the same place starts clean."""
   out, partial = tmp_path / "out", tmp_path / ".out.partial"
   slow = (
-    "import time\nfrom blip3o_jax.convert import importer, pieces\n"
-    "copy = pieces.copy\n"
+    "import time\nfrom blip3o_jax.convert import importer\nfrom blip3o_jax.weights import stream\n"
+    "copy = stream.copy\n"
     "def late(*args):\n  time.sleep(0.05)\n  return copy(*args)\n"
-    f"pieces.copy = late\nimporter.run({str(source)!r}, {str(out)!r})\n"
+    f"stream.copy = late\nimporter.run({str(source)!r}, {str(out)!r})\n"
   )
   process = subprocess.Popen([sys.executable, "-c", slow], cwd=ROOT, stderr=subprocess.DEVNULL)
   until = time.monotonic() + 100
@@ -159,7 +160,7 @@ def test_a_killed_conversion_leaves_nothing_that_looks_finished(source, tmp_path
   importer.run(source, out, say=quiet)
   assert not partial.exists()
   assert not (out / "stale.txt").exists()
-  assert set(store.read_record(out)["components"]) == set(store.COMPONENTS.values())
+  assert set(store.read_manifest(out)["components"]) == set(blip3o.COMPONENTS.values())
 
 
 def test_the_command_says_errors_in_one_line(source, tmp_path):

@@ -12,10 +12,10 @@ import pytest
 from blip3o_jax import trees
 from blip3o_jax.convert import exporter
 from blip3o_jax.convert import importer
-from blip3o_jax.convert import pieces
 from blip3o_jax.systems.blip3o import verbs
 from blip3o_jax.systems.parts import diffusers_files
 from blip3o_jax.weights import store
+from blip3o_jax.weights import stream
 
 TINY = checkpoints.TINY
 DECODER = (diffusers_files.FOLDER, ("unet", "vae"))
@@ -43,7 +43,7 @@ def test_the_recorded_checkpoint_comes_back(converted, tmp_path):
   for file in TINY.glob("model-*.safetensors"):
     assert (out / file.name).read_bytes() == file.read_bytes()
   assert not (out / store.FOLDER).exists()
-  assert not (out / store.RECORD).exists()
+  assert not (out / store.MANIFEST).exists()
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -69,10 +69,10 @@ def test_a_conversion_loads_as_the_release_does(converted):
 
 
 def test_orbax_reads_a_component_without_this_package(converted):
-  for name, facts in store.read_record(converted)["components"].items():
+  for name, facts in store.read_manifest(converted)["components"].items():
     tree = ocp.PyTreeCheckpointer().restore(converted / store.FOLDER / name)
     flat = trees.flatten(tree)
-    arrays = store.Arrays(converted, [name])
+    arrays = store.Arrays(converted, facts["modules"])
     assert set(flat) == set(arrays)
     assert sum(v.size for v in flat.values()) == facts["parameters"]
     for path, value in flat.items():
@@ -104,7 +104,7 @@ def test_the_fingerprint_is_of_names_and_bytes(converted, tmp_path, monkeypatch)
   values = checkpoints.tensors()
   checkpoints.write(source, values, shards=3)
   record = importer.run(source, tmp_path / "again", say=quiet)
-  before = store.read_record(converted)
+  before = store.read_manifest(converted)
   assert store.fingerprint(record) == store.fingerprint(before)
   values["model.latent_queries"][0, 0, 0] += 1
   checkpoints.write(source, values)
@@ -163,15 +163,15 @@ def test_values_that_are_no_numbers_are_counted(tmp_path):
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, bfloat16, np.float64, np.int32])
 def test_odd_values_of_every_dtype(dtype):
   values = np.arange(-300, 300).astype(dtype)
-  assert pieces.count_odd(values) == 0
+  assert stream.count_odd(values) == 0
   if dtype is not np.int32:
     values[[3, 5, 8]] = [np.nan, np.inf, -np.inf]
-    assert pieces.count_odd(values) == 3
+    assert stream.count_odd(values) == 3
 
 
 @pytest.mark.parametrize("perm", [(1, 0), (2, 3, 1, 0), (1, 2, 3, 4, 0), (0, 1), (0,)])
 def test_transposes(perm):
   values = np.random.default_rng(0).normal(size=[70, 33, 3, 2, 4][: len(perm)])
-  found = pieces.transpose(values, perm)
+  found = stream.transpose(values, perm)
   assert found.flags.c_contiguous
   np.testing.assert_array_equal(found, np.transpose(values, perm))

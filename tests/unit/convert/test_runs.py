@@ -14,7 +14,7 @@ import pytest
 from blip3o_jax import config
 from blip3o_jax.convert import exporter
 from blip3o_jax.convert import importer
-from blip3o_jax.convert import report
+from blip3o_jax.convert import manifest
 from blip3o_jax.data.pipeline import Data
 from blip3o_jax.systems import blip3o
 from blip3o_jax.systems.blip3o import released
@@ -153,7 +153,7 @@ def test_a_run_names_its_frozen_weights_by_their_bytes(run, converted, cfg, tmp_
   """A conversion made again, cut otherwise and with other files beside it, is the same source."""
   record = checkpoint.read_record(run)
   (facts,) = record["sources"]
-  assert facts["sha"] == store.fingerprint(store.read_record(converted))
+  assert facts["sha"] == store.fingerprint(store.read_manifest(converted))
   moved = tmp_path / "again"
   shutil.copytree(converted, moved)
   (moved / "notes.txt").write_text("new")
@@ -161,7 +161,7 @@ def test_a_run_names_its_frozen_weights_by_their_bytes(run, converted, cfg, tmp_
   (found,) = loading.recorded(run, record)
   assert found.sha == facts["sha"]
   checkpoints.edit(
-    moved / store.RECORD,
+    moved / store.MANIFEST,
     components={"backbone": {"fingerprint": "0" * 64}},
   )
   with pytest.raises(ValueError, match="whose files changed since"):
@@ -180,9 +180,9 @@ def test_a_run_names_its_frozen_weights_by_their_bytes(run, converted, cfg, tmp_
 def test_what_is_in_a_directory(run, converted):
   kinds = {}
   for directory in (TINY, converted, run):
-    found = report.describe(directory)
+    found = manifest.describe(directory)
     kinds[found["kind"].split(",")[0]] = found
-    text = "\n".join(report.lines(found))
+    text = "\n".join(manifest.lines(found))
     assert "generation" in text
     assert "dit.dim: 64, 4b has 1792" in text
   one, two, three = kinds.values()
@@ -198,5 +198,5 @@ def test_what_is_in_a_directory(run, converted):
 
 
 def test_what_is_in_none(tmp_path):
-  with pytest.raises(FileNotFoundError, match="nothing to convert"):
-    report.describe(tmp_path)
+  with pytest.raises(FileNotFoundError, match="no files of a model that is known"):
+    manifest.describe(tmp_path)

@@ -12,6 +12,7 @@ from blip3o_jax import trees
 from blip3o_jax.systems.blip3o import save
 from blip3o_jax.systems.blip3o import verbs
 from blip3o_jax.systems.parts import diffusers_files
+from blip3o_jax.systems.parts import loading
 from blip3o_jax.weights.safetensors import Tensors
 
 TINY = Path(__file__).parents[2] / "data" / "tiny-blip3o"
@@ -147,9 +148,9 @@ def test_a_value_too_large_for_half_precision(model, tmp_path):
 def _tolerated(name: str) -> bool:
   import re
 
-  from blip3o_jax.systems.blip3o import rows as names
+  from blip3o_jax.systems.blip3o import layout
 
-  return any(re.fullmatch(pattern, name) for pattern in names.LEFTOVERS)
+  return any(re.fullmatch(pattern, name) for pattern in layout.LEFTOVERS)
 
 
 def test_a_folder_of_something_else_is_not_overwritten(model, tmp_path):
@@ -167,7 +168,8 @@ def test_some_parts_alone(model, tmp_path):
   assert names
   assert all(".gen_vision_tower." in name for name in names)
   abstract = {p: jax.ShapeDtypeStruct(v.shape, v.dtype) for p, v in flat.items()}
-  found = verbs.blip3o.load_params(model.cfg, tmp_path, abstract)
+  used = loading.resolve([str(tmp_path)])
+  found, _ = loading.fill(verbs.blip3o, model.cfg, used, abstract, abstract)
   assert set(found) == set(tower)
 
 

@@ -20,9 +20,10 @@ from blip3o_jax.diffusion import eps
 from blip3o_jax.models import autoencoder
 from blip3o_jax.models import unet
 from blip3o_jax.systems import pixels
-from blip3o_jax.systems.blip3o import save
+from blip3o_jax.systems.parts import decoder_files
 from blip3o_jax.systems.parts import diffusers_files
 from blip3o_jax.systems.parts import features as feature_space
+from blip3o_jax.systems.parts import loading
 
 TINY = pixels.Config(
   unet=unet.Config(
@@ -190,7 +191,7 @@ def test_places_are_told_apart_and_saved(tmp_path: Path) -> None:
     max(float(jnp.abs(x - y).max()) for x, y in zip(*map(jax.tree.leaves, (a, moved)), strict=True))
     > 1e-3
   )
-  save.save_decoder(
+  decoder_files.save(
     cfg, tmp_path / diffusers_files.FOLDER, trees.flatten(nnx.to_pure_dict(nnx.state(module)))
   )
   assert pixels.read_config(tmp_path, feature_grid=2) == cfg
@@ -200,18 +201,19 @@ def test_places_are_told_apart_and_saved(tmp_path: Path) -> None:
 
 def test_files_round_trip(decoder: pixels.PixelDecoder, tmp_path: Path) -> None:
   params = trees.flatten(nnx.to_pure_dict(nnx.state(decoder)))
-  save.save_decoder(TINY, tmp_path / diffusers_files.FOLDER, params)
+  decoder_files.save(TINY, tmp_path / diffusers_files.FOLDER, params)
   assert pixels.read_config(tmp_path, feature_grid=2) == TINY
   abstract = {p: jax.ShapeDtypeStruct(v.shape, v.dtype) for p, v in params.items()}
-  again = pixels.load_params(TINY, tmp_path, abstract)
+  again, _ = loading.fill(pixels, TINY, loading.resolve([str(tmp_path)]), abstract, abstract)
   assert set(again) == set(params)
   for path, value in params.items():
     np.testing.assert_array_equal(again[path], value)
   part = {p: v for p, v in abstract.items() if p.startswith("autoencoder/")}
-  found = pixels.load_params(TINY, tmp_path / diffusers_files.FOLDER, part)
+  used = loading.resolve([str(tmp_path / diffusers_files.FOLDER)])
+  found, _ = loading.fill(pixels, TINY, used, part, part)
   assert set(found) == set(part)
   with pytest.raises(FileNotFoundError, match="diffusion-decoder"):
-    pixels.load_params(TINY, tmp_path / "nowhere", abstract)
+    loading.fill(pixels, TINY, [loading.Source(str(tmp_path / "no"), "released")], part, part)
 
 
 def test_config_is_a_config() -> None:

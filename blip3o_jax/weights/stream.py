@@ -1,28 +1,46 @@
-"""The work of a conversion in pieces: one layer of one parameter, copied block by block.
+"""Weights as a stream of pieces: one layer of one parameter, copied block by block.
 
 A block is read in PyTorch's layout (mapped, so only when touched), cast, hashed, looked through for
 values that are no numbers, transposed and written. A thread holds three blocks at the most.
 """
 
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 import dataclasses
 import hashlib
 import math
+import os
 from typing import Any
+from typing import Protocol
+from typing import TypeVar
 
 from ml_dtypes import bfloat16
 import numpy as np
 
-from blip3o_jax.convert.source import Part
 from blip3o_jax.weights import safetensors
 from blip3o_jax.weights import store
 from blip3o_jax.weights import table
 from blip3o_jax.weights.table import Shape
 
+T = TypeVar("T")
+R = TypeVar("R")
 TILE = 64  # columns that are transposed together: what a processor's cache holds
+
+
+class Part(Protocol):
+  """One set of files. Attributes: tensors: that they hold. params: {path: shape} that they fill."""
+
+  @property
+  def tensors(self) -> table.Reader:
+    """What the files hold."""
+
+  @property
+  def params(self) -> Mapping[str, Shape]:
+    """What they fill."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +62,11 @@ class Piece:
   def shape(self) -> Shape:
     """Of the whole parameter."""
     return self.part.params[self.path]
+
+  @property
+  def module(self) -> str:
+    """The top-level module of the parameter."""
+    return self.path.partition("/")[0]
 
   @property
   def tensor(self) -> str:
@@ -180,3 +203,19 @@ def fingerprint(pieces: Sequence[tuple[str, int | None, np.dtype, Shape, str]]) 
     for path, i, dtype, shape, digest in pieces
   )
   return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def in_parallel(copy: Callable[[T], R], work: Iterable[T], *, alone: bool = False) -> list[R]:
+  """What `copy` returns for each piece of work, in order; the first error ends what has not begun.
+
+  Args:
+    alone: one at a time, else as many as keep a disk busy and bound the memory.
+  """
+  threads = 1 if alone else max(1, min(4, len(os.sched_getaffinity(0))))
+  with ThreadPoolExecutor(threads) as pool:
+    jobs = [pool.submit(copy, piece) for piece in work]
+    try:
+      return [job.result() for job in jobs]
+    except BaseException:
+      pool.shutdown(cancel_futures=True)
+      raise

@@ -1,0 +1,166 @@
+"""A directory's parts with their headers read, and their parameters through their tables."""
+
+from collections.abc import Collection
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+from pathlib import Path
+import re
+
+import numpy as np
+
+from blip3o_jax.systems.parts.layout import Describes
+from blip3o_jax.systems.parts.layout import Field
+from blip3o_jax.systems.parts.layout import Files
+from blip3o_jax.systems.parts.layout import Part
+from blip3o_jax.systems.parts.layout import faults
+from blip3o_jax.weights import stream
+from blip3o_jax.weights import table
+from blip3o_jax.weights.table import Index
+from blip3o_jax.weights.table import Reader
+from blip3o_jax.weights.table import Shape
+from blip3o_jax.weights.table import WeightsError
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+  """A part whose headers are read.
+
+  Attributes:
+    part: as described. tensors: what the files hold. rows: in use. params: {path: shape} to fill.
+    ignore: regexes of tensors that may be left over. fields: what the config files say.
+  """
+
+  part: Part
+  tensors: Reader
+  rows: tuple[table.Row, ...]
+  params: dict[str, Shape]
+  ignore: tuple[str, ...]
+  fields: tuple[Field, ...]
+
+  def plan(self, where: str) -> dict[str, table.Source]:
+    """Where each parameter comes from.
+
+    Raises:
+      WeightsError: sizes of the config files that the tensors contradict; else see `table.plan`.
+    """
+    wrong = faults(self.fields, self.tensors)
+    try:
+      found = table.plan(self.rows, self.tensors, self.params, ignore=self.ignore, where=where)
+    except WeightsError as error:  # sizes come first: they explain what follows
+      raise WeightsError(where, [*wrong, *error.faults]) from None
+    if wrong:
+      raise WeightsError(where, wrong)
+    return found
+
+  def leftovers(self) -> list[str]:
+    """Names of tensors that no row of the table takes."""
+    rx = "|".join(table.pattern(r.name) for r in self.rows)
+    return [name for name in self.tensors if not re.fullmatch(rx, name)]
+
+
+def take(system: Describes, files: Files, part: Part, only: Collection[str] | None) -> Opened:
+  """Reads the headers of a part; all that its config files say must then be there.
+
+  Args:
+    only: top-level modules to take; None is all. Tensors of the others are left unread.
+
+  Raises:
+    FileNotFoundError, ValueError: see `Files.tensors` and the system's `rows`.
+  """
+  tensors = files.tensors(part.folder, part.stems)
+  rows = system.rows_of(part.kind, tensors, files.directory / part.folder)
+  params = {p: s for p, s in part.shapes().items() if only is None or _module(p) in only}
+  used = [r for r in rows if any(p in params for p in r.paths)]
+  # A row of a wanted module must find its parameter; those of other modules stand apart.
+  tops = {_module(p) for p in params}
+  apart = [r for r in rows if r not in used and _module(r.paths[0]) not in tops]
+  rest = [] if only is None else [table.pattern(r.name) for r in apart]
+  ignore = (*part.ignore, *rest, *map(re.escape, part.ties))
+  fields = tuple(f for f in part.fields if not f.module or f.module in tops)
+  return Opened(part, tensors, tuple(used), params, ignore, fields)
+
+
+def _fitting(
+  system: Describes, files: Files, part: Part, wanted: Mapping[str, Shape]
+) -> Opened | None:
+  """The part, to fill those modules of `wanted` of which it has anything; None without any."""
+  tensors = files.tensors(part.folder, part.stems)
+  rows = system.rows_of(part.kind, tensors, files.directory / part.folder)
+  there = {_module(p) for r in rows if r.name.replace("{}", "0") in tensors for p in r.paths}
+  params = {p: s for p, s in wanted.items() if _module(p) in there & set(part.modules)}
+  if not params:
+    return None
+  used = [r for r in rows if any(p in params for p in r.paths)]
+  unread = [table.pattern(r.name) for r in rows if r not in used]
+  return Opened(part, tensors, tuple(used), params, (*unread, *part.ignore, *part.ties), ())
+
+
+class Released(Mapping[str, Shape]):
+  """The parameters of parts through their tables; reads slices on demand.
+
+  Raises:
+    WeightsError: see `table.plan`, the faults of all parts in one.
+  """
+
+  def __init__(self, parts: Sequence[Opened], where: str):
+    self._where: dict[str, tuple[Opened, table.Source]] = {}
+    wrong: list[str] = []
+    self.plans: list[dict[str, table.Source]] = []
+    for each in parts:
+      folder = each.part.folder
+      try:
+        self.plans.append(each.plan(folder or "main files"))
+      except WeightsError as error:
+        wrong += [f"{folder}: {line}" if folder else line for line in error.faults]
+        continue
+      self._where |= {path: (each, source) for path, source in self.plans[-1].items()}
+    if wrong:
+      raise WeightsError(where, wrong)
+
+  def __getitem__(self, path: str) -> Shape:
+    return self._where[path][0].params[path]
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._where)
+
+  def __len__(self) -> int:
+    return len(self._where)
+
+  def dtype(self, path: str) -> np.dtype:
+    """The dtype of its tensors; that of zeros, which no tensor holds, is their kernel's."""
+    part, source = self._where[path]
+    names = source.names or self._where[f"{path.rpartition('/')[0]}/kernel"][1].names
+    return stream.widest({part.tensors.dtype(n) for n in names}, path)
+
+  def read(self, path: str, index: Index) -> np.ndarray:
+    """One slice of a parameter."""
+    part, source = self._where[path]
+
+    def read(name: str, inner: Index) -> np.ndarray:
+      return np.asarray(part.tensors.view(name)[inner])
+
+    return table.read_shard(source, read, index, self[path])
+
+
+def fitting(system: Describes, directory: str | Path, wanted: Mapping[str, Shape]) -> Released:
+  """Those of the wanted parameters whose module a directory in a released layout holds.
+
+  Args:
+    wanted: {path: shape}, whole modules; their sizes decide, so a directory of weight files alone,
+      without a config.json, is read too.
+
+  Raises:
+    FileNotFoundError, ValueError: files that are absent or damaged. WeightsError: what does not
+      fit, by tensor.
+  """
+  files = Files(directory)
+  asked = {_module(p) for p in wanted}
+  parts = [p for p in system.parts(files).parts if asked & set(p.modules)]
+  found = [_fitting(system, files, part, wanted) for part in parts]
+  return Released([part for part in found if part is not None], str(directory))
+
+
+def _module(path: str) -> str:
+  return path.partition("/")[0]
