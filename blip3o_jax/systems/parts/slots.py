@@ -18,7 +18,7 @@ class Slots(nnx.Module):
   """The table of `count` learned input vectors of width `dim`, init N(0, std^2) (spec 1.9)."""
 
   def __init__(self, count: int, dim: int, std: float = 1.0, *, rngs: nnx.Rngs):
-    value = std * jax.random.normal(rngs.params(), (1, count, dim))
+    value = layers.normal(std)(rngs.params(), (1, count, dim))
     self.embedding = nnx.Param(value, axes=("rest", "rest", "embed"))
 
   def __call__(self, batch: int, dtype: jnp.dtype) -> jax.Array:
