@@ -83,6 +83,36 @@ def reconstruction_ids(
   return [*out, tokenizer.image_start]
 
 
+def edit_ids(
+  tokenizer: Tokenizer,
+  caption: str,
+  image_tokens: int,
+  *,
+  limit: int = BUCKETS[-1],
+  form: Form = "inference",
+) -> list[int]:
+  """The prompt that asks for a picture after a given one: its tokens, then the caption.
+
+  Of the form of `reconstruction_ids`, with the caption as the request; a longer one is cut.
+
+  Raises:
+    ValueError: a limit in which template and picture do not fit.
+  """
+  head = [*_message(tokenizer, "system", SYSTEM), tokenizer.im_start]
+  head += tokenizer.encode("user\n") + _vision(tokenizer, image_tokens)
+  tail = _after_user(tokenizer)
+  if form == "training":
+    tail += [tokenizer.im_end, *tokenizer.encode("\n")]
+  tail.append(tokenizer.image_start)
+  room = limit - len(head) - len(tail)
+  if room < 0:
+    raise ValueError(
+      f"a limit of {limit} tokens does not hold the prompt's template and {image_tokens} image "
+      "tokens"
+    )
+  return head + _cut(tokenizer.encode(f"\n{caption}"), room, "caption", limit) + tail
+
+
 def chat_ids(
   tokenizer: Tokenizer,
   question: str,
