@@ -118,7 +118,9 @@ def euler(fn: Predict, noise: Any, table: Table, *, loop: Loop) -> Any:
     for i in range(int(table.steps)):
       sigma, following = table.sigmas[i], table.sigmas[i + 1]
       times = np.full(x.shape[:1], table.timesteps[i], np.float32)
-      found = np.asarray(fn(x / np.sqrt(np.square(sigma) + np.float32(1)), times), np.float32)
+      # Multiplied by the reciprocal, as XLA on a CPU divides by a scalar: the same bits.
+      factor = np.float32(1) / np.sqrt(np.square(sigma) + np.float32(1))
+      found = np.asarray(fn(x * factor, times), np.float32)
       x = x + (following - sigma) * found
     return x
   sigmas, timesteps = jnp.asarray(table.sigmas), jnp.asarray(table.timesteps)

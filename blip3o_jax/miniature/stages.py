@@ -48,6 +48,7 @@ from blip3o_jax.systems.blip3o import save
 from blip3o_jax.systems.blip3o import verbs
 from blip3o_jax.systems.parts import features
 from blip3o_jax.systems.parts import loading
+from blip3o_jax.systems.parts import painter
 from blip3o_jax.train import distributed
 from blip3o_jax.train import state as train_state
 from blip3o_jax.weights import table
@@ -249,7 +250,7 @@ def assemble(work: Path, generator: str, step: int = -1) -> verbs.Model:
   entries = [parts.encoder, parts.reader, f"{work / generator}#ema{at}"]
   system = _filled(blip3o, cfg, entries)
   if parts.kind == "shipped":
-    decoder_cfg = pixels.read_config(parts.home, feature_grid=cfg.grid)
+    decoder_cfg: painter.Config = painter.read_config(parts.home, feature_grid=cfg.grid)
   else:
     scale = json.loads((work / "done" / "autoencoder.json").read_text())["scale"]
     decoder_cfg = sizes.pixels_shapes(scale)

@@ -16,11 +16,11 @@ from safetensors.numpy import save_file
 from blip3o_jax import trees
 from blip3o_jax.data.text.tokenizer import Tokenizer
 from blip3o_jax.systems import blip3o
-from blip3o_jax.systems import pixels
 from blip3o_jax.systems.blip3o import released
 from blip3o_jax.systems.blip3o import rows as names
 from blip3o_jax.systems.blip3o.verbs import Model
 from blip3o_jax.systems.parts import diffusers_files
+from blip3o_jax.systems.parts import painter
 from blip3o_jax.weights import table
 from blip3o_jax.weights.table import Stored
 
@@ -52,7 +52,7 @@ def save(
   _write_json(partial, model)
   copy_tokenizer(Path(tokenizer), partial)
   if model.decoder is not None:
-    decoder: pixels.PixelDecoder = model.decoder.module()
+    decoder: painter.PixelDecoder = model.decoder.module()
     home = partial / diffusers_files.FOLDER
     save_decoder(decoder.cfg, home, trees.flatten(model.decoder.params), dtype=dtype or "float32")
   if target.exists():
@@ -89,7 +89,7 @@ def copy_tokenizer(source: Path, directory: Path) -> None:
 
 
 def save_decoder(
-  cfg: pixels.Config, home: Path, params: Mapping[str, Any], *, dtype: Stored = "float32"
+  cfg: painter.Config, home: Path, params: Mapping[str, Any], *, dtype: Stored = "float32"
 ) -> None:
   """Writes the folders of a pixel decoder in `dtype`: `unet`, `vae` and `scheduler` in `home`.
 
@@ -97,21 +97,21 @@ def save_decoder(
   """
   present = {path.partition("/")[0] for path in params}
   write_decoder_json(cfg, home, present)
-  for network, rows in pixels.tables(cfg).items():
+  for network, rows in painter.tables(cfg).items():
     prefix = f"{network}/"
     mine = {p.removeprefix(prefix): v for p, v in params.items() if p.startswith(prefix)}
     if mine:
       diffusers_files.save(home / diffusers_files.FOLDERS[network], rows, mine, dtype=dtype)
 
 
-def write_decoder_json(cfg: pixels.Config, home: Path, networks: Collection[str]) -> None:
+def write_decoder_json(cfg: painter.Config, home: Path, networks: Collection[str]) -> None:
   """Writes the config.json of `networks` ("unet", "autoencoder"), and the schedule."""
   found = {
     "unet": diffusers_files.unet_json(cfg.unet, grid=cfg.grid),
     "autoencoder": diffusers_files.vae_json(cfg.autoencoder, size=cfg.size),
   }
   if cfg.places:
-    found["unet"][pixels.PLACES] = cfg.places
+    found["unet"][painter.PLACES] = cfg.places
   for network in networks:
     folder = home / diffusers_files.FOLDERS[network]
     folder.mkdir(parents=True, exist_ok=True)

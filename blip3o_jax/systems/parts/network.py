@@ -40,6 +40,7 @@ class Network:
   def __init__(self, graphdef: nnx.GraphDef[Any] | Structure, params: trees.Tree):
     self._structure = graphdef if isinstance(graphdef, Structure) else Structure(graphdef)
     self.params = params
+    self._module: Any = None
 
   @classmethod
   def of(cls, module: nnx.Module) -> "Network":
@@ -53,8 +54,10 @@ class Network:
     return self._structure.graphdef
 
   def module(self) -> Any:
-    """The module again."""
-    return nnx.merge(self.graphdef, self.params)
+    """The module again, put together once."""
+    if self._module is None:
+      self._module = nnx.merge(self.graphdef, self.params)
+    return self._module
 
   def tree_flatten(self) -> tuple[tuple[trees.Tree], Structure]:
     """For jax."""

@@ -13,10 +13,10 @@ import numpy as np
 
 from blip3o_jax.diffusion import eps
 from blip3o_jax.diffusion import guidance
-from blip3o_jax.systems import pixels
-from blip3o_jax.systems.blip3o import verbs
 from blip3o_jax.systems.blip3o.replay import first
 from blip3o_jax.systems.blip3o.replay import last
+from blip3o_jax.systems.parts import painter
+from blip3o_jax.systems.parts.network import Network
 from blip3o_jax.verify.recordings import LOOP_SCALE
 from blip3o_jax.verify.recordings import LOOP_STEPS
 
@@ -36,7 +36,7 @@ def grid_of(features: np.ndarray) -> int:
   return side
 
 
-def replay(decoder: verbs.Network, call: str, inputs: Inputs) -> dict[str, Any]:
+def replay(decoder: Network, call: str, inputs: Inputs) -> dict[str, Any]:
   """Runs one call of `names.DECODER`.
 
   Args:
@@ -57,13 +57,14 @@ def replay(decoder: verbs.Network, call: str, inputs: Inputs) -> dict[str, Any]:
   if call == "unet":
     x = last(inputs["unet.sample"])
     t = jnp.full((len(x),), inputs["unet.timestep"])
-    both = guidance.join(conditions[0], conditions[1], pixels.AXES)
+    both = guidance.join(conditions[0], conditions[1], painter.AXES)
     return {"unet.eps": first(_unet(graphdef, params, x, t, both))}
   schedule = decoder.module().cfg.schedule
   sigmas, timesteps = eps.steps(schedule, LOOP_STEPS)
   fn = functools.partial(_guided, graphdef, params, conditions)
   # On the host: compiled loops convolve slowly on a CPU, and elsewhere twelve steps are few.
-  latents = eps.euler(fn, last(inputs["loop.noise"]), schedule, LOOP_STEPS, loop="host")
+  table = eps.table(schedule, LOOP_STEPS)
+  latents = eps.euler(fn, last(inputs["loop.noise"]), table, loop="host")
   image = _pixels(graphdef, params, latents)
   return {
     "loop.sigmas": sigmas,
@@ -100,7 +101,7 @@ def _unet(graphdef: Any, params: Any, x: jax.Array, t: jax.Array, condition: Any
 @functools.partial(jax.jit, static_argnums=0)
 def _guided(graphdef: Any, params: Any, conditions: Any, x: jax.Array, t: jax.Array) -> jax.Array:
   network = nnx.merge(graphdef, params).network
-  return guidance.cfg(network, conditions[0], conditions[1], LOOP_SCALE, pixels.AXES)(x, t)
+  return guidance.cfg(network, conditions[0], conditions[1], LOOP_SCALE, painter.AXES)(x, t)
 
 
 @functools.partial(jax.jit, static_argnums=0)
