@@ -217,10 +217,12 @@ def _save(images: Any, output: Path) -> None:
   """One PNG, of several pictures a grid; written under another name and renamed."""
   from PIL import Image
 
-  from blip3o_jax.train import metrics
-
   output.parent.mkdir(parents=True, exist_ok=True)
-  picture = images[0] if len(images) == 1 else metrics.grid(images)
+  picture = images[0]
+  if len(images) > 1:
+    from blip3o_jax.train import metrics
+
+    picture = metrics.grid(images)
   partial = output.with_name(f".{output.name}.partial")
   Image.fromarray(picture).save(partial, "PNG")
   partial.replace(output)

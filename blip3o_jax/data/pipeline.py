@@ -14,7 +14,6 @@ import threading
 from typing import Literal
 
 from absl import logging
-import grain
 import numpy as np
 
 from blip3o_jax.data.records import BadRecord
@@ -164,6 +163,8 @@ class Pipeline:
 
   def iterate(self, start_step: int = 0, stop_step: int = FOREVER) -> Iterator[Arrays]:
     """Batches from a step on, loaded ahead by threads; the same as `batch_at` of each step."""
+    import grain  # takes as long as a picture; who draws needs none of it
+
     steps = grain.MapDataset.range(start_step, stop_step).map(self.batch_at)
     options = grain.ReadOptions(
       num_threads=min(self.cfg.threads, self.cfg.prefetch), prefetch_buffer_size=self.cfg.prefetch

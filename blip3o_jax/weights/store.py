@@ -294,7 +294,7 @@ def _array(arrays: Arrays, path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     return seen[str(index)]
 
   if leaf.sharding is None:
-    return jax.numpy.asarray(shard(None))
+    return jax.device_put(shard(None))
   return jax.make_array_from_callback(leaf.shape, leaf.sharding, shard)
 
 

@@ -200,7 +200,7 @@ def load(
   for path, abstract in params.items():
     shard = functools.partial(_shard, sources[path], read, abstract)
     if abstract.sharding is None:
-      out[path] = jax.numpy.asarray(shard(None))
+      out[path] = jax.device_put(np.ascontiguousarray(shard(None)))  # `asarray` compiles a copy
     else:
       out[path] = jax.make_array_from_callback(abstract.shape, abstract.sharding, shard)
   return out
