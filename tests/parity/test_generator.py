@@ -231,6 +231,8 @@ def test_sampler_against_diffusers(steps: int, shift: float) -> None:
   for t in scheduler.timesteps:
     wanted = scheduler.step(torch.sin(wanted) + t / 1000, t, wanted, return_dict=False)[0]
   out = flow.euler(
-    lambda x, t: jnp.sin(x) + t[:, None] / 1000, jnp.asarray(x.numpy()), steps, False, shift
+    lambda x, t: jnp.sin(x) + t[:, None] / 1000,
+    jnp.asarray(x.numpy()),
+    flow.table(steps, False, shift),
   )
   np.testing.assert_allclose(out, wanted.numpy(), rtol=2e-6)

@@ -9,3 +9,4 @@ from blip3o_jax.systems.blip3o.model import build as build
 from blip3o_jax.systems.blip3o.model import check as check
 from blip3o_jax.systems.blip3o.model import flops as flops
 from blip3o_jax.systems.blip3o.model import load_params as load_params
+from blip3o_jax.systems.blip3o.verbs import load as load

@@ -19,7 +19,7 @@ from blip3o_jax.models import decoder_lm
 from blip3o_jax.models import eva_vit
 from blip3o_jax.models import next_dit
 from blip3o_jax.models import qwen_vision
-from blip3o_jax.systems import blip3o
+from blip3o_jax.systems.blip3o import model as blip3o
 from blip3o_jax.systems.parts import features
 
 Null = Literal["space", "zeros", "black"]

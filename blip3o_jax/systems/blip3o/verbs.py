@@ -28,7 +28,7 @@ from blip3o_jax.data.text import mrope
 from blip3o_jax.data.text.tokenizer import Tokenizer
 from blip3o_jax.diffusion import flow
 from blip3o_jax.models import qwen_vision
-from blip3o_jax.systems import blip3o
+from blip3o_jax.systems.blip3o import model as blip3o
 from blip3o_jax.systems.blip3o import released
 from blip3o_jax.systems.parts import buckets
 from blip3o_jax.systems.parts import decoding

@@ -156,7 +156,7 @@ def sample(
     features: float[B, h, w, C], as the generator or the encoder gives them.
     noise: float32[B, h', w', C'] of unit variance, or a seed for each image, uint32[B].
     steps: network calls. scale: of guidance; 1 costs one evaluation a step, not two.
-    null: float[h, w, C] or [1, h, w, C], the absence of a condition; default zeros, as in training
+    null: float[h, w, C] or [1 or B, h, w, C], the absence of a condition; default zeros, as in training
       here. The released model wants its own (a stage-1 sample of " ").
     loop: see `eps.euler`; default `default_loop()`.
 
@@ -194,7 +194,9 @@ def _latents(
   elif null is None:
     null = np.zeros((1, *features.shape[1:]), np.float32)
   else:
-    null = np.asarray(null, np.float32).reshape(1, *features.shape[1:])
+    null = np.asarray(null, np.float32)
+    null = null[None] if null.ndim == features.ndim - 1 else null
+    null = null if len(null) == 1 else buckets.repeat_last(null, rows)
   conditions, noise = _start(network, features, noise, null)
   visited = eps.table(network.module().cfg.schedule, steps)
   factor = np.float32(scale)
