@@ -33,6 +33,7 @@ from blip3o_jax.systems.blip3o import rows as names
 from blip3o_jax.systems.blip3o import save
 from blip3o_jax.systems.blip3o import sizes as released_sizes
 from blip3o_jax.systems.parts import diffusers_files
+from blip3o_jax.systems.parts import painter
 from blip3o_jax.weights import safetensors
 from blip3o_jax.weights import table
 
@@ -43,11 +44,11 @@ LEFTOVER = autoencoder.Config(latent_channels=16, quant_conv=False, post_quant_c
 Shapes = dict[str, table.Shape]
 
 
-def sizes_of(name: str, layers: int) -> tuple[blip3o.Config, pixels.Config]:
+def sizes_of(name: str, layers: int) -> tuple[blip3o.Config, painter.Config]:
   """The configs of a size; `layers` cuts every depth, so that a part has the full widths."""
   if name == "tiny":
     cfg, _ = released.read(TINY, "float32")
-    return cfg, pixels.read_config(TINY, feature_grid=cfg.grid)
+    return cfg, painter.read_config(TINY, feature_grid=cfg.grid)
   cfg = released_sizes.released(name)
   decoder = dataclasses.replace(pixels.VARIANTS["emu2_gen"], schedule=eps.Schedule())
   if not layers:
@@ -135,7 +136,7 @@ def make(size: str, output: Path, *, layers: int = 0, shard_size: str = "5GB") -
   found = shapes(lambda: pixels.build(decoder, nnx.Rngs(0)))
   save.write_decoder_json(decoder, home, tuple(diffusers_files.FOLDERS))
   variant = {f"{diffusers_files.STEM}.bf16.safetensors": {"metadata": {}, "tensors": {}}}
-  for network, table_ in pixels.tables(decoder).items():
+  for network, table_ in painter.tables(decoder).items():
     mine = {p.removeprefix(f"{network}/"): s for p, s in found.items() if p.startswith(network)}
     held = {name: t.shape for name, t in table.targets(table_, mine).items()}
     folder = home / diffusers_files.FOLDERS[network]

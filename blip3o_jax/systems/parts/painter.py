@@ -156,8 +156,8 @@ def sample(
     features: float[B, h, w, C], as the generator or the encoder gives them.
     noise: float32[B, h', w', C'] of unit variance, or a seed for each image, uint32[B].
     steps: network calls. scale: of guidance; 1 costs one evaluation a step, not two.
-    null: float[h, w, C] or [1 or B, h, w, C], the absence of a condition; default zeros, as in training
-      here. The released model wants its own (a stage-1 sample of " ").
+    null: float[h, w, C] or [1 or B, h, w, C], the absence of a condition; default zeros, as in
+      training here. The released model wants its own (a stage-1 sample of " ").
     loop: see `eps.euler`; default `default_loop()`.
 
   Returns:

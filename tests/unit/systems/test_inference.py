@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from blip3o_jax import trees
+from blip3o_jax.systems import blip3o
 from blip3o_jax.systems.blip3o import save
 from blip3o_jax.systems.blip3o import verbs
 from blip3o_jax.systems.parts import diffusers_files
@@ -167,7 +168,7 @@ def test_some_parts_alone(model, tmp_path):
   assert names
   assert all(".gen_vision_tower." in name for name in names)
   abstract = {p: jax.ShapeDtypeStruct(v.shape, v.dtype) for p, v in flat.items()}
-  found = verbs.blip3o.load_params(model.cfg, tmp_path, abstract)
+  found = blip3o.load_params(model.cfg, tmp_path, abstract)
   assert set(found) == set(tower)
 
 

@@ -13,6 +13,7 @@ from blip3o_jax import trees
 from blip3o_jax.models import autoencoder
 from blip3o_jax.models import unet
 from blip3o_jax.systems import pixels
+from blip3o_jax.systems.parts import painter
 from blip3o_jax.weights import table
 from blip3o_jax.weights.rows import autoencoder as autoencoder_rows
 
@@ -32,7 +33,7 @@ def shapes(network: str) -> dict[str, tuple[int, ...]]:
 )
 def test_every_key_of_the_manifest(network: str, manifest: str) -> None:
   tensors: dict[str, Any] = json.loads((MANIFESTS / f"{manifest}.json").read_text())
-  rows, params = pixels.tables(RELEASED)[network], shapes(network)
+  rows, params = painter.tables(RELEASED)[network], shapes(network)
   sources = table.plan(rows, tensors, params, where=manifest)
   assert {name for s in sources.values() for name in s.names} == set(tensors)
   for name in list(tensors)[:: len(tensors) // 7]:
@@ -44,7 +45,7 @@ def test_every_key_of_the_manifest(network: str, manifest: str) -> None:
 
 
 def test_older_attention_names() -> None:
-  rows = pixels.tables(RELEASED)["autoencoder"]
+  rows = painter.tables(RELEASED)["autoencoder"]
   assert autoencoder_rows.adapt(rows, [r.name for r in rows]) == rows
   old = [
     r.name for r in autoencoder_rows.adapt(rows, ["decoder.mid_block.attentions.0.query.bias"])
@@ -55,7 +56,7 @@ def test_older_attention_names() -> None:
 
 
 def test_export_is_the_inverse() -> None:
-  rows = pixels.tables(RELEASED)["unet"]
+  rows = painter.tables(RELEASED)["unet"]
   block = [r for r in rows if r.name.startswith("mid_block.attentions.0.transformer_blocks.{}.ff")]
   paths = {p: s for p, s in shapes("unet").items() if any(p in r.paths for r in block)}
   small = {p: (s[0], *(n // 160 for n in s[1:])) for p, s in paths.items()}
