@@ -131,7 +131,12 @@ def _parser(verb: str, what: str) -> argparse.ArgumentParser:
   return parser
 
 
-def _load(options: argparse.Namespace) -> Any:
+def _load(options: argparse.Namespace, verb: str = "") -> Any:
+  """The model that the options name.
+
+  Raises:
+    ValueError: its system has not the verb.
+  """
   from blip3o_jax.miniature import shipped
   from blip3o_jax.weights import hub
 
@@ -142,10 +147,12 @@ def _load(options: argparse.Namespace) -> Any:
     directory = shipped.directory()
   else:
     directory = hub.local_directory(options.model)
-  from blip3o_jax.systems.blip3o import verbs
+  from blip3o_jax.systems import blip3o
 
   start = time.monotonic()
-  model = verbs.load(directory, dtype=options.dtype)
+  model = blip3o.load(directory, dtype=options.dtype)
+  if verb and verb not in model.VERBS:
+    raise ValueError(f"{name}: this model cannot {verb}; it can {', '.join(model.VERBS)}")
   print(f"loaded {name} in {time.monotonic() - start:.1f} s", file=sys.stderr)
   return model
 
@@ -154,10 +161,12 @@ def _save(images: Any, output: Path) -> None:
   """One PNG, of several pictures a grid; written under another name and renamed."""
   from PIL import Image
 
-  from blip3o_jax.train import metrics
-
   output.parent.mkdir(parents=True, exist_ok=True)
-  picture = images[0] if len(images) == 1 else metrics.grid(images)
+  picture = images[0]
+  if len(images) > 1:
+    from blip3o_jax.train import metrics
+
+    picture = metrics.grid(images)
   partial = output.with_name(f".{output.name}.partial")
   Image.fromarray(picture).save(partial, "PNG")
   partial.replace(output)
@@ -182,18 +191,21 @@ def generate(args: list[str]) -> int:
     "--scale", type=_at_least(0, float), default=0.0, help="guidance (0: as the model says)"
   )
   parser.add_argument("--sampler", default="euler", choices=("euler", "heun"))
+  parser.add_argument("--image", type=Path, help="a picture that each prompt begins with")
   options = parser.parse_args(args)
-  model = _load(options)
+  images = [_open(options.image)] * len(options.prompt) if options.image else []
+  model = _load(options, "generate")
   seeds = [options.seed + i for i in range(len(options.prompt))]
-  images = model.generate(
+  drawn = model.generate(
     options.prompt,
     seeds,
+    images=images,
     steps=options.steps,
     scale=options.scale,
     sampler=options.sampler,
     pixel_steps=options.pixel_steps,
   )
-  _save(images, options.output)
+  _save(drawn, options.output)
   return 0
 
 
@@ -210,7 +222,7 @@ def chat(args: list[str]) -> int:
   )
   options = parser.parse_args(args)
   image = _open(options.image) if options.image else None
-  model = _load(options)
+  model = _load(options, "chat")
   for question in options.question or _typed():
     (answer,) = model.chat(
       [question],
@@ -245,7 +257,7 @@ def reconstruct(args: list[str]) -> int:
   )
   options = parser.parse_args(args)
   images = [_open(path) for path in options.image]
-  model = _load(options)
+  model = _load(options, "reconstruct")
   seeds = [options.seed + i for i in range(len(images))]
   _save(model.reconstruct(images, seeds, pixel_steps=options.pixel_steps), options.output)
   return 0

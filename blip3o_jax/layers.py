@@ -13,6 +13,7 @@ import math
 from typing import Any
 from typing import Literal
 from typing import TypeVar
+from typing import cast
 
 from flax import nnx
 import jax
@@ -26,14 +27,56 @@ Remat = Literal["none", "full", "dots"]
 Initializer = Callable[..., jax.Array]
 
 
+class Shapes:
+  """In the place of `nnx.Rngs`: a module is built without random numbers, for its shapes alone.
+
+  Its keys are None, for which an initialiser gives zeros, and a `stack` builds one layer. To trace
+  the random numbers of a network only to throw them away costs more than to read its weights.
+  """
+
+  def params(self) -> None:
+    """No key."""
+
+
+def abstract(build: Callable[[nnx.Rngs], M]) -> M:
+  """The module of `build(rngs)` with `jax.ShapeDtypeStruct` for every parameter."""
+  return nnx.eval_shape(lambda: build(cast(nnx.Rngs, Shapes())))
+
+
+def _initializer(draw: Initializer) -> Initializer:
+  def init(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32, **_: Any) -> jax.Array:
+    return jnp.zeros(shape, dtype) if key is None else draw(key, shape, dtype)
+
+  return init
+
+
 def uniform_fan_in(fan_in: int) -> Initializer:
   """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): PyTorch's default for linear and convolution layers."""
   bound = 1.0 / math.sqrt(fan_in)
+  return _initializer(
+    lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+  )
 
-  def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32, **_: Any) -> jax.Array:
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-  return init
+def normal(std: float) -> Initializer:
+  """N(0, std^2)."""
+  return _initializer(
+    lambda key, shape, dtype: jax.random.normal(key, shape, dtype) * jnp.asarray(std, dtype)
+  )
+
+
+def orthogonal(key: Any, shape: tuple[int, int], dtype: Any = jnp.float32) -> jax.Array:
+  """The first columns of a random rotation; an `Initializer`."""
+  draw = _initializer(
+    lambda key, shape, dtype: jax.random.orthogonal(key, shape[0], dtype=dtype)[:, : shape[1]]
+  )
+  return draw(key, shape, dtype)
+
+
+def zeros(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32, **_: Any) -> jax.Array:
+  """Zeros; an `Initializer`."""
+  del key
+  return jnp.zeros(shape, dtype)
 
 
 class Linear(nnx.Linear):
@@ -278,6 +321,13 @@ def timestep_embedding(t: jax.Array, dim: int, max_period: float = 10000.0) -> j
 
 def stack(make: Callable[[nnx.Rngs], M], depth: int, rngs: nnx.Rngs) -> M:
   """`depth` copies of a layer as one module whose parameters have a leading `layers` dim."""
+  if isinstance(rngs, Shapes):
+    layer = make(rngs)
+    for _, variable in nnx.iter_graph(layer):
+      if isinstance(variable, nnx.Param):
+        variable.set_value(jnp.zeros((depth, *variable.shape), variable.dtype))
+        variable.set_metadata(axes=("layers", *variable.get_metadata("axes")))
+    return layer
   meta = {nnx.PARTITION_NAME: "layers", "axes": "layers"}
   return nnx.vmap(make, transform_metadata=meta)(rngs.split(depth))
 

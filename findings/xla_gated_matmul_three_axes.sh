@@ -25,7 +25,8 @@
 #   - many rows: XLA picks its strategy by size, and at 512 rows of 64 the one it picks is right.
 #     A test at one size therefore says little about another.
 #
-# Runs on 8 simulated CPU devices. Installs into a temporary folder, which it removes.
+# Runs on 8 simulated CPU devices, and says nothing of GPUs and TPUs, whose compilers may choose
+# otherwise. Installs into a temporary folder, which it removes.
 #   PYTHON, PYTHON312   the interpreters, default python3.11 and python3.12
 #   JAX_VERSION         a release to try on python3.12 in place of 0.12.0.1
 # Exit status 0: as stated above. "changed: ..." and 1: it no longer is.

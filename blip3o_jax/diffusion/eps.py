@@ -7,13 +7,15 @@ Tables are made in float64 and used in float32.
 
 from collections.abc import Callable
 import dataclasses
+from typing import Any
 from typing import Literal
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-Predict = Callable[[jax.Array, jax.Array], jax.Array]
+Predict = Callable[[Any, Any], jax.Array]
 Loop = Literal["host", "device"]
 
 
@@ -72,40 +74,63 @@ def initial_scale(schedule: Schedule, sigma: float) -> float:
   return float(np.sqrt(sigma**2 + 1)) if schedule.spacing == "leading" else float(sigma)
 
 
-def euler(
-  fn: Predict, noise: jax.Array, schedule: Schedule, count: int, *, loop: Loop
-) -> jax.Array:
+class Table(NamedTuple):
+  """What a sampler visits, padded so that another number of steps compiles nothing.
+
+  Attributes:
+    sigmas: float32[S + 1]. timesteps: float32[S]. steps: int32[], how many of the S there are.
+    start: float32[], standard deviation of the sampler's start.
+  """
+
+  sigmas: Any
+  timesteps: Any
+  steps: Any
+  start: Any
+
+
+def table(schedule: Schedule, count: int) -> Table:
+  """The `steps` of a schedule as a table, on the host; its length is a power of two.
+
+  Raises:
+    ValueError: as `steps`.
+  """
+  sigmas, timesteps = steps(schedule, count)
+  room = (0, max(64, 1 << (count - 1).bit_length()) - count)
+  start = initial_scale(schedule, float(sigmas[0]))
+  return Table(np.pad(sigmas, room), np.pad(timesteps, room), np.int32(count), np.float32(start))
+
+
+def euler(fn: Predict, noise: Any, table: Table, *, loop: Loop) -> Any:
   """Euler sampling of an epsilon-predicting network.
 
   Args:
     fn: (x float32[B, ...] of unit variance, timesteps float32[B]) -> predicted noise.
-    noise: float[B, ...] of unit variance. count: network calls.
-    loop: "device" is one lax loop, to be jitted by the caller; "host" is a Python loop over `fn`,
-      which the caller has jitted: on a CPU a convolution inside a compiled loop is many times
-      slower.
+    noise: float[B, ...] of unit variance.
+    loop: "device" is one lax loop, to be jitted by the caller; "host" is a Python loop in numpy
+      over `fn`, which the caller has jitted: on a CPU a convolution inside a compiled loop is many
+      times slower, and a compiled addition takes longer to start than to run.
 
   Returns:
     float32[B, ...], the sample.
   """
-  table, times = steps(schedule, count)
-  x = noise.astype(jnp.float32) * initial_scale(schedule, float(table[0]))
   if loop == "host":
-    for i in range(count):
-      x = euler_step(fn, x, times[i], table[i], table[i + 1])
+    x = np.asarray(noise, np.float32) * table.start
+    for i in range(int(table.steps)):
+      sigma, following = table.sigmas[i], table.sigmas[i + 1]
+      times = np.full(x.shape[:1], table.timesteps[i], np.float32)
+      # Multiplied by the reciprocal, as XLA on a CPU divides by a scalar: the same bits.
+      factor = np.float32(1) / np.sqrt(np.square(sigma) + np.float32(1))
+      found = np.asarray(fn(x * factor, times), np.float32)
+      x = x + (following - sigma) * found
     return x
-  sigmas, timesteps = jnp.asarray(table), jnp.asarray(times)
-  return jax.lax.fori_loop(
-    0, count, lambda i, x: euler_step(fn, x, timesteps[i], sigmas[i], sigmas[i + 1]), x
-  )
+  sigmas, timesteps = jnp.asarray(table.sigmas), jnp.asarray(table.timesteps)
 
+  def step(i: jax.Array, x: jax.Array) -> jax.Array:
+    times = jnp.full(x.shape[:1], timesteps[i], jnp.float32)
+    found = fn(x / jnp.sqrt(jnp.square(sigmas[i]) + 1), times)
+    return x + (sigmas[i + 1] - sigmas[i]) * found.astype(jnp.float32)
 
-def euler_step(
-  fn: Predict, x: jax.Array, timestep: jax.Array, sigma: jax.Array, following: jax.Array
-) -> jax.Array:
-  """One step from `sigma` to the `following` one; the derivative of x by sigma is the noise."""
-  times = jnp.full(x.shape[:1], timestep, jnp.float32)
-  noise = fn(x / jnp.sqrt(jnp.square(sigma) + 1), times)
-  return x + (following - sigma) * noise.astype(jnp.float32)
+  return jax.lax.fori_loop(0, table.steps, step, noise.astype(jnp.float32) * table.start)
 
 
 def times(key: jax.Array, count: int, schedule: Schedule) -> jax.Array:

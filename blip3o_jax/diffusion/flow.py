@@ -7,7 +7,9 @@ x0, and the network is given 1000 t. (The paper's t is 1 - t and its velocity ha
 
 from collections.abc import Callable
 import dataclasses
+from typing import Any
 from typing import Literal
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -121,40 +123,50 @@ def schedule(
   return np.append(sigmas, np.float32(0)), timesteps
 
 
-def euler(
-  fn: Velocity,
-  noise: jax.Array,
-  steps: int = 30,
-  truncate: bool = True,
-  shift: float = 1.0,
-) -> jax.Array:
+class Table(NamedTuple):
+  """What a sampler visits, padded so that another number of steps compiles nothing.
+
+  Attributes:
+    timesteps: float32[S], what the network is given. deltas: float32[S], from each time to the
+      next. steps: int32[], how many of the S there are.
+  """
+
+  timesteps: Any
+  deltas: Any
+  steps: Any
+
+
+def table(steps: int, truncate: bool = True, shift: float = 1.0) -> Table:
+  """The `schedule` of these arguments as a table, on the host; its length is a power of two.
+
+  Raises:
+    ValueError: fewer than one step.
+  """
+  sigmas, timesteps = schedule(steps, truncate, shift)
+  room = (0, max(64, 1 << (steps - 1).bit_length()) - steps)
+  return Table(np.pad(timesteps, room), np.pad(np.diff(sigmas), room), np.int32(steps))
+
+
+def euler(fn: Velocity, noise: jax.Array, table: Table) -> jax.Array:
   """Integrates from noise to data by Euler's rule in one loop (spec 4.4).
 
   Args:
-    fn: (x float32[B, ...], timesteps float32[B]) -> velocity; `steps` evaluations.
+    fn: (x float32[B, ...], timesteps float32[B]) -> velocity; evaluated once a step.
     noise: float[B, ...].
 
   Returns:
     float32[B, ...].
   """
-  sigmas, timesteps = schedule(steps, truncate, shift)
+  timesteps, deltas = jnp.asarray(table.timesteps), jnp.asarray(table.deltas)
 
-  def step(x: jax.Array, item: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-    timestep, delta = item
-    velocity = fn(x, jnp.full(x.shape[:1], timestep))
-    return x + delta * velocity.astype(jnp.float32), None
+  def step(i: jax.Array, x: jax.Array) -> jax.Array:
+    velocity = fn(x, jnp.full(x.shape[:1], timesteps[i]))
+    return x + deltas[i] * velocity.astype(jnp.float32)
 
-  deltas = jnp.asarray(np.diff(sigmas))
-  return jax.lax.scan(step, noise.astype(jnp.float32), (jnp.asarray(timesteps), deltas))[0]
+  return jax.lax.fori_loop(0, table.steps, step, noise.astype(jnp.float32))
 
 
-def heun(
-  fn: Velocity,
-  noise: jax.Array,
-  steps: int = 15,
-  truncate: bool = False,
-  shift: float = 1.0,
-) -> jax.Array:
+def heun(fn: Velocity, noise: jax.Array, table: Table) -> jax.Array:
   """Integrates from noise to data by Heun's rule, the last step (to t = 0) by Euler's.
 
   Second order for 2 * steps - 1 evaluations. Prediction and correction alternate in one loop, so
@@ -162,22 +174,17 @@ def heun(
 
   Args, Returns: as `euler`.
   """
-  sigmas, timesteps = schedule(steps, truncate, shift)
-  # Evaluation 0 predicts step 0; then each step is corrected at its end and the next predicted.
-  correct = np.arange(2 * steps - 1) % 2 == 1
-  deltas = np.repeat(np.diff(sigmas), 2)[:-1]
-  at = np.concatenate([timesteps[:1], np.repeat(timesteps[1:], 2)])
+  timesteps, deltas = jnp.asarray(table.timesteps), jnp.asarray(table.deltas)
+  Carry = tuple[jax.Array, jax.Array, jax.Array]
 
-  def step(
-    carry: tuple[jax.Array, jax.Array, jax.Array], item: tuple[jax.Array, jax.Array, jax.Array]
-  ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], None]:
+  def step(i: jax.Array, carry: Carry) -> Carry:
+    # Evaluation 0 predicts step 0; then each step is corrected at its end and the next predicted.
     x, start, first = carry
-    timestep, delta, correct = item
-    velocity = fn(x, jnp.full(x.shape[:1], timestep)).astype(jnp.float32)
+    correct = i % 2 == 1
+    velocity = fn(x, jnp.full(x.shape[:1], timesteps[(i + 1) // 2])).astype(jnp.float32)
     start = jnp.where(correct, start, x)
     slope = jnp.where(correct, (first + velocity) / 2, velocity)
-    return (start + delta * slope, start, velocity), None
+    return start + deltas[i // 2] * slope, start, velocity
 
   x = noise.astype(jnp.float32)
-  items = (jnp.asarray(at), jnp.asarray(deltas), jnp.asarray(correct))
-  return jax.lax.scan(step, (x, x, jnp.zeros_like(x)), items)[0][0]
+  return jax.lax.fori_loop(0, 2 * table.steps - 1, step, (x, x, jnp.zeros_like(x)))[0]

@@ -11,21 +11,22 @@ Conditioned = Callable[[jax.Array, jax.Array, Any], jax.Array]
 
 
 def cfg(
-  fn: Conditioned, condition: Any, null: Any, scale: float | jax.Array, axes: Any = 0
+  fn: Conditioned, condition: Any, null: Any | None, scale: float | jax.Array, axes: Any = 0
 ) -> Denoise:
   """Guides `fn` away from `null`: p_null + scale * (p_condition - p_null) (spec 4.4).
 
   Args:
     fn: (x float[B, ...], t float[B], condition) -> prediction float[B, ...].
-    condition: a pytree of arrays of batch B; null: the same of batch B or 1.
-    scale: with the Python number 1 there is one evaluation and `null` is not used; otherwise one of
-      batch 2B, the null half first.
+    condition: a pytree of arrays of batch B.
+    null: the same of batch B or 1, for one evaluation of batch 2B, the null half first; with None
+      nothing is guided, as a scale of 1 would have it at twice the cost.
+    scale: of guidance; may be traced, so that another one compiles nothing.
     axes: where the batch is in the leaves, a prefix of `condition` in the manner of vmap's in_axes.
 
   Returns:
     (x, t) -> prediction, guided in float32.
   """
-  if not isinstance(scale, jax.Array) and scale == 1:
+  if null is None:
     return lambda x, t: fn(x, t, condition)
   both = join(null, condition, axes)
 

@@ -26,7 +26,7 @@ from blip3o_jax.systems import blip3o
 from blip3o_jax.systems import contrast
 from blip3o_jax.systems.blip3o import save
 from blip3o_jax.systems.parts import features
-from blip3o_jax.systems.parts import loading
+from blip3o_jax.systems.parts.network import Network
 
 CHUNK = 32  # pictures that a device encodes at once: what they take stays in a core's cache
 
@@ -90,7 +90,7 @@ def cache_features(work: Path, data: ConfigDict) -> None:
   logging.info("features: %d scenes of %s in %s", count, asked.split, home)
 
 
-def _encoded(encoder: loading.Network, images: np.ndarray, *, whitened: bool = False) -> np.ndarray:
+def _encoded(encoder: Network, images: np.ndarray, *, whitened: bool = False) -> np.ndarray:
   """Features float32[n, h, w, C] of uint8[n, H, W, 3], `CHUNK` at a time on every device."""
   parts, size = [], CHUNK * jax.device_count()
   shared = sharding.batch_sharding(models.mesh())
@@ -103,8 +103,8 @@ def _encoded(encoder: loading.Network, images: np.ndarray, *, whitened: bool = F
   return np.concatenate(parts)
 
 
-def _network(module: nnx.Module, params: dict[str, Any]) -> loading.Network:
-  return loading.Network(nnx.split(module)[0], trees.unflatten(params))
+def _network(module: nnx.Module, params: dict[str, Any]) -> Network:
+  return Network(nnx.split(module)[0], trees.unflatten(params))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))

@@ -11,6 +11,7 @@ from flax import nnx
 import jax
 import numpy as np
 
+from blip3o_jax import layers
 from blip3o_jax import trees
 from blip3o_jax.data.text.tokenizer import Tokenizer
 from blip3o_jax.miniature import parts as frozen_parts
@@ -20,6 +21,9 @@ from blip3o_jax.systems import pixels
 from blip3o_jax.systems.blip3o import released
 from blip3o_jax.systems.blip3o import verbs
 from blip3o_jax.systems.parts import loading
+from blip3o_jax.systems.parts import painter
+from blip3o_jax.systems.parts import painter_files
+from blip3o_jax.systems.parts.network import Network
 from blip3o_jax.train import distributed
 from blip3o_jax.weights import table
 
@@ -48,7 +52,7 @@ def assemble(work: Path, generator: str, step: int = -1) -> verbs.Model:
   entries = [parts.encoder, parts.reader, f"{work / generator}#ema{at}"]
   system = filled(blip3o, cfg, entries)
   if parts.kind == "shipped":
-    decoder_cfg = pixels.read_config(parts.home, feature_grid=cfg.grid)
+    decoder_cfg: painter.Config = painter_files.read_config(parts.home, feature_grid=cfg.grid)
   else:
     scale = json.loads((work / "done" / "autoencoder.json").read_text())["scale"]
     decoder_cfg = sizes.pixels_shapes(scale)
@@ -79,7 +83,7 @@ def before_generation(work: Path, model: verbs.Model) -> verbs.Model:
   _, reads = _reading(work)
   rounded = {path: value.astype(STORED).astype(value.dtype) for path, value in reads.items()}
   params = trees.flatten(model.system.params) | rounded
-  system = loading.Network(model.system.graphdef, trees.unflatten(params))
+  system = Network(model.system.graphdef, trees.unflatten(params))
   return verbs.Model(model.cfg, model.settings, system, model.decoder, model.tokenizer)
 
 
@@ -123,6 +127,6 @@ def mesh() -> jax.sharding.Mesh:
   return distributed.make_mesh(distributed.Mesh(replica=jax.device_count(), fsdp=1))
 
 
-def _split(system: Any, cfg: Any, params: dict[str, jax.Array]) -> loading.Network:
-  module = nnx.eval_shape(lambda: system.build(cfg, nnx.Rngs(0)))
-  return loading.Network(nnx.split(module)[0], trees.unflatten(params))
+def _split(system: Any, cfg: Any, params: dict[str, jax.Array]) -> Network:
+  module = layers.abstract(lambda rngs: system.build(cfg, rngs))
+  return Network(nnx.split(module)[0], trees.unflatten(params))

@@ -53,7 +53,7 @@ class Table(nnx.Module):
   """int[...] -> float[..., D]: rows of a learned table."""
 
   def __init__(self, size: int, dim: int, axis: str, *, dtype: Dtype, rngs: nnx.Rngs):
-    init = nnx.initializers.normal(EMBEDDING_STD)
+    init = layers.normal(EMBEDDING_STD)
     self.embedding = nnx.Param(init(rngs.params(), (size, dim)), axes=(axis, "embed"))
     self.dtype = dtype
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from blip3o_jax import layers
 from blip3o_jax.attention import attention
 from blip3o_jax.layers import Dtype
 from blip3o_jax.layers import GatedMlp
@@ -130,7 +131,7 @@ class SelfAttention(nnx.Module):
 
   def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
     q_dim, kv_dim = cfg.heads * cfg.head_dim, cfg.kv_heads * cfg.head_dim
-    into, zeros = ("embed", "heads"), nnx.initializers.zeros_init()
+    into, zeros = ("embed", "heads"), layers.zeros
     kw: dict[str, Any] = dict(dtype=cfg.dtype, init=_init(cfg), bias_init=zeros, rngs=rngs)
     self.q_proj = linear(cfg.dim, q_dim, into, **kw)
     self.k_proj = linear(cfg.dim, kv_dim, into, **kw)
@@ -308,4 +309,4 @@ def plain_positions(segments: jax.Array) -> jax.Array:
 
 
 def _init(cfg: Config) -> Initializer:
-  return nnx.initializers.normal(cfg.init_std)
+  return layers.normal(cfg.init_std)

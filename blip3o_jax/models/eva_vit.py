@@ -139,7 +139,7 @@ class EvaVit(nnx.Module):
   """The tower: no final norm, no head; the class token attends but is not returned."""
 
   def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
-    init, key = nnx.initializers.normal(POSITION_STD), rngs.params
+    init, key = layers.normal(POSITION_STD), rngs.params
     self.patch_embed = PatchEmbed(cfg, rngs=rngs)
     self.cls_token = nnx.Param(init(key(), (1, 1, cfg.dim)), axes=("rest", "rest", "embed"))
     self.pos_embed = nnx.Param(

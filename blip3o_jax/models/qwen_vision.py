@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from blip3o_jax import layers
 from blip3o_jax.attention import attention
 from blip3o_jax.layers import Dtype
 from blip3o_jax.layers import GatedMlp
@@ -151,9 +152,7 @@ class SelfAttention(nnx.Module):
   """Multi-head attention with 2-D rotary positions; all projections have a bias."""
 
   def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
-    kw: dict[str, Any] = dict(
-      dtype=cfg.dtype, init=_init(cfg), bias_init=nnx.initializers.zeros_init(), rngs=rngs
-    )
+    kw: dict[str, Any] = dict(dtype=cfg.dtype, init=_init(cfg), bias_init=layers.zeros, rngs=rngs)
     self.q_proj = linear(cfg.dim, cfg.dim, ("embed", "heads"), **kw)
     self.k_proj = linear(cfg.dim, cfg.dim, ("embed", "heads"), **kw)
     self.v_proj = linear(cfg.dim, cfg.dim, ("embed", "heads"), **kw)
@@ -187,9 +186,7 @@ class Merger(nnx.Module):
 
   def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
     wide = cfg.dim * cfg.merge**2
-    kw: dict[str, Any] = dict(
-      dtype=cfg.dtype, init=_init(cfg), bias_init=nnx.initializers.zeros_init(), rngs=rngs
-    )
+    kw: dict[str, Any] = dict(dtype=cfg.dtype, init=_init(cfg), bias_init=layers.zeros, rngs=rngs)
     self.ln_q = RMSNorm(cfg.dim, eps=NORM_EPS)
     self.mlp_0 = linear(wide, wide, ("embed", "mlp"), **kw)
     self.mlp_2 = linear(wide, cfg.out_dim, ("mlp", "embed"), **kw)
@@ -239,4 +236,4 @@ class QwenVision(nnx.Module):
 
 
 def _init(cfg: Config) -> Initializer:
-  return nnx.initializers.normal(cfg.init_std)
+  return layers.normal(cfg.init_std)

@@ -1,7 +1,6 @@
-"""The pixel decoder: features to pixels through a UNet and an autoencoder (spec 5).
+"""Training of the pixel decoder (`parts.painter`): first its autoencoder, then its UNet.
 
     image ─► autoencoder ─► latents;  features ─► condition;  unet(x_t, t, condition) ≈ noise
-    noise ─► unet, guided, Euler ─► latents ─► autoencoder, float32 ─► image in [0, 1]
 
 Two trainings share the module, chosen by `Config.train`: first the autoencoder alone, then the UNet
 on its frozen latents. B batch, H W pixels, h w cells, C channels.
@@ -12,8 +11,6 @@ from collections.abc import Collection
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
-import functools
-import json
 from pathlib import Path
 from typing import Any
 from typing import Literal
@@ -29,14 +26,12 @@ from blip3o_jax.data.pipeline import Data
 from blip3o_jax.data.pipeline import Transform
 from blip3o_jax.data.records import Record
 from blip3o_jax.diffusion import eps
-from blip3o_jax.diffusion import guidance
 from blip3o_jax.models import autoencoder
 from blip3o_jax.models import unet
 from blip3o_jax.systems.parts import decoder_files
-from blip3o_jax.systems.parts import diffusers_files
-from blip3o_jax.systems.parts import features as feature_space
 from blip3o_jax.systems.parts import flops as operations
 from blip3o_jax.systems.parts import layout
+from blip3o_jax.systems.parts import painter
 from blip3o_jax.systems.parts import targets
 from blip3o_jax.systems.parts.painter_recordings import recorded as recorded
 from blip3o_jax.systems.parts.painter_replay import replay as replay
@@ -44,7 +39,6 @@ from blip3o_jax.systems.parts.painter_replay import replay as replay
 SPECIAL: dict[str, str] = {}  # no text
 Batch = Mapping[str, jax.Array]
 TIME_BINS = 10
-AXES: Any = unet.Condition(keys_values=1, pooled=0, time_ids=0)  # type: ignore[arg-type]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,144 +63,27 @@ class Loss:
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-  """Sizes and design.
+class Config(painter.Config):
+  """The decoder's sizes, and its training.
 
   Attributes:
-    unet, autoencoder, schedule: of the networks and of the noise.
-    grid: latent cells a side. feature_grid: feature cells a side.
-    places: channels of a fixed code of each feature cell's row and column, appended to the features
-      (released: 0). Cross-attention knows no order; whitened features do not say where they lie.
     train: which network `loss` trains.
-
-  Raises:
-    ValueError: networks whose latent channels differ, an odd number of `places`.
   """
 
-  unet: unet.Config
-  autoencoder: autoencoder.Config
-  schedule: eps.Schedule = eps.Schedule()
-  grid: int = 128
-  feature_grid: int = 8
-  places: int = 0
   train: Literal["autoencoder", "unet"] = "unet"
   loss: Loss = Loss()
-
-  def __post_init__(self) -> None:
-    wanted = self.autoencoder.latent_channels
-    if (self.unet.in_channels, self.unet.out_channels) != (wanted, wanted):
-      raise ValueError(
-        f"unet takes {self.unet.in_channels} and gives {self.unet.out_channels} channels, latents "
-        f"have {wanted}"
-      )
-    if not 0 <= self.places < (width := self.unet.context_dim) or self.places % 2:
-      raise ValueError(f"places {self.places}: expected an even number below context_dim {width}")
-
-  @property
-  def size(self) -> int:
-    """Pixels a side of an image."""
-    return self.grid * self.autoencoder.factor
 
 
 VARIANTS = {"emu2_gen": Config(unet.VARIANTS["emu2_gen"], autoencoder.VARIANTS["sdxl"])}
 
 
-class PixelDecoder(nnx.Module):
-  """The two networks, their losses, and the way from features to pixels."""
+class PixelTraining(painter.PixelDecoder):
+  """The decoder and its losses."""
 
   def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
-    self.cfg = cfg
     # An autoencoder is trained before there is a UNet, which would only lie beside it.
-    self.unet = unet.UNet(cfg.unet, rngs=rngs) if cfg.train == "unet" else None
-    self.autoencoder = autoencoder.Autoencoder(cfg.autoencoder, rngs=rngs)
-
-  @property
-  def network(self) -> unet.UNet:
-    """The UNet; ValueError where there is none (config.train "autoencoder")."""
-    if self.unet is None:
-      raise ValueError("this decoder was built to train its autoencoder and has no UNet")
-    return self.unet
-
-  # Generation ----------------------------------------------------------------------------------
-
-  def condition(self, features: jax.Array) -> unet.Condition:
-    """float[B, h, w, C] -> what the UNet is given: tokens row by row, their mean, the time ids."""
-    tokens = features.reshape(len(features), -1, features.shape[-1]).astype(jnp.float32)
-    if self.cfg.places:
-      code = jnp.asarray(feature_space.place_code(self.cfg.feature_grid, self.cfg.places))
-      code = jnp.broadcast_to(code, (len(tokens), *code.shape))
-      tokens = jnp.concatenate([tokens, code], -1)
-    size = self.cfg.size
-    ids = jnp.asarray([size, size, 0, 0, size, size], jnp.float32)
-    return unet.Condition(
-      keys_values=self.network.prepare(tokens),
-      pooled=jnp.mean(tokens, 1),
-      time_ids=jnp.broadcast_to(ids, (len(tokens), len(ids))),
-    )
-
-  def encode(self, images: jax.Array) -> jax.Array:
-    """Images [-1, 1] float[B, H, W, 3] -> scaled latents float32[B, h, w, C], the mean."""
-    mean, _ = self.autoencoder.encode(images)
-    cfg = self.cfg.autoencoder
-    return (mean - cfg.shift_factor) * cfg.scaling_factor
-
-  def pixels(self, latents: jax.Array) -> jax.Array:
-    """Scaled latents float[B, h, w, C] -> images float32[B, H, W, 3] in [0, 1], not rounded."""
-    cfg = self.cfg.autoencoder
-    x = self.autoencoder.decode(latents / cfg.scaling_factor + cfg.shift_factor)
-    return jnp.clip(x / 2 + 0.5, 0.0, 1.0)
-
-  def sample(
-    self,
-    features: jax.Array,
-    noise: jax.Array,
-    *,
-    steps: int = 50,
-    scale: float = 3.0,
-    null: jax.Array | None = None,
-    loop: eps.Loop | None = None,
-  ) -> jax.Array:
-    """Features to scaled latents by the guided Euler sampler (spec 5.5).
-
-    Args:
-      features: float[B, h, w, C], as the generator or the encoder gives them.
-      noise: float32[B, h', w', C'] of unit variance, or B keys (one an image) to draw it from.
-      steps: network calls. scale: of guidance; 1 costs one evaluation a step, not two.
-      null: float[h, w, C] or [B or 1, h, w, C], the absence of a condition; default zeros, as in
-        training here. The released model wants its own (a stage-1 sample of " ").
-      loop: see `eps.euler`; default `default_loop()`.
-
-    Returns:
-      float32[B, h', w', C'].
-
-    Raises:
-      ValueError: features and noise of different batch.
-    """
-    if jnp.issubdtype(noise.dtype, jax.dtypes.prng_key):
-      noise = draw(noise, self.cfg)
-    if len(noise) != len(features):
-      raise ValueError(f"{len(features)} features but noise for {len(noise)} images")
-    if scale == 1:
-      null = None
-    elif null is None:
-      null = jnp.zeros((1, *features.shape[1:]))
-    elif null.ndim == features.ndim - 1:
-      null = null[None]
-    graphdef, state = nnx.split(self)
-    params = nnx.to_pure_dict(state)
-    conditions = _conditions(graphdef, params, features, null)
-    if (loop or default_loop()) == "host":
-      fn = functools.partial(_predict, graphdef, params, conditions, scale)
-      return eps.euler(fn, noise, self.cfg.schedule, steps, loop="host")
-    return _sample(graphdef, params, conditions, scale, noise, steps)
-
-  def decode(self, features: jax.Array, noise: jax.Array, **options: Any) -> jax.Array:
-    """Features to images float32[B, H, W, 3] in [0, 1]; the options are those of `sample`."""
-    latents = self.sample(features, noise, **options)
-    graphdef, state = nnx.split(self)
-    return _pixels(graphdef, nnx.to_pure_dict(state), latents)
-
-  # Training ------------------------------------------------------------------------------------
+    super().__init__(cfg, paints=cfg.train == "unet", rngs=rngs)
+    self.cfg: Config = cfg
 
   def prepare(self, batch: Batch) -> Batch:
     """For the UNet, replaces `images` by `latents`, without gradient; else the batch as it is."""
@@ -277,55 +154,9 @@ class PixelDecoder(nnx.Module):
     }
 
 
-def default_loop() -> eps.Loop:
-  """Where the sampler loops: on the host for a CPU, whose compiled loops convolve slowly."""
-  return "host" if jax.default_backend() == "cpu" else "device"
-
-
-def draw(keys: jax.Array, cfg: Config) -> jax.Array:
-  """Noise float32[B, h, w, C] of unit variance, each image from its own key of keys[B]."""
-  shape = (cfg.grid, cfg.grid, cfg.autoencoder.latent_channels)
-  return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _conditions(graphdef: Any, params: Any, features: jax.Array, null: jax.Array | None) -> Any:
-  module = nnx.merge(graphdef, params)
-  return module.condition(features), None if null is None else module.condition(null)
-
-
-def _guided(network: unet.UNet, conditions: Any, scale: float | jax.Array) -> guidance.Denoise:
-  given, null = conditions
-  return guidance.cfg(network, given, null, 1 if null is None else scale, AXES)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _predict(
-  graphdef: Any, params: Any, conditions: Any, scale: jax.Array, x: jax.Array, t: jax.Array
-) -> jax.Array:
-  return _guided(nnx.merge(graphdef, params).network, conditions, scale)(x, t)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 5))
-def _sample(
-  graphdef: Any, params: Any, conditions: Any, scale: jax.Array, noise: jax.Array, steps: int
-) -> jax.Array:
-  module = nnx.merge(graphdef, params)
-  fn = _guided(module.network, conditions, scale)
-  return eps.euler(fn, noise, module.cfg.schedule, steps, loop="device")
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _pixels(graphdef: Any, params: Any, latents: jax.Array) -> jax.Array:
-  return nnx.merge(graphdef, params).pixels(latents)
-
-
-# As a system -----------------------------------------------------------------------------------
-
-
-def build(cfg: Config, rngs: nnx.Rngs) -> PixelDecoder:
-  """The module; abstract under `nnx.eval_shape`."""
-  return PixelDecoder(cfg, rngs=rngs)
+def build(cfg: Config, rngs: nnx.Rngs) -> PixelTraining:
+  """The module with random parameters."""
+  return PixelTraining(cfg, rngs=rngs)
 
 
 def check(cfg: Config, trained: Sequence[str], mesh: Mapping[str, int]) -> None:
@@ -423,32 +254,6 @@ def write_json(cfg: Config, export: layout.Export, folder: Path, tokenizer: Path
   del tokenizer
   networks = {part["kind"] for part in export.parts} & set(decoder_files.FOLDERS)
   decoder_files.write_json(cfg, folder / decoder_files.home_of(export.parts), networks)
-
-
-def read_config(directory: str | Path, *, feature_grid: int = 8, **options: Any) -> Config:
-  """The config of the decoder that a directory holds, from its three JSON files.
-
-  Args:
-    directory: of the model or of its decoder. feature_grid: cells a side; the files do not say.
-    options: other fields of `Config`.
-
-  Raises:
-    FileNotFoundError: a file is absent. ValueError: it asks for what is not built.
-  """
-  home = diffusers_files.home(directory)
-  network, latents, schedule = (
-    json.loads((home / name).read_text())
-    for name in ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json")
-  )
-  return Config(
-    unet=diffusers_files.unet_config(network),
-    autoencoder=diffusers_files.vae_config(latents),
-    schedule=diffusers_files.schedule_config(schedule),
-    grid=network.get("sample_size", 128),
-    feature_grid=feature_grid,
-    places=network.get(decoder_files.PLACES, 0),
-    **options,
-  )
 
 
 def transforms(cfg: Config, data: Data, tokenizer: Any) -> dict[int, Transform]:

@@ -19,7 +19,6 @@ from etils import epath
 import jax
 import numpy as np
 from PIL import Image
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 Value = float | list[float]
@@ -118,6 +117,8 @@ class Writer:
       kept = [json.dumps(x) for x in lines if x["step"] <= start]
       self._path.write_text("".join(f"{x}\n" for x in kept))
     if tensorboard:
+      from tensorboardX import SummaryWriter  # imports torch, where there is one
+
       self._board = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=start + 1)
     if sys.stderr.isatty():
       self._bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from blip3o_jax import layers
 from blip3o_jax import sharding
 from blip3o_jax import trees
 
@@ -91,7 +92,7 @@ def partition(
     ValueError: a pattern that matches nothing; a variable that is no parameter, or has no axes;
       leaves or a mesh that the system refuses to train.
   """
-  model = nnx.eval_shape(lambda: system.build(model_cfg, nnx.Rngs(jax.random.key(0))))
+  model = layers.abstract(lambda rngs: system.build(model_cfg, rngs))
   graphdef, variables = nnx.split(model)
   odd = [
     "/".join(map(str, path))

@@ -34,6 +34,8 @@ from blip3o_jax.systems.blip3o import save
 from blip3o_jax.systems.blip3o import sizes as released_sizes
 from blip3o_jax.systems.parts import decoder_files
 from blip3o_jax.systems.parts import diffusers_files
+from blip3o_jax.systems.parts import painter
+from blip3o_jax.systems.parts import painter_files
 from blip3o_jax.weights import safetensors
 from blip3o_jax.weights import table
 
@@ -44,11 +46,11 @@ LEFTOVER = autoencoder.Config(latent_channels=16, quant_conv=False, post_quant_c
 Shapes = dict[str, table.Shape]
 
 
-def sizes_of(name: str, layers: int) -> tuple[blip3o.Config, pixels.Config]:
+def sizes_of(name: str, layers: int) -> tuple[blip3o.Config, painter.Config]:
   """The configs of a size; `layers` cuts every depth, so that a part has the full widths."""
   if name == "tiny":
     cfg, _ = released.read(TINY, "float32")
-    return cfg, pixels.read_config(TINY, feature_grid=cfg.grid)
+    return cfg, painter_files.read_config(TINY, feature_grid=cfg.grid)
   cfg = released_sizes.released(name)
   decoder = dataclasses.replace(pixels.VARIANTS["emu2_gen"], schedule=eps.Schedule())
   if not layers:

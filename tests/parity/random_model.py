@@ -17,11 +17,11 @@ from blip3o_jax.models import next_dit
 from blip3o_jax.models import qwen_vision
 from blip3o_jax.models import unet
 from blip3o_jax.systems import blip3o
-from blip3o_jax.systems import pixels
 from blip3o_jax.systems.blip3o import released
 from blip3o_jax.systems.blip3o import verbs
 from blip3o_jax.systems.parts import features
-from blip3o_jax.systems.parts import loading
+from blip3o_jax.systems.parts import painter
+from blip3o_jax.systems.parts.network import Network
 
 
 def backbone(sizes: np.random.Generator, **given: Any) -> decoder_lm.Config:
@@ -95,7 +95,7 @@ def system(sizes: np.random.Generator, tokenizer: Tokenizer) -> blip3o.Config:
   )
 
 
-def decoder(sizes: np.random.Generator) -> pixels.Config:
+def decoder(sizes: np.random.Generator) -> painter.Config:
   """A pixel decoder of two or three levels, attention from some level down."""
   pick = sizes.choice
   groups, levels = int(pick([2, 4])), int(pick([2, 3]))
@@ -103,7 +103,7 @@ def decoder(sizes: np.random.Generator) -> pixels.Config:
   depths = [int(pick([1, 2])) for _ in range(levels)]
   depths[0] = int(pick([0, depths[0]]))
   widths = tuple(groups * int(pick([2, 4])) for _ in range(int(pick([1, 2, 3]))))
-  return pixels.Config(
+  return painter.Config(
     unet=unet.Config(
       channels=channels,
       heads=tuple(int(pick([1, 2])) for _ in channels),
@@ -120,7 +120,7 @@ def decoder(sizes: np.random.Generator) -> pixels.Config:
   )
 
 
-def randomised(make: Callable[[], nnx.Module], seed: int) -> loading.Network:
+def randomised(make: Callable[[], nnx.Module], seed: int) -> Network:
   """The module with random leaves; no gate, bias or norm is neutral."""
   rng = np.random.default_rng(seed)
   graphdef, state = nnx.split(nnx.eval_shape(make))
@@ -128,7 +128,7 @@ def randomised(make: Callable[[], nnx.Module], seed: int) -> loading.Network:
     path: jnp.asarray(_leaf(path, leaf.shape, rng))
     for path, leaf in trees.flatten(nnx.to_pure_dict(state)).items()
   }
-  return loading.Network(graphdef, trees.unflatten(flat))
+  return Network(graphdef, trees.unflatten(flat))
 
 
 def _leaf(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
@@ -144,11 +144,11 @@ def _leaf(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.nda
 def model(sizes: np.random.Generator, tokenizer: Path, *, paints: bool = True) -> verbs.Model:
   """A model with the tokenizer of a directory; `paints` gives it a pixel decoder."""
   words, seed = Tokenizer.load(tokenizer, blip3o.SPECIAL), int(sizes.integers(1 << 30))
-  cfg, painter = system(sizes, words), decoder(sizes)
+  cfg, drawing = system(sizes, words), decoder(sizes)
   return verbs.Model(
     cfg,
     released.Settings(),
     randomised(lambda: blip3o.build(cfg, nnx.Rngs(0)), seed),
-    randomised(lambda: pixels.build(painter, nnx.Rngs(0)), seed + 1) if paints else None,
+    randomised(lambda: painter.build(drawing, nnx.Rngs(0)), seed + 1) if paints else None,
     words,
   )

@@ -231,7 +231,6 @@ def test_sampler_against_diffusers(steps: int, shift: float) -> None:
   wanted = x
   for t in scheduler.timesteps:
     wanted = scheduler.step(torch.sin(wanted) + t / 1000, t, wanted, return_dict=False)[0]
-  out = flow.euler(
-    lambda x, t: jnp.sin(x) + t[:, None] / 1000, jnp.asarray(x.numpy()), steps, False, shift
-  )
+  table = flow.table(steps, False, shift)
+  out = flow.euler(lambda x, t: jnp.sin(x) + t[:, None] / 1000, jnp.asarray(x.numpy()), table)
   np.testing.assert_allclose(out, wanted.numpy(), rtol=2e-6)

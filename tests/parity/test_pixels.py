@@ -16,9 +16,11 @@ import random_model
 from blip3o_jax import trees
 from blip3o_jax.diffusion import eps
 from blip3o_jax.diffusion import guidance
-from blip3o_jax.systems import pixels
 from blip3o_jax.systems.parts import diffusers_files
 from blip3o_jax.systems.parts import loading
+from blip3o_jax.systems.parts import painter
+from blip3o_jax.systems.parts import painter_files
+from blip3o_jax.systems.parts.network import Network
 from blip3o_jax.weights.safetensors import Tensors
 
 TINY = Path(__file__).parents[1] / "data" / "tiny-blip3o"
@@ -40,7 +42,7 @@ def first(x: jax.Array) -> np.ndarray:
 
 call = jax.jit(lambda model, *args: model(*args))
 conditions = jax.jit(
-  lambda decoder, a, b: guidance.join(decoder.condition(a), decoder.condition(b), pixels.AXES)
+  lambda decoder, a, b: guidance.join(decoder.condition(a), decoder.condition(b), painter.AXES)
 )
 encode = jax.jit(lambda model, x: model.encode(x))
 decode = jax.jit(lambda model, x: model.decode(x))
@@ -51,14 +53,14 @@ def error(found: np.ndarray, wanted: np.ndarray) -> float:
   return float(np.linalg.norm(np.float64(found) - wanted) / np.linalg.norm(wanted))
 
 
-def load(directory: Path) -> pixels.PixelDecoder:
+def load(directory: Path) -> painter.PixelDecoder:
   """The decoder of a directory, through the public reader."""
-  cfg = pixels.read_config(directory, feature_grid=GRID)
-  return loading.load(pixels, cfg, directory, dtype=None).module()
+  cfg = painter_files.read_config(directory, feature_grid=GRID)
+  return loading.load(painter, cfg, directory, dtype=None).module()
 
 
 @pytest.fixture(scope="module")
-def decoder() -> pixels.PixelDecoder:
+def decoder() -> painter.PixelDecoder:
   """The recorded miniature."""
   return load(TINY)
 
@@ -69,7 +71,7 @@ def features(recorded: Recorded, name: str = "features") -> jax.Array:
   return jnp.asarray(tokens.reshape(1, GRID, GRID, tokens.shape[-1]))
 
 
-def unet_eps(decoder: pixels.PixelDecoder, recorded: Recorded) -> np.ndarray:
+def unet_eps(decoder: painter.PixelDecoder, recorded: Recorded) -> np.ndarray:
   """The recorded call: condition first, null second, each with its own token mean."""
   condition = conditions(decoder, features(recorded), features(recorded, "null_features"))
   np.testing.assert_array_equal(condition.time_ids[0], recorded["decoder.unet.time_ids"])
@@ -80,9 +82,10 @@ def unet_eps(decoder: pixels.PixelDecoder, recorded: Recorded) -> np.ndarray:
 
 @pytest.mark.parametrize("loop", ["host", "device"])
 def test_loop(
-  decoder: pixels.PixelDecoder, recorded: Recorded, check: Check, loop: eps.Loop
+  decoder: painter.PixelDecoder, recorded: Recorded, check: Check, loop: eps.Loop
 ) -> None:
-  latents = decoder.sample(
+  latents = painter.sample(
+    Network.of(decoder),
     features(recorded),
     last(recorded["decoder.loop.noise"]),
     steps=12,
@@ -96,7 +99,7 @@ def test_loop(
 
 @pytest.mark.parametrize("every", [16, pytest.param(1, marks=pytest.mark.slow)])
 def test_altered_weights_are_caught(
-  decoder: pixels.PixelDecoder, recorded: Recorded, every: int
+  decoder: painter.PixelDecoder, recorded: Recorded, every: int
 ) -> None:
   """The test of the test: one element of a UNet parameter, and one recorded number."""
   wanted = recorded["decoder.unet.eps"]
@@ -255,5 +258,6 @@ def test_schedule_of_diffusers(check: Check, spacing: Any, betas: Any) -> None:
   def fn(x: jax.Array, t: jax.Array) -> jax.Array:
     return jnp.tanh(x + t[:, None, None, None] / 1000)
 
+  table = eps.table(ours, 7)
   for loop in ("host", "device"):
-    check(f"diffusers {spacing} {loop}", eps.euler(fn, noise, ours, 7, loop=loop), 2e-6, x)
+    check(f"diffusers {spacing} {loop}", eps.euler(fn, noise, table, loop=loop), 2e-6, x)

@@ -3,7 +3,7 @@
     prompt tokens ─► backbone ─► hidden vectors at the slots = condition z
     image ─► encoder ─► features x0;  x_t = (1 - t) x0 + t noise;  denoiser(x_t, 1000 t, z) ≈
         noise - x0
-    noise ─► denoiser, guided, from t = 1 to 0 ─► features ─► systems/pixels.py ─► image
+    noise ─► denoiser, guided, from t = 1 to 0 ─► features ─► parts/painter ─► image
     image patches ─► visual ─► embeddings inside a prompt ─► backbone ─► text
 
 B batch, P prompt length, T row length, Q slots, D width, V vocabulary, h w cells, C channels.
@@ -12,6 +12,7 @@ B batch, P prompt length, T row length, Q slots, D width, V vocabulary, h w cell
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+from typing import Any
 from typing import Literal
 
 from flax import nnx
@@ -193,13 +194,40 @@ class Blip3o(nnx.Module):
 
   # Generation ----------------------------------------------------------------------------------
 
-  def condition(self, tokens: jax.Array, segments: jax.Array) -> jax.Array:
-    """What the slots read after each prompt: float[B, Q, D] (see `slots.read`)."""
+  def read(
+    self,
+    tokens: jax.Array,
+    segments: jax.Array,
+    patches: jax.Array | None = None,
+    layout: qwen_vision.Layout | None = None,
+  ) -> jax.Array:
+    """What the slots read after each prompt: float[B, Q, D] (see `slots.read`).
+
+    Args:
+      tokens, segments: int[B, P] left-padded prompts. patches, layout: of their pictures, as in
+        `embed`; places of a picture count as those of words do (spec 1.7).
+    """
     if self.slots is None:
       raise ValueError("generation needs the part 'denoiser', absent from config.parts")
-    z = visual_slots.read(
-      self.backbone, self.slots, tokens, segments, prompt_gradient=self.cfg.prompt_gradient
+    inputs = self.embed(tokens, patches, layout)
+    return visual_slots.read(
+      self.backbone,
+      inputs,
+      decoder_lm.plain_positions(segments),
+      segments,
+      self.slots(len(tokens), inputs.dtype),
+      prompt_gradient=self.cfg.prompt_gradient,
     )
+
+  def condition(
+    self,
+    tokens: jax.Array,
+    segments: jax.Array,
+    patches: jax.Array | None = None,
+    layout: qwen_vision.Layout | None = None,
+  ) -> jax.Array:
+    """What the generator is given, float[B, Q, D], of the arguments of `read`."""
+    z = self.read(tokens, segments, patches, layout)
     return z if self.projector is None else self.projector(z)
 
   def targets(self, images: jax.Array) -> jax.Array:
@@ -214,34 +242,33 @@ class Blip3o(nnx.Module):
 
   def generate(
     self,
-    tokens: jax.Array,
-    segments: jax.Array,
+    prompt: Mapping[str, Any],
     noise: jax.Array,
-    *,
-    steps: int = 30,
-    scale: float = 3.0,
+    steps: flow.Table,
+    scale: float | jax.Array | None = 3.0,
     sampler: Literal["euler", "heun"] = "euler",
-    truncate: bool = True,
   ) -> jax.Array:
     """Features for prompts (spec 4.4); jit-able, the whole loop in one program.
 
     Args:
-      tokens, segments: int[B, P] left-padded prompts. noise: float32[B, h, w, C] at t = 1.
-      steps: network calls of Euler. scale: of guidance; 1 costs one evaluation a step, not two.
-      truncate: integer timesteps as released, or exact ones.
+      prompt: the arguments of `read`, by name. noise: float32[B, h, w, C] at t = 1.
+      steps: `flow.table` of their number. scale: of guidance, may be traced; None is unguided, one
+        evaluation a step and not two.
 
     Returns:
       float32[B, h, w, C].
     """
-    z = self.condition(tokens, segments)
+    z = self.condition(**prompt)
     if self.regressor is not None:
       return self.regressor(z).astype(jnp.float32).reshape(noise.shape)
     assert self.denoiser is not None
     condition = self.denoiser.prepare(z)
-    null = None if scale == 1 else self.denoiser.prepare(jnp.zeros_like(z[:1]))
-    velocity = guidance.cfg(self.denoiser, condition, null, scale, next_dit.BATCH_AXES)
+    velocity = guidance.cfg(self.denoiser, condition, None, 1, next_dit.BATCH_AXES)
+    if scale is not None:
+      null = self.denoiser.prepare(jnp.zeros_like(z[:1]))
+      velocity = guidance.cfg(self.denoiser, condition, null, scale, next_dit.BATCH_AXES)
     sample = flow.euler if sampler == "euler" else flow.heun
-    return sample(velocity, noise, steps=steps, truncate=truncate)
+    return sample(velocity, noise, steps)
 
   # Training ------------------------------------------------------------------------------------
 

@@ -68,6 +68,28 @@ def reconstruction_ids(
   return out + tokenizer.encode(RECONSTRUCT) + _before_slots(tokenizer, form)
 
 
+def edit_ids(
+  tokenizer: Tokenizer, caption: str, image_tokens: int, *, limit: int, form: Form = "inference"
+) -> list[int]:
+  """The prompt that asks for a picture after a given one: its tokens, then the caption.
+
+  Of the form of `reconstruction_ids`, with the caption as the request; a longer one is cut.
+
+  Raises:
+    ValueError: a limit in which template and picture do not fit.
+  """
+  head = [*chat.message(tokenizer, "system", SYSTEM), tokenizer.im_start]
+  head += tokenizer.encode("user\n") + chat.picture(tokenizer, image_tokens)
+  tail = _before_slots(tokenizer, form)
+  room = limit - len(head) - len(tail)
+  if room < 0:
+    raise ValueError(
+      f"a limit of {limit} tokens does not hold the prompt's template and {image_tokens} image "
+      "tokens"
+    )
+  return head + chat.cut(tokenizer.encode(f"\n{caption}"), room, "caption", limit) + tail
+
+
 def reading_row(
   tokenizer: Tokenizer, prompt: Sequence[int], words: Sequence[str], fill: Sequence[int]
 ) -> tuple[list[int], list[int]]:

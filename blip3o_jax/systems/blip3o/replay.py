@@ -27,7 +27,7 @@ from blip3o_jax.models import qwen_vision
 from blip3o_jax.systems.blip3o import rows as names
 from blip3o_jax.systems.blip3o import verbs
 from blip3o_jax.systems.blip3o.recordings import SAMPLES
-from blip3o_jax.systems.parts import slots as visual_slots
+from blip3o_jax.systems.parts import decoding
 from blip3o_jax.systems.parts.recorded import Errors
 from blip3o_jax.systems.parts.recorded import first
 from blip3o_jax.systems.parts.recorded import last
@@ -35,6 +35,7 @@ from blip3o_jax.weights import table
 
 Inputs = Mapping[str, np.ndarray]
 Outputs = dict[str, Any]
+PROMPT = ("tokens", "segments", "positions", "deltas", "patches", "layout")
 TRAINED = ("slots", "projector", "denoiser")
 
 
@@ -186,8 +187,9 @@ def _greedy(model: verbs.Model, inputs: tuple[Any, ...], recorded: np.ndarray) -
   if not 0 < allowed <= model.cfg.backbone.vocab_size or recorded.min() < 0:
     raise ValueError("und.greedy_tokens: ids outside the vocabulary")
   if model.cfg.backbone.dtype == "float32":
-    key = jax.random.key(0)
-    return np.asarray(verbs.answer(graphdef, params, inputs, (length, allowed, (-1,)), 0.0, key))
+    prompt = dict(zip(PROMPT, inputs, strict=True))
+    rules = decoding.rules(batch, length, allowed, (-1,))
+    return np.asarray(verbs.answer(model.system, prompt, rules, None))[:, :length]
   tokens, segments, positions, deltas, patches, layout = inputs
   after = tokens.shape[1] + np.arange(length - 1) + deltas
   longer = (
@@ -207,7 +209,8 @@ def _greedy(model: verbs.Model, inputs: tuple[Any, ...], recorded: np.ndarray) -
 @functools.partial(jax.jit, static_argnums=0)
 def _slots(graphdef: Any, params: Any, tokens: jax.Array, segments: jax.Array) -> jax.Array:
   module = nnx.merge(graphdef, params)
-  return visual_slots.read(module.backbone, _part(module, "slots"), tokens, segments)
+  _part(module, "slots")
+  return module.read(tokens, segments)
 
 
 def _generate(model: verbs.Model, given: Inputs, wanted: Inputs) -> Outputs:
@@ -221,7 +224,9 @@ def _generate(model: verbs.Model, given: Inputs, wanted: Inputs) -> Outputs:
   out = {"query_hidden": np.asarray(_slots(graphdef, params, tokens, segments), np.float32)}
   for name, steps, scale in SAMPLES:
     if name in wanted:
-      found = verbs.sample(graphdef, params, tokens, segments, noise, steps, scale, "euler")
+      prompt = {"tokens": tokens, "segments": segments}
+      guided = None if scale == 1 else np.float32(scale)
+      found = verbs.draw(model.system, prompt, noise, flow.table(steps), guided, "euler")
       out[name] = first(found)
   return out
 
@@ -313,7 +318,7 @@ def _objective(
   tokens, segments, images, noise, t = batch
   module = nnx.merge(graphdef, trees.unflatten(trees.flatten(params) | chosen))
   denoiser = _part(module, "denoiser")
-  hidden = visual_slots.read(module.backbone, module.slots, tokens, segments)
+  hidden = module.read(tokens, segments)
   features = jax.lax.stop_gradient(module.targets(images))
   z = hidden if module.projector is None else module.projector(hidden)
   condition = denoiser.prepare(z)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from blip3o_jax import layers
 from blip3o_jax.models import eva_vit
 
 
@@ -53,7 +54,7 @@ class Whiten(nnx.Module):
 
   def __init__(self, grid: int, dim: int, kept: int, *, rngs: nnx.Rngs):
     self.mean = nnx.Param(jnp.zeros((grid, grid, dim)), axes=("rest", "rest", "rest"))
-    kernel = jax.random.orthogonal(rngs.params(), dim)[:, :kept]
+    kernel = layers.orthogonal(rngs.params(), (dim, kept))
     self.kernel = nnx.Param(kernel, axes=("rest", "rest"))
 
   def __call__(self, x: jax.Array) -> jax.Array:

@@ -28,6 +28,7 @@ from blip3o_jax import sharding
 from blip3o_jax import trees
 from blip3o_jax.systems.parts import layout
 from blip3o_jax.systems.parts import opened
+from blip3o_jax.systems.parts.network import Network
 from blip3o_jax.train import checkpoint
 from blip3o_jax.train.state import Leaves
 from blip3o_jax.weights import store
@@ -176,24 +177,6 @@ class Builds(layout.Describes, Protocol):
     """See `systems.System`."""
 
 
-@dataclasses.dataclass
-class Network:
-  """A module taken apart for jit: static structure, and a pure dict of arrays."""
-
-  graphdef: Any
-  params: trees.Tree
-
-  @classmethod
-  def of(cls, module: nnx.Module) -> "Network":
-    """Of a module with arrays."""
-    graphdef, state = nnx.split(module)
-    return cls(graphdef, nnx.to_pure_dict(state))
-
-  def module(self) -> Any:
-    """The module again."""
-    return nnx.merge(self.graphdef, self.params)
-
-
 def load(
   system: Builds,
   cfg: Any,
@@ -217,7 +200,7 @@ def load(
     FileNotFoundError: a directory or file that is not there.
     ValueError: what does not fit, all of a directory at once; parameters that nothing fills.
   """
-  model = nnx.eval_shape(lambda: system.build(cfg, nnx.Rngs(0)))
+  model = layers.abstract(lambda rngs: system.build(cfg, rngs))
   graphdef, state = nnx.split(model)
   places = {} if mesh is None else trees.flatten(sharding.shardings(model, mesh))
   leaves: Leaves = {}

@@ -15,8 +15,8 @@ import numpy as np
 from blip3o_jax.diffusion import eps
 from blip3o_jax.diffusion import guidance
 from blip3o_jax.layers import Dtype
-from blip3o_jax.systems import pixels
-from blip3o_jax.systems.blip3o import verbs
+from blip3o_jax.systems.parts import painter
+from blip3o_jax.systems.parts import painter_files
 from blip3o_jax.systems.parts.painter_recordings import LOOP_SCALE
 from blip3o_jax.systems.parts.painter_recordings import LOOP_STEPS
 from blip3o_jax.systems.parts.painter_recordings import grid_of
@@ -35,14 +35,14 @@ def replay(
     FileNotFoundError, ValueError: what is wrong with the model.
   """
   grid = grid_of(recording["features"]) if "features" in recording else 1
-  return functools.partial(run, verbs.load_decoder(directory, grid, dtype))
+  return functools.partial(run, painter_files.load(directory, grid, dtype))
 
 
 def run(decoder: Any, call: str, inputs: Inputs, outputs: Inputs) -> dict[str, Any]:
   """Runs one call of `painter_recordings.CALLS`.
 
   Args:
-    decoder: a `verbs.Network`. call: its name. inputs: {name: array}, all that the call needs.
+    decoder: a `Network`. call: its name. inputs: {name: array}, all that the call needs.
     outputs: the recorded ones, which no call here reads.
 
   Returns:
@@ -60,14 +60,14 @@ def run(decoder: Any, call: str, inputs: Inputs, outputs: Inputs) -> dict[str, A
   if call == "unet":
     x = last(inputs["unet.sample"])
     t = jnp.full((len(x),), inputs["unet.timestep"])
-    both = guidance.join(conditions[0], conditions[1], pixels.AXES)
+    both = guidance.join(conditions[0], conditions[1], painter.AXES)
     return {"unet.eps": first(_unet(graphdef, params, x, t, both))}
   schedule = decoder.module().cfg.schedule
   sigmas, timesteps = eps.steps(schedule, LOOP_STEPS)
   fn = functools.partial(_guided, graphdef, params, conditions)
   # On the host: compiled loops convolve slowly on a CPU, and elsewhere twelve steps are few.
-  noise = jnp.asarray(last(inputs["loop.noise"]))
-  latents = eps.euler(fn, noise, schedule, LOOP_STEPS, loop="host")
+  table = eps.table(schedule, LOOP_STEPS)
+  latents = eps.euler(fn, jnp.asarray(last(inputs["loop.noise"])), table, loop="host")
   image = _pixels(graphdef, params, latents)
   return {
     "loop.sigmas": sigmas,
@@ -104,7 +104,7 @@ def _unet(graphdef: Any, params: Any, x: jax.Array, t: jax.Array, condition: Any
 @functools.partial(jax.jit, static_argnums=0)
 def _guided(graphdef: Any, params: Any, conditions: Any, x: jax.Array, t: jax.Array) -> jax.Array:
   network = nnx.merge(graphdef, params).network
-  return guidance.cfg(network, conditions[0], conditions[1], LOOP_SCALE, pixels.AXES)(x, t)
+  return guidance.cfg(network, conditions[0], conditions[1], LOOP_SCALE, painter.AXES)(x, t)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -11,14 +11,13 @@ import jax.numpy as jnp
 
 from blip3o_jax import layers
 from blip3o_jax.models.decoder_lm import DecoderLM
-from blip3o_jax.models.decoder_lm import plain_positions
 
 
 class Slots(nnx.Module):
   """The table of `count` learned input vectors of width `dim`, init N(0, std^2) (spec 1.9)."""
 
   def __init__(self, count: int, dim: int, std: float = 1.0, *, rngs: nnx.Rngs):
-    value = std * jax.random.normal(rngs.params(), (1, count, dim))
+    value = layers.normal(std)(rngs.params(), (1, count, dim))
     self.embedding = nnx.Param(value, axes=("rest", "rest", "embed"))
 
   def __call__(self, batch: int, dtype: jnp.dtype) -> jax.Array:
@@ -29,41 +28,57 @@ class Slots(nnx.Module):
 
 def read(
   language: DecoderLM,
-  slots: Slots,
-  tokens: jax.Array,
+  inputs: jax.Array,
+  positions: jax.Array,
   segments: jax.Array,
+  slots: jax.Array,
+  offset: Literal[0, -1] = 0,
   *,
   prompt_gradient: Literal["stop", "full"] = "stop",
 ) -> jax.Array:
-  """The hidden vectors at the slots appended to each prompt.
+  """The hidden vectors of the slots appended to each prompt.
 
   With a frozen language model the prompt's activations depend on nothing that is trained, so with
   `prompt_gradient="stop"` the prompt runs forward only and just the slots, attending to its keys
   and values, carry gradients: the same mathematics at less cost (spec 11, query-only trick).
 
   Args:
-    language: the backbone. slots: the table.
-    tokens: int[B, P], left-padded, each ending in the image-start token.
+    language: the backbone.
+    inputs: float[B, P, D], embeddings of left-padded prompts, pictures among them.
+    positions: int[B, P], or int[3, B, P] of M-RoPE. The slots follow: at the last position + 1 and
+      on, on three axes at the largest + 1 and on.
     segments: int[B, P], 0 at padding.
+    slots: float[B, Q, D], what stands at the slots.
+    offset: 0 reads each slot at its own place, -1 one place before, where the language model
+      predicts it.
     prompt_gradient: "full" is required when the language model itself is trained.
 
   Returns:
     float[B, Q, D] after the final norm.
   """
-  batch, length = tokens.shape
-  inputs = language.embed(tokens)
-  positions = plain_positions(segments)
-  queries = slots(batch, inputs.dtype)
-  count = queries.shape[1]
-  after = positions[:, -1:] + 1 + jnp.arange(count)[None]
+  (batch, count), length = slots.shape[:2], inputs.shape[1]
+  slots = slots.astype(inputs.dtype)
+  after = _following(positions, segments, count)
   if prompt_gradient == "stop":
     inputs = jax.lax.stop_gradient(inputs)
-    _, cache = language.prefill(inputs, positions, segments, length + count)
-    hidden, _ = language.extend(queries, after, jax.lax.stop_gradient(cache))
-    return hidden
-  x = jnp.concatenate([inputs, queries], 1)
+    before, cache = language.prefill(inputs, positions, segments, length + count)
+    hidden, _ = language.extend(slots, after, jax.lax.stop_gradient(cache))
+    if offset == 0:
+      return hidden
+    return jnp.concatenate([jax.lax.stop_gradient(before[:, -1:]), hidden[:, :-1]], 1)
+  x = jnp.concatenate([inputs, slots], 1)
   seen = jnp.concatenate([segments, jnp.ones((batch, count), segments.dtype)], 1)
-  return language(x, jnp.concatenate([positions, after], 1), seen)[:, length:]
+  hidden = language(x, jnp.concatenate([positions, after], -1), seen)
+  return hidden[:, length + offset : length + offset + count]
+
+
+def _following(positions: jax.Array, segments: jax.Array, count: int) -> jax.Array:
+  """Positions of `count` slots after prompts: int[B, Q], or int[3, B, Q]."""
+  steps = 1 + jnp.arange(count)[None]
+  if positions.ndim == 2:
+    return positions[:, -1:] + steps
+  last = jnp.max(jnp.where(segments > 0, positions, -1), (0, 2))
+  return jnp.broadcast_to(last[:, None] + steps, (3, len(last), count))
 
 
 class Projector(nnx.Module):

@@ -131,7 +131,7 @@ def test_orders_of_convergence() -> None:
   truth = np.asarray(noise) * np.exp(-np.sin(5) / 5)
 
   def error(sample: Callable[..., jax.Array], steps: int) -> float:
-    return float(np.abs(sample(oscillator, noise, steps, False) - truth).max())
+    return float(np.abs(sample(oscillator, noise, flow.table(steps, False)) - truth).max())
 
   assert error(flow.euler, 20) / error(flow.euler, 40) == pytest.approx(2, rel=0.15)
   assert error(flow.heun, 40) / error(flow.heun, 80) == pytest.approx(4, rel=0.15)
@@ -149,9 +149,9 @@ def test_heun_by_hand() -> None:
       ahead = oscillator(wanted + delta * slope, jnp.full((2,), timesteps[i + 1]))
       slope = (slope + ahead) / 2
     wanted = wanted + delta * slope
-  np.testing.assert_allclose(flow.heun(oscillator, x, 3), wanted, rtol=1e-5)
-  one = flow.euler(oscillator, x, 1)
-  np.testing.assert_allclose(flow.heun(oscillator, x, 1), one, rtol=1e-6)
+  np.testing.assert_allclose(flow.heun(oscillator, x, flow.table(3, False)), wanted, rtol=1e-5)
+  one = flow.euler(oscillator, x, flow.table(1))
+  np.testing.assert_allclose(flow.heun(oscillator, x, flow.table(1, False)), one, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("sample", "evaluations"), [(flow.euler, 7), (flow.heun, 13)])
@@ -163,7 +163,7 @@ def test_one_loop_and_its_evaluations(sample: Callable[..., jax.Array], evaluati
     jax.debug.callback(lambda t: run.append(t), timesteps)
     return (0.1 * x).astype(jnp.bfloat16)
 
-  out = jax.jit(lambda x: sample(fn, x, 7))(jnp.ones((2, 3), jnp.bfloat16))
+  out = jax.jit(lambda x: sample(fn, x, flow.table(7)))(jnp.ones((2, 3), jnp.bfloat16))
   jax.effects_barrier()
   assert out.dtype == jnp.float32
   assert traced == [jnp.float32]

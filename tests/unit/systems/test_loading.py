@@ -19,6 +19,7 @@ from blip3o_jax.systems import pixels
 from blip3o_jax.systems.blip3o import released
 from blip3o_jax.systems.blip3o import verbs
 from blip3o_jax.systems.parts import loading
+from blip3o_jax.systems.parts.network import Network
 from blip3o_jax.train import checkpoint
 from blip3o_jax.train import optimizer
 from blip3o_jax.train import state as train_state
@@ -28,7 +29,7 @@ TINY = checkpoints.TINY
 CFG = dataclasses.replace(released.read(TINY, "float32")[0], parts=("denoiser",))
 
 
-def flat(network: loading.Network) -> dict[str, np.ndarray]:
+def flat(network: Network) -> dict[str, np.ndarray]:
   return {path: np.asarray(value) for path, value in trees.flatten(network.params).items()}
 
 

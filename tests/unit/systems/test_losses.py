@@ -217,7 +217,14 @@ def test_slots_do_not_see_padding(fill: Fill):
   batch = _prompts()
   other = batch | {"tokens": np.where(batch["segments"] == 0, 7, batch["tokens"])}
   read = {
-    (name, kind): slots.read(language, table, **b, prompt_gradient=kind)
+    (name, kind): slots.read(
+      language,
+      language.embed(b["tokens"]),
+      decoder_lm.plain_positions(b["segments"]),
+      b["segments"],
+      table(3, jnp.float32),
+      prompt_gradient=kind,
+    )
     for name, b in (("one", batch), ("other", other))
     for kind in ("stop", "full")
   }

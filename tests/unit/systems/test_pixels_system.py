@@ -24,6 +24,9 @@ from blip3o_jax.systems.parts import decoder_files
 from blip3o_jax.systems.parts import diffusers_files
 from blip3o_jax.systems.parts import features as feature_space
 from blip3o_jax.systems.parts import loading
+from blip3o_jax.systems.parts import painter
+from blip3o_jax.systems.parts import painter_files
+from blip3o_jax.systems.parts.network import Network
 
 TINY = pixels.Config(
   unet=unet.Config(
@@ -52,8 +55,14 @@ loss_of = jax.jit(lambda module, batch, key, weights: module.loss(batch, key, we
 
 
 @pytest.fixture(scope="module")
-def decoder(fill: Callable[..., Any]) -> pixels.PixelDecoder:
+def decoder(fill: Callable[..., Any]) -> pixels.PixelTraining:
   return fill(lambda: pixels.build(TINY, nnx.Rngs(0)))
+
+
+def sizes_of(cfg: pixels.Config) -> painter.Config:
+  """What files say of a config: nothing of its training."""
+  names = [f.name for f in dataclasses.fields(painter.Config)]
+  return painter.Config(**{name: getattr(cfg, name) for name in names})
 
 
 def batch_of(cfg: pixels.Config, count: int) -> dict[str, jax.Array]:
@@ -107,7 +116,7 @@ def test_losses_of_microbatches_add_up(cfg: pixels.Config, fill: Callable[..., A
     np.testing.assert_allclose(factor * metrics[name], same[name], rtol=1e-5)
 
 
-def test_drop_gives_the_null_loss(decoder: pixels.PixelDecoder) -> None:
+def test_drop_gives_the_null_loss(decoder: pixels.PixelTraining) -> None:
   batch, key = prepare(decoder, batch_of(TINY, 3)), jax.random.key(3)
   _, state = nnx.split(decoder)
 
@@ -123,7 +132,7 @@ def test_drop_gives_the_null_loss(decoder: pixels.PixelDecoder) -> None:
   assert loss(0.0, batch["features"]) != pytest.approx(loss(0.0, zeros), rel=1e-4)
 
 
-def test_prepare_encodes_once_and_scales(decoder: pixels.PixelDecoder) -> None:
+def test_prepare_encodes_once_and_scales(decoder: pixels.PixelTraining) -> None:
   batch = batch_of(TINY, 2)
   ready = prepare(decoder, batch)
   mean = encode(decoder, batch["images"])
@@ -133,40 +142,43 @@ def test_prepare_encodes_once_and_scales(decoder: pixels.PixelDecoder) -> None:
 
 
 def test_images_do_not_depend_on_batch_mates_nor_on_the_loop(
-  decoder: pixels.PixelDecoder,
+  decoder: pixels.PixelTraining,
 ) -> None:
   features = jax.random.normal(jax.random.key(0), (3, 2, 2, 6))
-  keys = jax.random.split(jax.random.key(1), 3)
-  draw = functools.partial(decoder.decode, steps=3, scale=2.0)
-  images = draw(features, keys)
+  seeds = np.asarray([5, 6, 7], np.uint32)
+  network, options = Network.of(decoder), {"steps": 3, "scale": 2.0}
+  draw = functools.partial(painter.sample, network, **options)
+  latents = draw(features, seeds)
+  np.testing.assert_allclose(draw(features[1:2], seeds[1:2]), latents[1:2], atol=2e-5)
+  np.testing.assert_allclose(draw(features, seeds, loop="device"), latents, atol=2e-5)
+  assert np.abs(latents[0] - latents[1]).max() > 1e-2
+  images = painter.paint(network, features, [5, 6, 7], **options)
   assert images.shape == (3, 8, 8, 3)
-  assert images.min() >= 0
-  assert images.max() <= 1
-  np.testing.assert_allclose(draw(features[1:2], keys[1:2]), images[1:2], atol=2e-5)
-  np.testing.assert_allclose(draw(features, keys, loop="device"), images, atol=2e-5)
-  noise = pixels.draw(keys, TINY)
-  np.testing.assert_allclose(draw(features, noise), images, atol=2e-5)
+  wanted = np.asarray(decoder.pixels(jnp.asarray(latents)))
+  assert wanted.min() >= 0
+  assert wanted.max() <= 1
+  assert np.abs(images - 255 * wanted).max() < 0.51
 
 
-def test_guidance(decoder: pixels.PixelDecoder) -> None:
+def test_guidance(decoder: pixels.PixelTraining) -> None:
   features = jax.random.normal(jax.random.key(0), (2, 2, 2, 6))
-  noise = pixels.draw(jax.random.split(jax.random.key(1), 2), TINY)
-  sample = functools.partial(decoder.sample, noise=noise, steps=2)
+  noise = np.asarray([1, 2], np.uint32)
+  sample = functools.partial(painter.sample, Network.of(decoder), noise=noise, steps=2)
   null = jax.random.normal(jax.random.key(2), (2, 2, 6))
   guided = sample(features, scale=1.5, null=null)
-  assert float(jnp.abs(guided - sample(features, scale=1.5)).max()) > 1e-4  # zeros by default
+  assert float(np.abs(guided - sample(features, scale=1.5)).max()) > 1e-4  # zeros by default
   np.testing.assert_allclose(sample(features, scale=1.5, null=null[None]), guided, atol=1e-6)
   plain = sample(features, scale=1)
   np.testing.assert_allclose(sample(features, scale=1.000001, null=null), plain, atol=1e-4)
   np.testing.assert_allclose(sample(features, scale=0.0, null=features), plain, atol=1e-4)
 
 
-def test_wrong_count_of_noise(decoder: pixels.PixelDecoder) -> None:
+def test_wrong_count_of_noise(decoder: pixels.PixelTraining) -> None:
   with pytest.raises(ValueError, match="2 features but noise for 1 images"):
-    decoder.decode(jnp.zeros((2, 2, 2, 6)), jax.random.split(jax.random.key(0), 1))
+    painter.paint(Network.of(decoder), np.zeros((2, 2, 2, 6)), [0])
 
 
-def test_latent_scale_makes_unit_variance(decoder: pixels.PixelDecoder) -> None:
+def test_latent_scale_makes_unit_variance(decoder: pixels.PixelTraining) -> None:
   images = batch_of(TINY, 4)["images"]
   mean = encode(decoder, images)
   scale = autoencoder.latent_scale(decoder.autoencoder, images)
@@ -194,15 +206,15 @@ def test_places_are_told_apart_and_saved(tmp_path: Path) -> None:
   decoder_files.save(
     cfg, tmp_path / diffusers_files.FOLDER, trees.flatten(nnx.to_pure_dict(nnx.state(module)))
   )
-  assert pixels.read_config(tmp_path, feature_grid=2) == cfg
+  assert painter_files.read_config(tmp_path, feature_grid=2) == sizes_of(cfg)
   with pytest.raises(ValueError, match="places 3: expected an even number"):
     dataclasses.replace(cfg, places=3)
 
 
-def test_files_round_trip(decoder: pixels.PixelDecoder, tmp_path: Path) -> None:
+def test_files_round_trip(decoder: pixels.PixelTraining, tmp_path: Path) -> None:
   params = trees.flatten(nnx.to_pure_dict(nnx.state(decoder)))
   decoder_files.save(TINY, tmp_path / diffusers_files.FOLDER, params)
-  assert pixels.read_config(tmp_path, feature_grid=2) == TINY
+  assert painter_files.read_config(tmp_path, feature_grid=2) == sizes_of(TINY)
   abstract = {p: jax.ShapeDtypeStruct(v.shape, v.dtype) for p, v in params.items()}
   again, _ = loading.fill(pixels, TINY, loading.resolve([str(tmp_path)]), abstract, abstract)
   assert set(again) == set(params)

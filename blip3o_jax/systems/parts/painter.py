@@ -1,0 +1,252 @@
+"""Features to pixels through a UNet and an autoencoder (spec 5).
+
+    image ─► autoencoder ─► latents;  features ─► condition;  unet(x_t, t, condition) ≈ noise
+    noise ─► unet, guided, Euler ─► latents ─► autoencoder, float32 ─► image in [0, 1]
+
+`paint` is the whole way for a loaded network, in three programs: what comes before the loop, one
+step of it, and what comes after. B batch, H W pixels, h w cells, C channels.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from blip3o_jax.diffusion import eps
+from blip3o_jax.diffusion import flow
+from blip3o_jax.diffusion import guidance
+from blip3o_jax.models import autoencoder
+from blip3o_jax.models import unet
+from blip3o_jax.systems.parts import buckets
+from blip3o_jax.systems.parts import decoder_files
+from blip3o_jax.systems.parts import features as feature_space
+from blip3o_jax.systems.parts.network import Network
+
+AXES: Any = unet.Condition(keys_values=1, pooled=0, time_ids=0)  # type: ignore[arg-type]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Sizes and design.
+
+  Attributes:
+    unet, autoencoder, schedule: of the networks and of the noise.
+    grid: latent cells a side. feature_grid: feature cells a side.
+    places: channels of a fixed code of each feature cell's row and column, appended to the features
+      (released: 0). Cross-attention knows no order; whitened features do not say where they lie.
+
+  Raises:
+    ValueError: networks whose latent channels differ, an odd number of `places`.
+  """
+
+  unet: unet.Config
+  autoencoder: autoencoder.Config
+  schedule: eps.Schedule = eps.Schedule()
+  grid: int = 128
+  feature_grid: int = 8
+  places: int = 0
+
+  def __post_init__(self) -> None:
+    wanted = self.autoencoder.latent_channels
+    if (self.unet.in_channels, self.unet.out_channels) != (wanted, wanted):
+      raise ValueError(
+        f"unet takes {self.unet.in_channels} and gives {self.unet.out_channels} channels, latents "
+        f"have {wanted}"
+      )
+    if not 0 <= self.places < (width := self.unet.context_dim) or self.places % 2:
+      raise ValueError(f"places {self.places}: expected an even number below context_dim {width}")
+
+  @property
+  def size(self) -> int:
+    """Pixels a side of an image."""
+    return self.grid * self.autoencoder.factor
+
+
+class PixelDecoder(nnx.Module):
+  """The two networks, without a UNet where only the autoencoder is wanted."""
+
+  def __init__(self, cfg: Config, *, paints: bool = True, rngs: nnx.Rngs):
+    self.cfg = cfg
+    self.unet = unet.UNet(cfg.unet, rngs=rngs) if paints else None
+    self.autoencoder = autoencoder.Autoencoder(cfg.autoencoder, rngs=rngs)
+
+  @property
+  def network(self) -> unet.UNet:
+    """The UNet; ValueError where there is none."""
+    if self.unet is None:
+      raise ValueError("this decoder was built to train its autoencoder and has no UNet")
+    return self.unet
+
+  def condition(self, features: jax.Array) -> unet.Condition:
+    """float[B, h, w, C] -> what the UNet is given: tokens row by row, their mean, the time ids."""
+    tokens = features.reshape(len(features), -1, features.shape[-1]).astype(jnp.float32)
+    if self.cfg.places:
+      code = jnp.asarray(feature_space.place_code(self.cfg.feature_grid, self.cfg.places))
+      code = jnp.broadcast_to(code, (len(tokens), *code.shape))
+      tokens = jnp.concatenate([tokens, code], -1)
+    size = self.cfg.size
+    ids = jnp.asarray([size, size, 0, 0, size, size], jnp.float32)
+    return unet.Condition(
+      keys_values=self.network.prepare(tokens),
+      pooled=jnp.mean(tokens, 1),
+      time_ids=jnp.broadcast_to(ids, (len(tokens), len(ids))),
+    )
+
+  def encode(self, images: jax.Array) -> jax.Array:
+    """Images [-1, 1] float[B, H, W, 3] -> scaled latents float32[B, h, w, C], the mean."""
+    mean, _ = self.autoencoder.encode(images)
+    cfg = self.cfg.autoencoder
+    return (mean - cfg.shift_factor) * cfg.scaling_factor
+
+  def pixels(self, latents: jax.Array) -> jax.Array:
+    """Scaled latents float[B, h, w, C] -> images float32[B, H, W, 3] in [0, 1], not rounded."""
+    cfg = self.cfg.autoencoder
+    x = self.autoencoder.decode(latents / cfg.scaling_factor + cfg.shift_factor)
+    return jnp.clip(x / 2 + 0.5, 0.0, 1.0)
+
+
+def build(cfg: Config, rngs: nnx.Rngs) -> PixelDecoder:
+  """The module with random parameters."""
+  return PixelDecoder(cfg, rngs=rngs)
+
+
+def paint(
+  network: Network,
+  features: Any,
+  seeds: Sequence[int],
+  *,
+  steps: int = 50,
+  scale: float = 3.0,
+  null: Any = None,
+) -> np.ndarray:
+  """Features float[B, h, w, C] to pictures uint8[B, H, W, 3], each from its own seed.
+
+  Another number of pictures up to the next power of two, of steps, another scale or null compiles
+  nothing. Arguments and errors: as `sample`.
+  """
+  noise = np.asarray(seeds, np.uint32)
+  images = _pixels(network, _latents(network, features, noise, steps, scale, null))
+  return np.round(np.asarray(images)[: len(noise)] * np.float32(255)).astype(np.uint8)
+
+
+def sample(
+  network: Network,
+  features: Any,
+  noise: Any,
+  *,
+  steps: int = 50,
+  scale: float = 3.0,
+  null: Any = None,
+  loop: eps.Loop | None = None,
+) -> np.ndarray:
+  """Features to scaled latents by the guided Euler sampler (spec 5.5).
+
+  Args:
+    features: float[B, h, w, C], as the generator or the encoder gives them.
+    noise: float32[B, h', w', C'] of unit variance, or a seed for each image, uint32[B].
+    steps: network calls. scale: of guidance; 1 costs one evaluation a step, not two.
+    null: float[h, w, C] or [1 or B, h, w, C], the absence of a condition; default zeros, as in
+      training here. The released model wants its own (a stage-1 sample of " ").
+    loop: see `eps.euler`; default `default_loop()`.
+
+  Returns:
+    float32[B, h', w', C'].
+
+  Raises:
+    ValueError: features and noise of different batch.
+  """
+  return np.asarray(_latents(network, features, noise, steps, scale, null, loop))[: len(noise)]
+
+
+def default_loop() -> eps.Loop:
+  """Where the sampler loops: on the host for a CPU, whose compiled loops convolve slowly."""
+  return "host" if jax.default_backend() == "cpu" else "device"
+
+
+def _latents(
+  network: Network,
+  features: Any,
+  noise: Any,
+  steps: int,
+  scale: float,
+  null: Any,
+  loop: eps.Loop | None = None,
+) -> Any:
+  """`sample` of a batch padded to a power of two, the rows beyond the given ones repeated."""
+  features, noise = np.asarray(features, np.float32), np.asarray(noise)
+  if len(noise) != len(features):
+    raise ValueError(f"{len(features)} features but noise for {len(noise)} images")
+  rows = buckets.power(len(features))
+  features, noise = (buckets.repeat_last(x, rows) for x in (features, noise))
+  if scale == 1:
+    null = None
+  elif null is None:
+    null = np.zeros((1, *features.shape[1:]), np.float32)
+  else:
+    null = np.asarray(null, np.float32)
+    null = null[None] if null.ndim == features.ndim - 1 else null
+    null = null if len(null) == 1 else buckets.repeat_last(null, rows)
+  conditions, noise = _start(network, features, noise, null)
+  visited = eps.table(network.module().cfg.schedule, steps)
+  factor = np.float32(scale)
+  if (loop or default_loop()) == "host":
+    fn = functools.partial(_predict, network, conditions, factor)
+    return eps.euler(fn, noise, visited, loop="host")
+  return _loop(network, conditions, factor, noise, visited)
+
+
+@jax.jit
+def _start(
+  network: Network, features: jax.Array, noise: jax.Array, null: jax.Array | None
+) -> tuple[Any, jax.Array]:
+  """The conditions with and without features, and the noise, drawn where it is a seed each."""
+  module = network.module()
+  if noise.ndim == 1:
+    cfg = module.cfg
+    keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 1))(noise)
+    noise = flow.noise(keys, (cfg.grid, cfg.grid, cfg.autoencoder.latent_channels))
+  given = module.condition(features)
+  return (given, None if null is None else module.condition(null)), noise
+
+
+def _guided(network: unet.UNet, conditions: Any, scale: jax.Array) -> guidance.Denoise:
+  given, null = conditions
+  return guidance.cfg(network, given, null, scale, AXES)
+
+
+@jax.jit
+def _predict(
+  network: Network, conditions: Any, scale: jax.Array, x: jax.Array, t: jax.Array
+) -> jax.Array:
+  return _guided(network.module().network, conditions, scale)(x, t)
+
+
+@jax.jit
+def _loop(
+  network: Network, conditions: Any, scale: jax.Array, noise: jax.Array, steps: eps.Table
+) -> jax.Array:
+  fn = _guided(network.module().network, conditions, scale)
+  return eps.euler(fn, noise, steps, loop="device")
+
+
+@jax.jit
+def _pixels(network: Network, latents: jax.Array) -> jax.Array:
+  return network.module().pixels(latents)
+
+
+# Files -------------------------------------------------------------------------------------------
+
+
+parts = decoder_files.parts
+rows_of = decoder_files.rows_of
+
+
+def stored_as(cfg: Config) -> dict[str, str]:
+  """Its modules are stored by their own names."""
+  del cfg
+  return {}
