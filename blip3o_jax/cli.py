@@ -10,6 +10,8 @@ import sys
 import time
 from typing import Any
 
+from blip3o_jax import files
+
 EXAMPLES = {
   "train": "blip3o train --config=configs/blip3o_4b_pretrain.py --workdir=runs/4b "
   "--config.data.path=/data/tars --config.optimizer.lr=3e-5",
@@ -131,7 +133,7 @@ def _parser(verb: str, what: str) -> argparse.ArgumentParser:
   return parser
 
 
-def _load(options: argparse.Namespace, verb: str = "") -> Any:
+def _load(options: argparse.Namespace, verb: str) -> Any:
   """The model that the options name.
 
   Raises:
@@ -147,12 +149,15 @@ def _load(options: argparse.Namespace, verb: str = "") -> Any:
     directory = shipped.directory()
   else:
     directory = hub.local_directory(options.model)
-  from blip3o_jax.systems import blip3o
+  from blip3o_jax import systems
 
   start = time.monotonic()
-  model = blip3o.load(directory, dtype=options.dtype)
-  if verb and verb not in model.VERBS:
-    raise ValueError(f"{name}: this model cannot {verb}; it can {', '.join(model.VERBS)}")
+  kind = systems.of(directory)
+  system = systems.SYSTEMS[kind]
+  if verb not in system.VERBS:
+    able = ", ".join(system.VERBS) or "do nothing by itself"
+    raise ValueError(f"{name}: a model of the system {kind} cannot {verb}; it can {able}")
+  model = system.load(directory, dtype=options.dtype)
   print(f"loaded {name} in {time.monotonic() - start:.1f} s", file=sys.stderr)
   return model
 
@@ -167,9 +172,8 @@ def _save(images: Any, output: Path) -> None:
     from blip3o_jax.train import metrics
 
     picture = metrics.grid(images)
-  partial = output.with_name(f".{output.name}.partial")
-  Image.fromarray(picture).save(partial, "PNG")
-  partial.replace(output)
+  with files.replacing(output) as partial:
+    Image.fromarray(picture).save(partial, "PNG")
   print(output)
 
 

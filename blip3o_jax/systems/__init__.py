@@ -42,12 +42,14 @@ class System(Protocol):
     SPECIAL: {attribute of the tokenizer: its token}, the special tokens that the system places.
     LOOKS_FOR: what `recognises` looks for, in words, for the error of a folder that nobody knows.
     COMPONENTS: {top-level module: the component of a converted directory that it is stored in}.
+    VERBS: what a loaded model can do, of "generate", "chat", "reconstruct" and "edit".
   """
 
   Config: type
   SPECIAL: Mapping[str, str]
   LOOKS_FOR: str
   COMPONENTS: Mapping[str, str]
+  VERBS: tuple[str, ...]
 
   # Training --------------------------------------------------------------------------------------
 

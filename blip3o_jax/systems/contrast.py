@@ -269,3 +269,13 @@ def write_json(cfg: Config, export: layout.Export, folder: Path, tokenizer: Path
   """Raises ValueError, as `exported`."""
   del export, folder
   exported(cfg, (), (), tokenizer)
+
+
+# Use ---------------------------------------------------------------------------------------------
+
+VERBS: tuple[str, ...] = ()
+
+
+def load(directory: Path, *, dtype: layers.Dtype) -> Any:
+  """Raises ValueError: alone, this system has no verbs."""
+  raise ValueError(f"{directory}: the system contrast has nothing that it can be asked")

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from blip3o_jax import layers
 from blip3o_jax.data import images as pictures
 from blip3o_jax.data.pipeline import Arrays
 from blip3o_jax.data.pipeline import Data
@@ -282,3 +283,13 @@ class Picture:
     del rng
     images = pictures.signed(targets.square(record, self.data))
     return {"images": images} | (targets.cached(record) if self.data.features else {})
+
+
+# Use ---------------------------------------------------------------------------------------------
+
+VERBS: tuple[str, ...] = ()
+
+
+def load(directory: Path, *, dtype: layers.Dtype) -> Any:
+  """Raises ValueError: alone, this system has no verbs."""
+  raise ValueError(f"{directory}: the system pixels has nothing that it can be asked")

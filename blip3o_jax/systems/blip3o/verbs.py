@@ -36,6 +36,7 @@ from blip3o_jax.systems.parts import painter_files
 from blip3o_jax.systems.parts.network import Network
 from blip3o_jax.train import checkpoint
 
+VERBS = ("generate", "chat", "reconstruct")
 Sampler = Literal["euler", "heun"]
 # Lengths that prompts are padded to; a longer generation prompt is cut, a longer question refused.
 BUCKETS = (32, 64, 160, 448)
@@ -48,12 +49,10 @@ class Model:
   """What `load` returns, or what a training run puts together from its own arrays.
 
   Attributes:
-    VERBS: what it can be asked. cfg, settings: sizes and settings.
+    cfg, settings: sizes and settings.
     system, decoder: the networks (decoder None without pixels).
     tokenizer: of the directory.
   """
-
-  VERBS = ("generate", "chat", "reconstruct")
 
   def __init__(
     self,
