@@ -24,7 +24,10 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
   "mlp": "tensor",
   "embed": "fsdp",
   "rest": None,
-  "batch": ("replica", "fsdp"),
+  # In this order: with the mesh's own, (replica, fsdp), XLA puts the rows of a product that is
+  # summed over `tensor` into the wrong places on a mesh that uses all three axes
+  # (findings/xla_gated_matmul_three_axes.sh).
+  "batch": ("fsdp", "replica"),
   "length": None,
 }
 
@@ -114,7 +117,7 @@ def shardings(model: nnx.Module, mesh: jax.sharding.Mesh) -> dict[Any, Any]:
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-  """The sharding of a batch array: first dim over replica and fsdp, the others whole."""
+  """The sharding of a batch array: first dim over fsdp and replica, the others whole."""
   return NamedSharding(mesh, to_spec(("batch",)))
 
 

@@ -116,7 +116,7 @@ class System:
   def build(self, cfg: Config, rngs: nnx.Rngs) -> Toy:
     return Toy(cfg, rngs)
 
-  def check(self, cfg: Config, trained: Any, mesh: Any) -> None:
+  def check(self, cfg: Config, trained: Any) -> None:
     pass
 
   def batch_spec(self, cfg: Config, batch: int, bucket: int) -> dict[str, jax.ShapeDtypeStruct]:

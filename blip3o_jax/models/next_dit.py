@@ -243,15 +243,6 @@ class ModulatedNorm(nnx.Module):
     self.norm = RMSNorm(cfg.dim, eps=cfg.norm_eps)
 
 
-def project(linear: nnx.Linear, modulation: jax.Array) -> jax.Array:
-  """float[B, Dc] -> float[B, 1, D'], what scales or gates every token.
-
-  Gathered over tensor before it is used: on a mesh of all three axes XLA gets the product of a
-  tensor-sharded modulation with the tokens wrong (tests/mesh/test_networks_mesh.py).
-  """
-  return layers.constrain_tokens(linear(modulation)[:, None])
-
-
 class Block(nnx.Module):
   """Self- and gated cross-attention with one output projection, then the MLP (spec 3.2).
 
@@ -278,7 +269,7 @@ class Block(nnx.Module):
     self, x: jax.Array, k: jax.Array, v: jax.Array, modulation: jax.Array, rotation: Rotation
   ) -> jax.Array:
     """One block over float[B, T, D]; `modulation` is silu of the embedding, float[B, Dc]."""
-    scale1, gate1, scale2, gate2 = jnp.split(project(self.norm1.linear, modulation), 4, -1)
+    scale1, gate1, scale2, gate2 = jnp.split(self.norm1.linear(modulation)[:, None], 4, -1)
     n = self.norm1.norm(x) * (1 + scale1)
     own_k, own_v = self.attn1.keys_values(n)
     own = attention(rotate(self.attn1.query(n), rotation), rotate(own_k, rotation), own_v)
@@ -301,7 +292,7 @@ class FinalLayer(nnx.Module):
     self.linear_2 = linear(cfg.dim, d_out, ("embed", "rest"), dtype=cfg.dtype, rngs=rngs)
 
   def __call__(self, x: jax.Array, modulation: jax.Array) -> jax.Array:
-    y = layers.standardize(x, FINAL_EPS) * (1 + project(self.linear_1, modulation))
+    y = layers.standardize(x, FINAL_EPS) * (1 + self.linear_1(modulation)[:, None])
     return self.linear_2(y.astype(x.dtype))
 
 

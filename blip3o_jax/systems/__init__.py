@@ -61,15 +61,8 @@ class System(Protocol):
     weights) -> (float32[], metrics)`, with additive metrics.
     """
 
-  def check(self, cfg: Any, trained: Sequence[str], mesh: Mapping[str, int]) -> None:
-    """Refuses what cannot be trained, before anything is allocated.
-
-    Args:
-      trained: paths of the leaves that are to be trained. mesh: {axis: ways} of the run.
-
-    Raises:
-      ValueError: such leaves, or a mesh on which the system's numbers would be wrong.
-    """
+  def check(self, cfg: Any, trained: Sequence[str]) -> None:
+    """Raises ValueError for a choice of trained leaves (their paths) that cannot be trained."""
 
   def batch_spec(self, cfg: Any, batch: int, bucket: int) -> Spec:
     """The arrays of one global batch of `batch` rows whose prompts have `bucket` tokens."""

@@ -132,9 +132,9 @@ def build(cfg: Config, rngs: nnx.Rngs) -> Contrast:
   return Contrast(cfg, rngs=rngs)
 
 
-def check(cfg: Config, trained: Sequence[str], mesh: Mapping[str, int]) -> None:
-  """Raises ValueError for a choice of trained leaves or a mesh that fits not; all do."""
-  del cfg, trained, mesh
+def check(cfg: Config, trained: Sequence[str]) -> None:
+  """Raises ValueError for a choice of trained leaves that cannot be trained; all can."""
+  del cfg, trained
 
 
 def batch_spec(cfg: Config, batch: int, bucket: int) -> dict[str, jax.ShapeDtypeStruct]:

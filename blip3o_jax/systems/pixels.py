@@ -160,22 +160,9 @@ def build(cfg: Config, rngs: nnx.Rngs) -> PixelTraining:
   return PixelTraining(cfg, rngs=rngs)
 
 
-def check(cfg: Config, trained: Sequence[str], mesh: Mapping[str, int]) -> None:
-  """Refuses a mesh on which gradients are known to be wrong.
-
-  XLA of JAX 0.10 and 0.12 gives wrong gradients of convolutions on a mesh that uses all three axes;
-  the transformers are right there (tests/mesh/test_networks_mesh.py).
-
-  Raises:
-    ValueError: such a mesh.
-  """
+def check(cfg: Config, trained: Sequence[str]) -> None:
+  """Raises ValueError for a choice of trained leaves that cannot be trained; all can."""
   del cfg, trained
-  if min(mesh.values()) > 1:
-    ways = " x ".join(f"{axis} {size}" for axis, size in mesh.items())
-    raise ValueError(
-      f"config.mesh: {ways} gives wrong gradients of convolutions in this JAX; set one of the "
-      "three to 1 for the pixel decoder"
-    )
 
 
 def batch_spec(cfg: Config, batch: int, bucket: int = 0) -> dict[str, jax.ShapeDtypeStruct]:

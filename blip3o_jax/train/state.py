@@ -112,7 +112,7 @@ def partition(
     dtype = stored if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
     group = trained if is_trained(path) else frozen
     group[path] = jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=places[path])
-  system.check(model_cfg, list(trained), dict(mesh.shape))
+  system.check(model_cfg, list(trained))
   cast = _computed_in_bfloat16(model) & set(trained)
   return Partition(graphdef, trained, frozen, sharding.param_axes(model), frozenset(cast))
 

@@ -370,9 +370,8 @@ def build(cfg: Config, rngs: nnx.Rngs) -> Blip3o:
   return Blip3o(cfg, rngs=rngs)
 
 
-def check(cfg: Config, trained: Sequence[str], mesh: Mapping[str, int]) -> None:
+def check(cfg: Config, trained: Sequence[str]) -> None:
   """Raises ValueError for a choice of trained leaves that the design does not allow."""
-  del mesh  # transformers are right on any
   if cfg.loss.image and cfg.prompt_gradient == "stop":
     wrong = [p for p in trained if p.startswith("backbone/")]
     if wrong:
@@ -380,8 +379,7 @@ def check(cfg: Config, trained: Sequence[str], mesh: Mapping[str, int]) -> None:
         f"config.model.prompt_gradient: 'stop' gives no gradient of the prompt, but "
         f"{wrong[0]!r} is to be trained; choose 'full'"
       )
-  fixed = [p for p in trained if p.startswith("encoder/")]
-  if fixed:
+  if fixed := [p for p in trained if p.startswith("encoder/")]:
     raise ValueError(
       f"config.trainable: the encoder makes the targets and stays frozen: {fixed[0]}"
     )

@@ -82,14 +82,10 @@ def test_flops_grow_with_the_batch(name):
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_what_cannot_be_trained_is_refused(name):
   system, cfg = SYSTEMS[name], TINY[name]
-  one = {"replica": 1, "fsdp": 1, "tensor": 1}
-  system.check(cfg, [], one)
+  system.check(cfg, [])
   if name == "blip3o":
     with pytest.raises(ValueError, match="the encoder makes the targets and stays frozen"):
-      system.check(cfg, ["encoder/tower/kernel"], one)
-  if name == "pixels":
-    with pytest.raises(ValueError, match="replica 2 x fsdp 2 x tensor 2 gives wrong gradients"):
-      system.check(cfg, [], {"replica": 2, "fsdp": 2, "tensor": 2})
+      system.check(cfg, ["encoder/tower/kernel"])
 
 
 @pytest.mark.parametrize("name", SYSTEMS)

@@ -176,7 +176,7 @@ def test_pattern_that_matches_nothing():
 
 def test_system_may_refuse_a_choice_of_leaves():
   class Strict(toy.System):
-    def check(self, cfg: Any, trained: Any, mesh: Any) -> None:
+    def check(self, cfg: Any, trained: Any) -> None:
       raise ValueError(f"config.trainable: not {trained[0]}")
 
   mesh = distributed.make_mesh(distributed.Mesh(fsdp=1))
