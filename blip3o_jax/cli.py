@@ -123,8 +123,8 @@ def _parser(verb: str, what: str) -> argparse.ArgumentParser:
   parser = _describe(verb, what)
   parser.add_argument(
     "--model",
-    help="a directory, released or converted, or a hub id: owner/name (default: the miniature that "
-    "ships with the package)",
+    help="a directory, released, converted or of a run, or a hub id: owner/name (default: the "
+    "miniature that ships with the package)",
   )
   parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
   parser.add_argument(

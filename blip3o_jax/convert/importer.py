@@ -100,7 +100,7 @@ def _changed(
   """(parts, plans, change) with the vocabulary that is asked for; the change is None without."""
   if found.layout.vocabulary is None:
     if vocab_size not in ("auto", "keep"):
-      raise ValueError(f"--vocab-size {vocab_size}: {found.directory} holds no language model")
+      raise ValueError(f"--vocab-size {vocab_size}: {found.directory} has no vocabulary to change")
     return found.parts, found.leaves.plans, None
   change = found.layout.vocabulary(vocab_size)
   if change is None:

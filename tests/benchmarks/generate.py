@@ -22,9 +22,10 @@ import time
 ROOT = Path(__file__).parents[2]
 PROMPT = "a red circle left of a blue square"
 SECOND = f"""
-import argparse, json, time
+import argparse, inspect, json, time
 from blip3o_jax import cli
-model = cli._load(argparse.Namespace(model=None, dtype="float32"))
+verb = ["generate"] * (len(inspect.signature(cli._load).parameters) - 1)  # older ones take none
+model = cli._load(argparse.Namespace(model=None, dtype="float32"), *verb)
 model.generate([{PROMPT!r}], [0])
 wall, cpu = time.monotonic(), time.process_time()
 model.generate([{PROMPT!r}], [1])

@@ -59,7 +59,7 @@ def is_fault(importer: str, name: str) -> bool:
   rules, room = (MAY_IMPORT.get(f"{top}/*"), own) if rest else (None, top)
   rules = MAY_IMPORT.get(top) if rules is None else rules
   target = name.removeprefix(f"{PACKAGE}/")
-  if rules is None or target == name or not target.islower():  # names such as __version__ are free
+  if rules is None or target == name or not target[:1].islower():  # __version__ is free
     return False
   return not within(target, (room if f"{top}/*" in MAY_IMPORT else top, *rules))
 

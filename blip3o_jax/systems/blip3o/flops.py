@@ -7,30 +7,29 @@ gradients through it while it is frozen takes 2 times.
 from collections.abc import Mapping
 from typing import Any
 
-from blip3o_jax.models import decoder_lm
 from blip3o_jax.models import next_dit
 from blip3o_jax.models import qwen_vision
 from blip3o_jax.systems.parts import flops as parts
 
 
-def step(cfg: Any, batch: Mapping[str, Any]) -> float:
+def step(cfg: Any, spec: Mapping[str, Any]) -> float:
   """Operations of one training step of `systems.blip3o` on a batch.
 
   Padding counts, what is computed twice to save memory does not. A stage with a text loss is taken
   to train the language model and its tower; in the others they are frozen and only pass gradients.
 
   Args:
-    cfg: `systems.blip3o.Config`. batch: {name: anything with a shape}, as its loss takes it.
+    cfg: `systems.blip3o.Config`. spec: {name: anything with a shape}, as its loss takes it.
   """
-  rows, length = batch["tokens"].shape
+  rows, length = spec["tokens"].shape
   lm, each = cfg.backbone, 0.0
-  if "images" in batch and "features" not in batch:
-    side = batch["images"].shape[1]
+  if "images" in spec and "features" not in spec:
+    side = spec["images"].shape[1]
     each += (
       parts.encode(cfg.latents, side) if cfg.target == "latents" else parts.eva(cfg.features.tower)
     )
   if cfg.loss.image:
-    each += read_slots(
+    each += parts.read_slots(
       lm, length, cfg.slots, 2 if cfg.loss.text else 1, cfg.prompt_gradient == "full"
     )
     between = {"identity": 0, "linear": 1, "mlp": 2}[cfg.projector]
@@ -41,34 +40,10 @@ def step(cfg: Any, batch: Mapping[str, Any]) -> float:
       calls = cfg.loss.draws * velocity(cfg.denoiser, cfg.slots)
       each += 3 * (condition(cfg.denoiser, cfg.slots) + calls)
   if cfg.loss.text:
-    each += 3 * (decoder(lm, length) + head(lm, length))
-    if "patches" in batch:
-      each += 3 * qwen(cfg.visual, batch["patches"].shape[1])
+    each += 3 * (parts.decoder(lm, length) + parts.head(lm, length))
+    if "patches" in spec:
+      each += 3 * qwen(cfg.visual, spec["patches"].shape[1])
   return rows * each
-
-
-def decoder(cfg: decoder_lm.Config, tokens: int, before: int = 0) -> float:
-  """The causal language model on `tokens` positions that see `before` earlier ones; no head."""
-  weights = 2 * cfg.dim * (cfg.heads + cfg.kv_heads) * cfg.head_dim + 3 * cfg.dim * cfg.mlp_dim
-  pairs = tokens * before + tokens**2 / 2
-  return cfg.depth * (2 * tokens * weights + 4 * pairs * cfg.heads * cfg.head_dim)
-
-
-def head(cfg: decoder_lm.Config, tokens: int) -> float:
-  """Logits of `tokens` hidden vectors."""
-  return 2 * tokens * cfg.dim * cfg.vocab_size
-
-
-def read_slots(cfg: decoder_lm.Config, prompt: int, slots: int, backward: int, full: bool) -> float:
-  """Forward and backward passes of slots after a prompt.
-
-  Args:
-    prompt, slots: positions. backward: what the backward pass costs beside the forward one: 1
-      through frozen weights, 2 with their gradients. full: the prompt has a backward pass too.
-  """
-  if full:
-    return (1 + backward) * decoder(cfg, prompt + slots)
-  return decoder(cfg, prompt) + (1 + backward) * decoder(cfg, slots, prompt)
 
 
 def condition(cfg: next_dit.Config, slots: int) -> float:

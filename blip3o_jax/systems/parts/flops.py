@@ -6,6 +6,7 @@ that costs a share of a percent beside them.
 
 from blip3o_jax.models import autoencoder
 from blip3o_jax.models import clip_text
+from blip3o_jax.models import decoder_lm
 from blip3o_jax.models import eva_vit
 from blip3o_jax.models import unet
 
@@ -24,6 +25,30 @@ def text(cfg: clip_text.Config, length: int) -> float:
   weights = 4 * cfg.dim**2 + 2 * cfg.dim * cfg.mlp_dim
   pairs = length**2 / (2 if cfg.causal else 1)
   return cfg.depth * (2 * length * weights + 4 * pairs * cfg.dim)
+
+
+def decoder(cfg: decoder_lm.Config, tokens: int, before: int = 0) -> float:
+  """The causal language model on `tokens` positions that see `before` earlier ones; no head."""
+  weights = 2 * cfg.dim * (cfg.heads + cfg.kv_heads) * cfg.head_dim + 3 * cfg.dim * cfg.mlp_dim
+  pairs = tokens * before + tokens**2 / 2
+  return cfg.depth * (2 * tokens * weights + 4 * pairs * cfg.heads * cfg.head_dim)
+
+
+def head(cfg: decoder_lm.Config, tokens: int) -> float:
+  """Logits of `tokens` hidden vectors."""
+  return 2 * tokens * cfg.dim * cfg.vocab_size
+
+
+def read_slots(cfg: decoder_lm.Config, prompt: int, slots: int, backward: int, full: bool) -> float:
+  """Forward and backward passes of slots after a prompt.
+
+  Args:
+    prompt, slots: positions. backward: what the backward pass costs beside the forward one: 1
+      through frozen weights, 2 with their gradients. full: the prompt has a backward pass too.
+  """
+  if full:
+    return (1 + backward) * decoder(cfg, prompt + slots)
+  return decoder(cfg, prompt) + (1 + backward) * decoder(cfg, slots, prompt)
 
 
 def encode(cfg: autoencoder.Config, side: int) -> float:

@@ -30,12 +30,12 @@ from blip3o_jax.systems.parts import layout
 from blip3o_jax.systems.parts import opened
 from blip3o_jax.systems.parts.network import Network
 from blip3o_jax.train import checkpoint
-from blip3o_jax.train.state import Leaves
 from blip3o_jax.weights import store
 from blip3o_jax.weights.table import Index
 from blip3o_jax.weights.table import WeightsError
 
 ONLY = "only="
+Leaves = dict[str, jax.ShapeDtypeStruct]  # by path
 
 
 @dataclasses.dataclass(frozen=True)

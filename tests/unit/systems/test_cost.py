@@ -30,16 +30,16 @@ FORWARD = {
 @pytest.mark.parametrize(("size", "length"), FORWARD)
 def test_language_model(size, length):
   cfg, (forward, head) = released_sizes.released(size).backbone, FORWARD[size, length]
-  assert flops.decoder(cfg, length) / TERA == pytest.approx(forward, rel=0.02)
-  assert flops.head(cfg, length) / TERA == pytest.approx(head, abs=0.006)
-  parts = flops.decoder(cfg, length - 64) + flops.decoder(cfg, 64, length - 64)
-  assert parts == pytest.approx(flops.decoder(cfg, length))
+  assert shared.decoder(cfg, length) / TERA == pytest.approx(forward, rel=0.02)
+  assert shared.head(cfg, length) / TERA == pytest.approx(head, abs=0.006)
+  parts = shared.decoder(cfg, length - 64) + shared.decoder(cfg, 64, length - 64)
+  assert parts == pytest.approx(shared.decoder(cfg, length))
 
 
 @pytest.mark.parametrize(("size", "query"), [("4b", 0.36), ("8b", 0.84)])
 def test_generator_and_tower(size, query):
   cfg = released_sizes.released(size)
-  assert flops.decoder(cfg.backbone, 64, 151) / TERA == pytest.approx(query, rel=0.02)
+  assert shared.decoder(cfg.backbone, 64, 151) / TERA == pytest.approx(query, rel=0.02)
   both = flops.condition(cfg.denoiser, 64) + flops.velocity(cfg.denoiser, 64)
   assert both / TERA == pytest.approx(0.153, rel=0.01)
   assert shared.eva(cfg.features.tower) / TERA == pytest.approx(9.39, rel=0.01)
@@ -79,7 +79,7 @@ def test_text_rows_count_head_and_tower():
   patches = jax.ShapeDtypeStruct((2, 64, cfg.visual.patch_dim), jnp.float32)
   alone = blip3o.flops(text, {"tokens": ids})
   assert alone == pytest.approx(
-    6 * (flops.decoder(cfg.backbone, 64) + flops.head(cfg.backbone, 64))
+    6 * (shared.decoder(cfg.backbone, 64) + shared.head(cfg.backbone, 64))
   )
   seen = blip3o.flops(text, {"tokens": ids, "patches": patches})
   assert seen - alone == pytest.approx(6 * flops.qwen(cfg.visual, 64))

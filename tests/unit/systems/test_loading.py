@@ -23,7 +23,7 @@ from blip3o_jax.systems.parts.network import Network
 from blip3o_jax.train import checkpoint
 from blip3o_jax.train import optimizer
 from blip3o_jax.train import state as train_state
-from blip3o_jax.train.setup import Train
+from blip3o_jax.train.run import Train
 
 TINY = checkpoints.TINY
 CFG = dataclasses.replace(released.read(TINY, "float32")[0], parts=("denoiser",))
