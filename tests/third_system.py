@@ -1,6 +1,5 @@
 """Quilt, a toy of a third system: slots after a caption become the colours of square patches."""
 
-import dataclasses
 import json
 
 from flax import nnx
@@ -74,17 +73,20 @@ class Model:
     if options:
       raise ValueError(f"a quilt is sewn without {', '.join(options)}")
     ids = [self.sew.prompt(caption, LENGTH) for caption in captions]
-    count, padded = buckets.power(len(ids)), chat.pad_left(ids, LENGTH, self.sew.words.pad)
-    made = self.quilt.colours(*(buckets.repeat_last(x, count) for x in padded))
+    padded = chat.pad_left(ids, LENGTH, self.sew.words.pad)
+    made = self.quilt.colours(*(buckets.repeat_last(x, buckets.power(len(x))) for x in padded))
     return jax.device_get(jnp.rint((made[: len(ids)] + 1) * 127.5).astype(jnp.uint8))
 
 
 class System:
-  Config, build, VERBS, LOOKS_FOR = decoder_lm.Config, Quilt, ("generate",), "model_type quilt"
+  Config, VERBS, LOOKS_FOR = decoder_lm.Config, ("generate",), "model_type quilt"
   SPECIAL = {"pad": "<bare>", "im_end": "<sewn>", "needle": "<needle>"}  # noqa: RUF012
   COMPONENTS = {"backbone": "reader", "slots": "cloth", "dye": "cloth"}  # noqa: RUF012
 
-  def check(self, cfg, trained, mesh):
+  def build(self, cfg, rngs):
+    return Quilt(cfg, rngs)
+
+  def check(self, cfg, trained):
     """Refuses nothing."""
 
   def batch_spec(self, cfg, batch, bucket):
@@ -130,15 +132,13 @@ class System:
     if not (base := layout.base_of(bases)) and tokenizer is None:
       raise ValueError("a quilt that started from nothing has no tokenizer; give --tokenizer DIR")
     parts = base.parts if base else (layout.new_part("all", "", "quilt", self.COMPONENTS),)
-    return layout.Export(base and base.directory, parts)
+    return layout.Export(base and base.directory, parts, () if base else ((tokenizer, "."),))
 
   def write_json(self, cfg, export, folder, tokenizer):
     (folder / "config.json").write_text(json.dumps({"model_type": "quilt", "cloth": vars(cfg)}))
-    if not export.base:
-      (folder / "tokenizer.json").write_bytes((tokenizer / "tokenizer.json").read_bytes())
 
   def load(self, directory, *, dtype):
-    cfg = dataclasses.replace(loading.config_of(self, directory), dtype=dtype)
+    cfg = config.build(self.Config, vars(loading.config_of(self, directory)) | {"dtype": dtype})
     words = Tokenizer.load(loading.tokenizer_of(directory), self.SPECIAL)
     return Model(loading.load(self, cfg, directory, dtype=dtype).module(), words)
 

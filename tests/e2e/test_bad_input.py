@@ -66,7 +66,7 @@ def model(tmp_path) -> Path:
     (["--config.data.split=train"], "split 'train' of the shapes: expected one of world"),
     (["--config.mesh.tensor=7"], "tensor 7 = 7 does not equal the"),
     (["--config.batch=30", "--config.mesh.fsdp=4"], "batch 30 is not divisible by"),
-    (["--config.log.samples_every=1"], "needs config.samples.decoder and config.samples.prompts"),
+    (["--config.log.samples_every=1"], "needs config.samples.prompts"),
     (["--config.init_from=('/absent',)"], "init_from '/absent': no such directory"),
     (["--workdirr=x"], "--workdirr: unknown option"),
     (["extra"], "'extra': unexpected"),

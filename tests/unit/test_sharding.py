@@ -35,7 +35,7 @@ def test_zero_fills_the_devices():
 
 def test_specs_follow_the_rules():
   assert sharding.to_spec(("layers", "embed", "heads")) == P(None, "fsdp", "tensor")
-  assert sharding.to_spec(("batch", None)) == P(("replica", "fsdp"), None)
+  assert sharding.to_spec(("batch", None)) == P(("fsdp", "replica"), None)
   with pytest.raises(KeyError, match="hedas"):
     sharding.to_spec(("hedas",))
 
@@ -79,5 +79,5 @@ def test_constrain_needs_no_mesh_and_works_on_one():
   with jax.set_mesh(mesh):
     assert (jax.jit(layers.constrain_tokens)(x) == x).all()
   placed = jax.device_put(x, sharding.batch_sharding(mesh))
-  assert placed.sharding.spec == P(("replica", "fsdp"))
+  assert placed.sharding.spec == P(("fsdp", "replica"))
   assert jax.device_put(x, sharding.replicated(mesh)).sharding.is_fully_replicated

@@ -10,25 +10,33 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 import pytest
+import third_system
 
 from blip3o_jax import config
 from blip3o_jax.miniature import sizes
 from blip3o_jax.models import autoencoder
 from blip3o_jax.models import clip_text
+from blip3o_jax.models import decoder_lm
 from blip3o_jax.models import eva_vit
 from blip3o_jax.models import unet
-from blip3o_jax.systems import SYSTEMS
+from blip3o_jax.systems import SYSTEMS as KNOWN
 from blip3o_jax.systems import System
 from blip3o_jax.systems.parts import flops
 from blip3o_jax.train.run import Samples
 
-FUNCTIONS = {name: value for name, value in vars(System).items() if inspect.isfunction(value)}
+FUNCTIONS = {
+  name: value
+  for name, value in vars(System).items()
+  if inspect.isfunction(value) and not name.startswith("_")  # Protocol brings functions of its own
+}
 CONSTANTS = set(System.__annotations__)
-# The miniature's own configs, in the form that trains; nothing is allocated by them.
+SYSTEMS: Mapping[str, Any] = {**KNOWN, "quilt": third_system.System()}
+# The miniature's own configs, in the form that trains, and a toy's; nothing is allocated by them.
 TINY: Mapping[str, Any] = {
   "blip3o": dataclasses.replace(sizes.blip3o_shapes(), parts=("denoiser",)),
   "contrast": sizes.contrast_shapes(),
   "pixels": sizes.pixels_shapes(),
+  "quilt": decoder_lm.Config(300, 32, 2, 2, 1, 16, 64, mrope_section=(2, 3, 3)),
 }
 ROWS, BUCKET = 2, 48
 
@@ -90,9 +98,9 @@ def test_what_cannot_be_trained_is_refused(name):
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_pictures_while_training(name, tmp_path):
-  """Who cannot draw says so; who can looks for its decoder."""
+  """Who cannot draw says so; who can looks for its decoder, or its tokenizer."""
   samples = Samples(decoder=str(tmp_path / "absent"), prompts=("a circle",))
-  with pytest.raises((ValueError, OSError), match=r"samples_every|absent"):
+  with pytest.raises((ValueError, OSError), match=r"samples_every|absent|no tokenizer"):
     SYSTEMS[name].sampler(TINY[name], samples, str(tmp_path))
 
 

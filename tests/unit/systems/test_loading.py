@@ -19,6 +19,8 @@ from blip3o_jax.systems import pixels
 from blip3o_jax.systems.blip3o import released
 from blip3o_jax.systems.blip3o import verbs
 from blip3o_jax.systems.parts import loading
+from blip3o_jax.systems.parts import painter
+from blip3o_jax.systems.parts import painter_files
 from blip3o_jax.systems.parts.network import Network
 from blip3o_jax.train import checkpoint
 from blip3o_jax.train import optimizer
@@ -52,7 +54,7 @@ def run(converted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
   """The checkpoint of a run that trained the generator: each of its leaves one more than before."""
   workdir = tmp_path_factory.mktemp("runs") / "run"
   trainable = ("denoiser/.*", "slots/.*")
-  train = Train(system="blip3o", trainable=trainable, init_from=(str(converted),))
+  train = Train(trainable=trainable, init_from=(str(converted),))
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   part = train_state.partition(blip3o, CFG, mesh, trainable)
   used = loading.resolve(train.init_from)
@@ -61,7 +63,7 @@ def run(converted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
   abstract = train_state.abstract_state(part, tx, mesh, ema=False)
   params = trees.unflatten({path: value + 1 for path, value in filled.items()})
   state = train_state.start(abstract, tx, params, mesh)
-  facts = {"train": config.to_dict(train), "model": config.to_dict(CFG)}
+  facts = {"system": "blip3o", "train": config.to_dict(train), "model": config.to_dict(CFG)}
   record = {**facts, "sources": loading.to_record(used, workdir)}
   with checkpoint.Writer(workdir, train.checkpoint, record) as writer:
     writer.save(state)
@@ -106,9 +108,9 @@ def test_one_model_from_several_directories(converted):
 def test_casts_and_places(kind, converted):
   directory = TINY if kind == "released" else converted
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
-  cfg = pixels.read_config(TINY, feature_grid=CFG.grid)
+  cfg = painter_files.read_config(TINY, feature_grid=CFG.grid)
   found = loading.load(
-    pixels, cfg, directory, dtype="bfloat16", keep=("autoencoder",), mesh=mesh
+    painter, cfg, directory, dtype="bfloat16", keep=("autoencoder",), mesh=mesh
   ).params
   for network, dtype in (("unet", "bfloat16"), ("autoencoder", "float32")):
     for value in jax.tree.leaves(found[network]):
@@ -135,7 +137,7 @@ def test_a_tower_for_contrastive_training(kind, converted):
 
 def test_the_encoder_of_latents_is_a_decoders_autoencoder(converted):
   """A module that directories have under another name."""
-  sizes = pixels.read_config(TINY, feature_grid=CFG.grid).autoencoder
+  sizes = painter_files.read_config(TINY, feature_grid=CFG.grid).autoencoder
   grid, channels = 16, sizes.latent_channels
   denoiser = dataclasses.replace(CFG.denoiser, grid=grid, in_channels=channels)
   cfg = dataclasses.replace(
