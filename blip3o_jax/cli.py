@@ -194,22 +194,16 @@ def generate(args: list[str]) -> int:
   parser.add_argument(
     "--scale", type=_at_least(0, float), default=0.0, help="guidance (0: as the model says)"
   )
-  parser.add_argument("--sampler", default="euler", choices=("euler", "heun"))
+  parser.add_argument("--sampler", choices=("euler", "heun"), help="(default: as the model says)")
   parser.add_argument("--image", type=Path, help="a picture that each prompt begins with")
   options = parser.parse_args(args)
   images = [_open(options.image)] * len(options.prompt) if options.image else []
   model = _load(options, "generate")
   seeds = [options.seed + i for i in range(len(options.prompt))]
-  drawn = model.generate(
-    options.prompt,
-    seeds,
-    images=images,
-    steps=options.steps,
-    scale=options.scale,
-    sampler=options.sampler,
-    pixel_steps=options.pixel_steps,
-  )
-  _save(drawn, options.output)
+  given = vars(options) | {"images": images}
+  known = ("images", "steps", "scale", "sampler", "pixel_steps")
+  asked = {name: given[name] for name in known if given[name]}
+  _save(model.generate(options.prompt, seeds, **asked), options.output)
   return 0
 
 

@@ -3,9 +3,9 @@
 A row is the unit of work, so that all threads help the batch that is waited for.
 """
 
-import collections
 from collections.abc import Iterator
-from concurrent import futures
+
+import grain
 
 from blip3o_jax.data.pipeline import Arrays
 from blip3o_jax.data.pipeline import Pipeline
@@ -16,23 +16,20 @@ class Loader:
   """Iterates (step, batch) of the steps `start` to `stop`; the same as `batch_at` of each step.
 
   `Data.threads` threads load the rows, and at most `Data.prefetch` batches are loaded or ready.
-  Iteration raises what a row raised, when its step is reached. `close` ends the threads; it is a
-  context manager.
+  Iteration raises what a row raised, when its step is reached. `close` ends the threads, each after
+  the row that it is at; it is a context manager.
   """
 
   def __init__(self, pipeline: Pipeline, start: int, stop: int):
-    self._pipeline, self._steps = pipeline, iter(range(start, stop))
-    self._ahead: collections.deque[tuple[int, list[futures.Future[Arrays]]]] = collections.deque()
-    self._pool = futures.ThreadPoolExecutor(pipeline.cfg.threads, thread_name_prefix="loader")
+    self._pipeline, self._steps = pipeline, range(start, stop)
+    cfg, rows = pipeline.cfg, pipeline.rows
+    options = grain.ReadOptions(num_threads=cfg.threads, prefetch_buffer_size=cfg.prefetch * rows)
+    places = grain.MapDataset.range(start * rows, stop * rows)
+    self._loaded = iter(places.map(self._load).to_iter_dataset(options))
 
   def __iter__(self) -> Iterator[tuple[int, Arrays]]:
-    self._fill()
-    while self._ahead:
-      step, rows = self._ahead[0]
-      batch = stack([row.result() for row in rows])
-      self._ahead.popleft()
-      self._fill()
-      yield step, batch
+    for step in self._steps:
+      yield step, stack([next(self._loaded) for _ in range(self._pipeline.rows)])
 
   def __enter__(self) -> "Loader":
     return self
@@ -41,13 +38,8 @@ class Loader:
     self.close()
 
   def close(self) -> None:
-    """Ends the threads, once each has finished the row that it is at."""
-    self._pool.shutdown(cancel_futures=True)
+    """Ends the threads."""
+    self._loaded.close()
 
-  def _fill(self) -> None:
-    while len(self._ahead) < self._pipeline.cfg.prefetch:
-      step = next(self._steps, None)
-      if step is None:
-        return
-      rows = [self._pool.submit(row) for row in self._pipeline.rows_at(step)]
-      self._ahead.append((step, rows))
+  def _load(self, place: int) -> Arrays:
+    return self._pipeline.row_at(*divmod(place, self._pipeline.rows))

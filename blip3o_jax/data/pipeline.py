@@ -5,11 +5,9 @@ batches of all buckets; so shapes are static and one program is compiled a bucke
 one integer, the step. Knows no system, no task and no jax.
 """
 
-from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
-import functools
 import math
 import threading
 from typing import Literal
@@ -162,15 +160,26 @@ class Pipeline:
     self._epochs: dict[int, _Epoch] = {}
     self._cache: dict[int, Arrays] = {}
 
+  @property
+  def rows(self) -> int:
+    """How many rows of a batch this process loads."""
+    return len(self._rows)
+
   def batch_at(self, step: int) -> Arrays:
     """This process's rows of the batch of a step: {name: array[rows, ...]}."""
-    return stack([row() for row in self.rows_at(step)])
+    return stack([self.row_at(step, row) for row in range(self.rows)])
 
-  def rows_at(self, step: int) -> list[Callable[[], Arrays]]:
-    """For each of this process's rows of a step a function that loads it; `stack` joins them."""
+  def row_at(self, step: int, row: int) -> Arrays:
+    """One of this process's rows of a step, the `row`-th of them; `stack` joins them."""
     epoch, at = divmod(step, self.steps_per_epoch)
     bucket = int(self._epoch(epoch).bucket[at])
-    return [functools.partial(self._record, i, bucket, epoch) for i in self.ids_at(step)]
+    return self._record(self._index(epoch, at, row), bucket, epoch)
+
+  def _index(self, epoch: int, at: int, row: int) -> int:
+    """The record of a row, by its index in the source."""
+    order = self._epoch(epoch)
+    members = order.members[int(order.bucket[at])]
+    return int(members[order.start[at] + self._rows[row]])
 
   def ids_at(self, step: int) -> list[int]:
     """The records of this process's rows at a step, by their index in the source, row by row.
@@ -178,9 +187,7 @@ class Pipeline:
     Where a record is damaged, another stands in for it.
     """
     epoch, at = divmod(step, self.steps_per_epoch)
-    order = self._epoch(epoch)
-    chosen = order.members[int(order.bucket[at])][order.start[at] + self._rows]
-    return [int(i) for i in chosen]
+    return [self._index(epoch, at, row) for row in range(self.rows)]
 
   def bucket_at(self, step: int) -> int:
     """The bucket of a step, without reading a record."""

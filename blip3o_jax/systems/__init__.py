@@ -152,10 +152,12 @@ class System(Protocol):
   # Use -------------------------------------------------------------------------------------------
 
   def load(self, directory: Path, *, dtype: Dtype) -> Any:
-    """A loaded model with the verbs that the system has.
+    """A loaded model with the verbs of VERBS, as the commands call them.
 
-    `generate`, `chat`, `reconstruct`, `edit`: what a system cannot do its model has not, and the
-    command says so.
+    `generate(prompts, seeds, **options) -> uint8[n, H, W, 3]`, options of the command that were
+    given: images, steps, scale, sampler, pixel_steps; ValueError for one that the system has not.
+    `chat(questions, images, *, length, temperature, seed) -> [answer]`; `reconstruct(images, seeds,
+    *, pixel_steps) -> uint8[n, H, W, 3]`.
     """
 
   # Proof -----------------------------------------------------------------------------------------

@@ -78,8 +78,8 @@ class Samples:
   """Pictures drawn while training, every log.samples_every steps, from fixed prompts and seeds.
 
   Attributes:
-    decoder: a directory in the released layout whose pixel decoder draws; "" is off.
-    prompts: captions. steps, scale, pixel_steps: of the samplers; 0 takes the settings'.
+    prompts: captions. decoder: a directory in the released layout whose pixel decoder draws, for a
+      system that trains none. steps, scale, pixel_steps: of the samplers; 0 takes the settings'.
   """
 
   decoder: str = ""
@@ -98,7 +98,7 @@ class Run:
       batch of `train`. tokenizer: a directory, or "".
 
   Raises:
-    ValueError: pictures are to be drawn, and nothing says by which decoder or of what.
+    ValueError: pictures are to be drawn, and nothing says of what.
   """
 
   system: str
@@ -110,10 +110,8 @@ class Run:
   samples: Samples = dataclasses.field(default_factory=Samples)
 
   def __post_init__(self) -> None:
-    if self.train.log.samples_every and not (self.samples.decoder and self.samples.prompts):
-      raise ValueError(
-        "config.log.samples_every needs config.samples.decoder and config.samples.prompts"
-      )
+    if self.train.log.samples_every and not self.samples.prompts:
+      raise ValueError("config.log.samples_every needs config.samples.prompts")
 
 
 def to_config(

@@ -16,7 +16,9 @@ from blip3o_jax.systems.parts.network import Network
 
 
 def sampler(cfg: Any, samples: Any, tokenizer: str) -> Callable[[nnx.Module, int], np.ndarray]:
-  """See `systems.System.sampler`."""
+  """See `systems.System.sampler`; its pictures need a pixel decoder."""
+  if not samples.decoder:
+    raise ValueError("config.log.samples_every needs config.samples.decoder")
   decoder = painter_files.load(Path(samples.decoder), cfg.grid, cfg.backbone.dtype)
   settings = released.read_settings(Path(samples.decoder))
   words = Tokenizer.load(tokenizer, prompts.SPECIAL)

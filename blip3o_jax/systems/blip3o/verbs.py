@@ -356,7 +356,7 @@ def load(directory: str | Path, *, dtype: layers.Dtype = "float32", decoder: boo
   cfg, settings = released.read(home, dtype)
   if checkpoint.is_run(directory):
     cfg = released.whole(loading.config_of(blip3o, directory), dtype)
-  tokenizer = Tokenizer.load(loading.home_of(directory, "tokenizer.json"), prompts.SPECIAL)
+  tokenizer = Tokenizer.load(loading.tokenizer_of(directory), prompts.SPECIAL)
   system = loading.load(blip3o, cfg, directory, dtype=dtype)
   found = _decoder_of(directory) if decoder else None
   drawn = None if found is None else painter_files.load(found, cfg.grid, dtype)

@@ -368,3 +368,20 @@ def home_of(directory: str | Path, wanted: str) -> Path:
       return Path(source.path)
   where = ", ".join(map(str, used)) or "it has none"
   raise FileNotFoundError(f"{directory}: no {wanted} in what this run started from ({where})")
+
+
+def tokenizer_of(directory: str | Path) -> Path:
+  """Where the tokenizer of a model is: as `home_of`, or for a run from nothing where it was given.
+
+  Raises:
+    FileNotFoundError: see `home_of`; a tokenizer that is gone.
+  """
+  try:
+    return home_of(directory, "tokenizer.json")
+  except FileNotFoundError:
+    given = checkpoint.read_record(directory).get("tokenizer", "")
+    if not given:
+      raise
+    if not Path(given).is_dir():
+      raise FileNotFoundError(f"{directory}: its tokenizer was {given}, which is gone") from None
+    return Path(given)

@@ -95,7 +95,7 @@ def choose(offers: Mapping[str, Calls], names: Iterable[str], where: str) -> tup
   best = [who for who, count in known.items() if count == most]
   if not most:
     every = {f"{who}:{name}": call for who, calls in offers.items() for name, call in calls.items()}
-    _held(every, present, where)  # raises: nothing is known
+    _held(every, present, f"{where}: of none of {', '.join(offers)}")  # raises: nothing is known
   if len(best) > 1:
     raise ValueError(f"{where}: its names are as much those of {' as of '.join(best)}")
   return best[0], _held(offers[best[0]], present, where)

@@ -41,7 +41,13 @@ def pipeline(transform, **fields):
 
 
 def loading():
-  return [t for t in threading.enumerate() if t.name.startswith("loader")]
+  """Threads that are still there some seconds later."""
+  until = time.monotonic() + 30
+  found = ["not looked for"]
+  while found and time.monotonic() < until:
+    time.sleep(0.01)
+    found = [t for t in threading.enumerate() if t.name.startswith("grain-prefetch")]
+  return found
 
 
 def test_the_batches_of_the_pipeline_in_order():

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from blip3o_jax import cli
+from blip3o_jax import systems
 from blip3o_jax.miniature import shipped
-from blip3o_jax.systems.blip3o import verbs
+from blip3o_jax.systems import blip3o
 
 TINY = Path(__file__).parents[2] / "data" / "tiny-blip3o"
 
@@ -70,7 +71,8 @@ class Echo:
 
 def test_commands_without_a_model_say_what_they_use(home, tmp_path, capsys, monkeypatch):
   loaded = []
-  monkeypatch.setattr(verbs, "load", lambda path, **_: loaded.append(path) or Echo())
+  monkeypatch.setattr(systems, "of", lambda _: "blip3o")
+  monkeypatch.setattr(blip3o, "load", lambda path, **_: loaded.append(path) or Echo())
   drawn, rebuilt = str(tmp_path / "drawn.png"), str(tmp_path / "again.png")
   told = "no --model: the miniature that ships with the package (blip3o_jax/assets/shapes)"
   for command in (

@@ -102,6 +102,9 @@ def test_pictures_while_training(name, tmp_path):
   samples = Samples(decoder=str(tmp_path / "absent"), prompts=("a circle",))
   with pytest.raises((ValueError, OSError), match=r"samples_every|absent|no tokenizer"):
     SYSTEMS[name].sampler(TINY[name], samples, str(tmp_path))
+  if name == "blip3o":
+    with pytest.raises(ValueError, match=r"samples_every needs config\.samples\.decoder"):
+      SYSTEMS[name].sampler(TINY[name], Samples(prompts=("a circle",)), str(tmp_path))
 
 
 # The formulas, against what XLA counts ------------------------------------------------------------
