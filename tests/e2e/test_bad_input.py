@@ -150,8 +150,14 @@ def test_a_model_that_is_a_name_or_absent(fails, refused):
   assert not refused
 
 
-def test_a_directory_without_a_model(fails, tmp_path):
-  assert "no config.json; not a model" in fails("chat", "hello?", "--model", tmp_path)
+def test_a_directory_without_a_model(capsys, tmp_path):
+  """Says what each system would have been known by."""
+  assert cli.main(["chat", "hello?", "--model", str(tmp_path)]) == 1
+  found = capsys.readouterr().err
+  assert f"blip3o chat: {tmp_path}: no config.json, and no files of a model" in found
+  for name, system in SYSTEMS.items():
+    assert f"\n  {name}: {system.LOOKS_FOR}" in found
+  assert "Traceback" not in found
 
 
 def test_a_truncated_file(fails, model):
