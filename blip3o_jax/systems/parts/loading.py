@@ -329,7 +329,7 @@ def _array(
     return seen[str(index)]
 
   if leaf.sharding is None:
-    return jnp.asarray(shard(None))
+    return jax.device_put(shard(None))  # `asarray` compiles a program for each shape
   return jax.make_array_from_callback(leaf.shape, leaf.sharding, shard)
 
 
