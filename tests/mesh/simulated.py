@@ -27,7 +27,7 @@ def train(devices: int, *args: str, cache: Path) -> subprocess.Popen[str]:
 
 def _start(args: list[str], devices: int, **more: str) -> subprocess.Popen[str]:
   path = ":".join(map(str, (HERE.parents[1], HERE.parent, HERE)))
-  flags = f"--xla_force_host_platform_device_count={devices}"
+  flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
   env = os.environ | {"PYTHONPATH": path, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"} | more
   return subprocess.Popen(
     [sys.executable, *args],
