@@ -7,6 +7,7 @@ number is an argument, so a second call compiles nothing.
 
 from collections.abc import Mapping
 from collections.abc import Sequence
+from concurrent import futures
 import functools
 import math
 from pathlib import Path
@@ -65,6 +66,7 @@ class Model:
     self.cfg, self.settings, self.tokenizer = cfg, settings, tokenizer
     self.system, self.decoder = system, decoder
     self._null: np.ndarray | None = None
+    self._painted: set[int] = set()  # numbers of pictures whose programs are compiled
 
   def features(
     self,
@@ -129,7 +131,18 @@ class Model:
 
     The options, `images`, `steps`, `scale` and `sampler`, are those of `features`.
     """
-    return self.paint(self.features(texts, seeds, **options), seeds, pixel_steps=pixel_steps)
+    with futures.ThreadPoolExecutor(1) as beside:  # the programs that paint compile meanwhile
+      painting = beside.submit(self._compile_painter, buckets.power(len(texts)))
+      features = self.features(texts, seeds, **options)
+      painting.result()
+    return self.paint(features, seeds, pixel_steps=pixel_steps)
+
+  def _compile_painter(self, rows: int) -> None:
+    """Compiles `paint` for so many pictures, once."""
+    if self.decoder is not None and rows not in self._painted:
+      shape = (self.cfg.grid, self.cfg.grid, self.cfg.channels)
+      painter.compile_for(self.decoder, rows, shape, guided=self.settings.pixel_scale != 1)
+      self._painted.add(rows)
 
   def reconstruct(
     self, images: Sequence[Image.Image], seeds: Sequence[int], *, pixel_steps: int = 0

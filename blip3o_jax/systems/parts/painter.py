@@ -134,6 +134,30 @@ def paint(
   return np.round(np.asarray(images)[: len(noise)] * np.float32(255)).astype(np.uint8)
 
 
+def compile_for(network: Network, rows: int, shape: Sequence[int], *, guided: bool) -> None:
+  """Compiles what `paint` runs for so many pictures; runs nothing.
+
+  A thread may do this while another program compiles or runs: `paint` then finds its programs.
+
+  Args:
+    rows: pictures, a power of two. shape: [h, w, C] of the features. guided: a scale other than 1.
+  """
+  array = functools.partial(jax.ShapeDtypeStruct, dtype=np.float32)
+  null = array((1, *shape)) if guided else None
+  seeds = jax.ShapeDtypeStruct((rows,), np.uint32)
+  start = _start.lower(network, array((rows, *shape)), seeds, null)
+  conditions, noise = jax.eval_shape(_start, network, array((rows, *shape)), seeds, null)
+  latents, factor = array(noise.shape), np.float32(1)
+  if default_loop() == "host":
+    step = _predict.lower(network, conditions, factor, latents, array((rows,)))
+  else:
+    step = _loop.lower(
+      network, conditions, factor, noise, eps.table(network.module().cfg.schedule, 1)
+    )
+  for program in (step, start, _pixels.lower(network, latents)):
+    program.compile()
+
+
 def sample(
   network: Network,
   features: Any,

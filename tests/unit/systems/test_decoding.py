@@ -15,6 +15,7 @@ import pytest
 from blip3o_jax.models import decoder_lm
 from blip3o_jax.systems.blip3o import verbs
 from blip3o_jax.systems.parts import decoding
+from blip3o_jax.systems.parts import painter
 
 TINY = Path(__file__).parents[2] / "data" / "tiny-blip3o"
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -162,3 +163,19 @@ def test_a_picture_conditions_a_picture() -> None:
   np.testing.assert_array_equal(shown[1], changed[1])
   assert np.abs(shown[0] - changed[0]).max() > 1e-3
   assert np.abs(shown[0] - plain[0]).max() > 1e-3
+
+
+@pytest.mark.parametrize(("loop", "scale"), [("host", 2.0), ("device", 1.0)])
+def test_painting_finds_the_programs_compiled_for_it(
+  compiled: list[str], monkeypatch: pytest.MonkeyPatch, loop: str, scale: float
+) -> None:
+  monkeypatch.setattr(painter, "default_loop", lambda: loop)
+  model = verbs.load(TINY)
+  assert model.decoder is not None
+  shape = (model.cfg.grid, model.cfg.grid, model.cfg.channels)
+  jax.clear_caches()
+  painter.compile_for(model.decoder, 2, shape, guided=scale != 1)
+  assert len(compiled) >= 3
+  warm = len(compiled)
+  painter.paint(model.decoder, np.ones((2, *shape)), [0, 1], steps=2, scale=scale)
+  assert len(compiled) == warm
