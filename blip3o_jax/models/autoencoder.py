@@ -7,6 +7,7 @@ calls `decode` undoes that first.
 import dataclasses
 from typing import Any
 
+import einops
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -227,20 +228,12 @@ class Autoencoder(nnx.Module):
 
 def fold(x: jax.Array, p: int) -> jax.Array:
   """Patches into channels, row, column, channel: [B, H, W, C] -> [B, H/p, W/p, p p C]."""
-  if p == 1:
-    return x
-  b, h, w, c = x.shape
-  x = x.reshape(b, h // p, p, w // p, p, c).swapaxes(2, 3)
-  return x.reshape(b, h // p, w // p, p * p * c)
+  return einops.rearrange(x, "b (h p) (w q) c -> b h w (p q c)", p=p, q=p)
 
 
 def unfold(x: jax.Array, p: int) -> jax.Array:
   """The inverse of `fold`."""
-  if p == 1:
-    return x
-  b, h, w, c = x.shape
-  x = x.reshape(b, h, w, p, p, c // (p * p)).swapaxes(2, 3)
-  return x.reshape(b, h * p, w * p, c // (p * p))
+  return einops.rearrange(x, "b h w (p q c) -> b (h p) (w q) c", p=p, q=p)
 
 
 def _resnet(d_in: int, d_out: int, cfg: Config, rngs: nnx.Rngs) -> Resnet:

@@ -6,6 +6,7 @@ Knows one network: normalised images in, patch features out. Spec section 2.
 import dataclasses
 import math
 
+import einops
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -84,12 +85,11 @@ class PatchEmbed(nnx.Module):
     self.dtype = cfg.dtype
 
   def __call__(self, images: jax.Array) -> jax.Array:
-    b, h, w, c = images.shape
     p, _, _, dim = self.kernel.shape
-    x = images.astype(self.dtype).reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5)
+    x = images.astype(self.dtype)
+    x = einops.rearrange(x, "b (h p) (w q) c -> b (h w) (p q c)", p=p, q=p)
     kernel = self.kernel[...].astype(self.dtype).reshape(-1, dim)
-    x = x.reshape(b, (h // p) * (w // p), p * p * c) @ kernel
-    return x + self.bias[...].astype(self.dtype)
+    return x @ kernel + self.bias[...].astype(self.dtype)
 
 
 class Attention(nnx.Module):

@@ -7,6 +7,7 @@ or guidance. Spec section 3.
 import dataclasses
 from typing import Literal
 
+import einops
 from flax import nnx
 from flax import struct
 import jax
@@ -139,10 +140,8 @@ class PatchEmbedder(nnx.Module):
     self.patch_size = p
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    b, h, w, c = x.shape
     p = self.patch_size
-    x = x.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 5, 2, 4)
-    return self.proj(x.reshape(b, (h // p) * (w // p), c * p * p))
+    return self.proj(einops.rearrange(x, "b (h p) (w q) c -> b (h w) (c p q)", p=p, q=p))
 
 
 class CaptionProjection(nnx.Module):
@@ -342,8 +341,7 @@ class NextDiT(nnx.Module):
     )
     out = self.norm_out(tokens, modulation).astype(jnp.float32)
     # The output's patch features are in order (y, x, C), the input's in (C, y, x).
-    out = out.reshape(-1, h // p, w // p, p, p, self.cfg.in_channels)
-    return out.transpose(0, 1, 3, 2, 4, 5).reshape(x.shape)
+    return einops.rearrange(out, "b (h w) (p q c) -> b (h p) (w q) c", h=h // p, p=p, q=p)
 
 
 def rotary_angles(cfg: Config, h: int, w: int, frame: int = 0) -> np.ndarray:

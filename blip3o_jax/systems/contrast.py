@@ -19,6 +19,7 @@ from pathlib import Path
 import re
 from typing import Any
 
+import einops
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -111,8 +112,7 @@ class Contrast(nnx.Module):
     by_image = jax.nn.log_softmax(logits, 1)[own, own]
     by_text = jax.nn.log_softmax(logits, 0)[own, own]
     contrast = -jnp.sum(by_image + by_text) / (2 * weights["image"])
-    cells = images.reshape(len(images), -1, self.cell, images.shape[2] // self.cell, self.cell, 3)
-    cells = cells.swapaxes(2, 3).reshape(*pooled.shape[:3], -1)
+    cells = einops.rearrange(images, "b (h p) (w q) c -> b h w (p q c)", p=self.cell, q=self.cell)
     error = jnp.mean(jnp.square(self._rebuild(pooled, key) - cells), (1, 2, 3))
     rebuilt = jnp.sum(error) / weights["image"]
     right = jnp.sum(jnp.argmax(logits, 1) == own) / weights["image"]
