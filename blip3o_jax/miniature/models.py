@@ -17,7 +17,6 @@ from blip3o_jax.data.text.tokenizer import Tokenizer
 from blip3o_jax.miniature import parts as frozen_parts
 from blip3o_jax.miniature import sizes
 from blip3o_jax.systems import blip3o
-from blip3o_jax.systems import pixels
 from blip3o_jax.systems.blip3o import released
 from blip3o_jax.systems.blip3o import verbs
 from blip3o_jax.systems.parts import loading
@@ -56,12 +55,12 @@ def assemble(work: Path, generator: str, step: int = -1) -> verbs.Model:
   else:
     scale = json.loads((work / "done" / "autoencoder.json").read_text())["scale"]
     decoder_cfg = sizes.pixels_shapes(scale)
-  decoder = filled(pixels, decoder_cfg, parts.decoder)
+  decoder = filled(painter, decoder_cfg, parts.decoder)
   return verbs.Model(
     cfg,
     SETTINGS,
     _split(blip3o, cfg, system),
-    _split(pixels, decoder_cfg, decoder),
+    _split(painter, decoder_cfg, decoder),
     Tokenizer.load(work, blip3o.SPECIAL),
   )
 
