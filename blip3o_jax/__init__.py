@@ -9,7 +9,10 @@ __all__ = ["load"]
 
 
 def load(
-  model: str | Path | None = None, *, dtype: Literal["float32", "bfloat16"] = "float32"
+  model: str | Path | None = None,
+  *,
+  dtype: Literal["float32", "bfloat16"] = "float32",
+  verb: str = "",
 ) -> Any:
   """A loaded model with the verbs of its system, as the command's `--model` names it.
 
@@ -18,13 +21,15 @@ def load(
       directory exists, or "hf://owner/name"), which is fetched; None is the miniature that ships
       with the package.
     dtype: that parameters are stored in and computed with.
+    verb: what the model must be able to do, asked before anything is read.
 
   Returns:
     What `systems.System.load` says: `generate`, `chat` and `reconstruct`, or those of them that the
     system has.
 
   Raises:
-    FileNotFoundError, ValueError: what is absent or wrong, by file and name.
+    FileNotFoundError, ValueError: what is absent or wrong, by file and name; a system without the
+      verb.
   """
   # Here, so that the command answers --help without them.
   from blip3o_jax import systems
@@ -34,4 +39,10 @@ def load(
   if model is None:
     shipped.verify()
   directory = shipped.directory() if model is None else hub.local_directory(str(model))
-  return systems.SYSTEMS[systems.of(directory)].load(directory, dtype=dtype)
+  kind = systems.of(directory)
+  system = systems.SYSTEMS[kind]
+  if verb and verb not in system.VERBS:
+    name = shipped.NAME if model is None else model
+    able = ", ".join(system.VERBS) or "do nothing by itself"
+    raise ValueError(f"{name}: a model of the system {kind} cannot {verb}; it can {able}")
+  return system.load(directory, dtype=dtype)

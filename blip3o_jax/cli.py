@@ -10,6 +10,7 @@ import sys
 import time
 from typing import Any
 
+import blip3o_jax
 from blip3o_jax import files
 
 EXAMPLES = {
@@ -140,24 +141,12 @@ def _load(options: argparse.Namespace, verb: str) -> Any:
     ValueError: its system has not the verb.
   """
   from blip3o_jax.miniature import shipped
-  from blip3o_jax.weights import hub
 
   name = shipped.NAME if options.model is None else options.model
   if options.model is None:
     print(f"no --model: the miniature that ships with the package ({name})", file=sys.stderr)
-    shipped.verify()
-    directory = shipped.directory()
-  else:
-    directory = hub.local_directory(options.model)
-  from blip3o_jax import systems
-
   start = time.monotonic()
-  kind = systems.of(directory)
-  system = systems.SYSTEMS[kind]
-  if verb not in system.VERBS:
-    able = ", ".join(system.VERBS) or "do nothing by itself"
-    raise ValueError(f"{name}: a model of the system {kind} cannot {verb}; it can {able}")
-  model = system.load(directory, dtype=options.dtype)
+  model = blip3o_jax.load(options.model, dtype=options.dtype, verb=verb)
   print(f"loaded {name} in {time.monotonic() - start:.1f} s", file=sys.stderr)
   return model
 
