@@ -40,6 +40,11 @@ def unflatten(flat: Mapping[str, Any]) -> Tree:
   return out
 
 
+def top(path: str) -> str:
+  """The first part of a path: the top-level module that a parameter is of."""
+  return path.partition("/")[0]
+
+
 def matcher(patterns: Iterable[str]) -> Callable[[str], bool]:
   """True for paths that one of the regexes matches in full."""
   compiled = [re.compile(p) for p in patterns]

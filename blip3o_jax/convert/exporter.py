@@ -18,6 +18,7 @@ import numpy as np
 
 from blip3o_jax import files
 from blip3o_jax import systems
+from blip3o_jax import trees
 from blip3o_jax.convert import importer
 from blip3o_jax.convert import licences
 from blip3o_jax.convert import manifest
@@ -149,7 +150,7 @@ def _targets(found: runs.Found, part: Mapping[str, Any], folder: Path) -> dict[s
   """
   listed = [n for file in part["files"].values() for n in file["tensors"]]
   mine = set(part["modules"])
-  params = {p: found.leaves[p] for p in found.leaves if p.partition("/")[0] in mine}
+  params = {p: found.leaves[p] for p in found.leaves if trees.top(p) in mine}
   system = systems.SYSTEMS[part["system"]]
   rows = system.rows_of(part["kind"], dict.fromkeys(listed), folder / part["folder"])
   rows = [r for r in rows if any(p in params for p in r.paths)]
@@ -220,7 +221,7 @@ def _licences(found: runs.Found, say: files.Say) -> str:
   """The text of the licences, a line a component; says those that forbid commercial use."""
   counts: dict[str, int] = {}
   for path in found.leaves:
-    name = found.components[path.partition("/")[0]]
+    name = found.components[trees.top(path)]
     counts[name] = counts.get(name, 0) + math.prod(found.leaves[path])
   system = systems.SYSTEMS[found.system]
   told = {

@@ -18,6 +18,7 @@ import blip3o_jax
 from blip3o_jax import config
 from blip3o_jax import files
 from blip3o_jax import systems
+from blip3o_jax import trees
 from blip3o_jax.convert import licences
 from blip3o_jax.convert.parameters import Leaves
 from blip3o_jax.convert.parameters import Run
@@ -305,7 +306,7 @@ def _count(leaves: Leaves, known: Mapping[str, str]) -> dict[str, dict[str, Any]
   """{component: numbers}; modules that are no component's stand by their own name."""
   out: dict[str, dict[str, Any]] = {}
   for path in leaves:
-    module = path.partition("/")[0]
+    module = trees.top(path)
     facts = out.setdefault(
       known.get(module, module), {"leaves": 0, "parameters": 0, "bytes": 0, "dtypes": {}}
     )

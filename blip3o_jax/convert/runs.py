@@ -7,6 +7,7 @@ from typing import Any
 
 from blip3o_jax import config
 from blip3o_jax import systems
+from blip3o_jax import trees
 from blip3o_jax.convert import manifest
 from blip3o_jax.convert import source as origins
 from blip3o_jax.convert.parameters import Layers
@@ -73,10 +74,10 @@ def of_run(run: Path, item: checkpoint.Item, step: int, tokenizer: Path | None) 
   for source in used:
     leaves, base, known = _opened(source, name)
     components |= known
-    mine = source.modules({p.partition("/")[0] for p in leaves})
+    mine = source.modules({trees.top(p) for p in leaves})
     # What a run takes of its model's modules says nothing about networks in folders beside it.
     mine |= {m for p in (base.parts if base else ()) if p["folder"] for m in p["modules"]}
-    paths = {p for p in leaves if p.partition("/")[0] in mine}
+    paths = {p for p in leaves if trees.top(p) in mine}
     layers.append((leaves, paths))
     whole = whole | paths if source.kind == "run" else whole - paths
     bases += [] if base is None else [base]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from blip3o_jax import __version__
+from blip3o_jax import trees
 from blip3o_jax.miniature import parts as frozen_parts
 from blip3o_jax.miniature import shipped
 from blip3o_jax.systems.blip3o import rows as names
@@ -140,7 +141,7 @@ def parts(model: Path) -> dict[str, dict[str, int]]:
 
 
 def _module(row: table.Row) -> str:
-  return row.paths[0].partition("/")[0]
+  return trees.top(row.paths[0])
 
 
 def _count(out: dict[str, dict[str, int]], part: str, tensors: Tensors, name: str) -> None:

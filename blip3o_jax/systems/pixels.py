@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from blip3o_jax import layers
+from blip3o_jax import trees
 from blip3o_jax.data import images as pictures
 from blip3o_jax.data.pipeline import Arrays
 from blip3o_jax.data.pipeline import Data
@@ -230,7 +231,7 @@ def exported(
   """The directory that a run becomes: its networks, beside whatever model it started from."""
   del cfg, tokenizer
   base = layout.base_of(bases)
-  modules = {path.partition("/")[0] for path in paths}
+  modules = {trees.top(path) for path in paths}
   networks, extra = decoder_files.exported(bases, base, modules)
   others = [p for p in (base.parts if base else ()) if p["kind"] not in decoder_files.FOLDERS]
   directory = None if base is None else base.directory

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import functools
 import queue
 import threading
 from typing import Any
@@ -81,6 +82,7 @@ def check_batch(mesh: jax.sharding.Mesh, batch: int, accumulate: int = 1) -> Non
     )
 
 
+@functools.cache
 def local_rows(mesh: jax.sharding.Mesh, batch: int) -> tuple[int, ...]:
   """The rows of a global batch that the devices of this process hold, ascending.
 

@@ -200,7 +200,7 @@ def table(part: Partition) -> list[str]:
   for kind, leaves in (("trained", part.trained), ("frozen", part.frozen)):
     groups: dict[str, Leaves] = {}
     for path, leaf in leaves.items():
-      groups.setdefault(path.partition("/")[0], {})[path] = leaf
+      groups.setdefault(trees.top(path), {})[path] = leaf
     rows += [(name, kind, *_row(group)) for name, group in groups.items()]
     if leaves:
       rows.append(("all", kind, *_row(leaves)))

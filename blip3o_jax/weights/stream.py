@@ -21,6 +21,7 @@ from typing import TypeVar
 from ml_dtypes import bfloat16
 import numpy as np
 
+from blip3o_jax import trees
 from blip3o_jax.weights import safetensors
 from blip3o_jax.weights import store
 from blip3o_jax.weights import table
@@ -66,7 +67,7 @@ class Piece:
   @property
   def module(self) -> str:
     """The top-level module of the parameter."""
-    return self.path.partition("/")[0]
+    return trees.top(self.path)
 
   @property
   def tensor(self) -> str:

@@ -177,7 +177,7 @@ def exported(
   base = layout.base_of(bases)
   if (base is None or not (base.directory / "config.json").is_file()) and tokenizer is None:
     raise ValueError("the run's model: none of its sources is a model; give --tokenizer DIR")
-  modules = {path.partition("/")[0] for path in paths}
+  modules = {trees.top(path) for path in paths}
   networks, extra = decoder_files.exported(bases, base, modules)
   held = {part["kind"]: part for part in (base.parts if base else ())}
   main = dict(held.get("model") or layout.new_part("model", "", layout.MAIN[0], ()))

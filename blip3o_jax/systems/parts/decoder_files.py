@@ -14,6 +14,7 @@ from typing import Any
 from flax import nnx
 from safetensors.numpy import save_file
 
+from blip3o_jax import trees
 from blip3o_jax.models import autoencoder
 from blip3o_jax.models import unet
 from blip3o_jax.systems.parts import diffusers_files
@@ -187,7 +188,7 @@ def save(
   Raises:
     ValueError: a value that `dtype` cannot hold, by the name of its tensor.
   """
-  present = {path.partition("/")[0] for path in params}
+  present = {trees.top(path) for path in params}
   write_json(cfg, home, present)
   for network in FOLDERS:
     mine = {p: v for p, v in params.items() if p.startswith(f"{network}/")}

@@ -205,10 +205,10 @@ def load(
   places = {} if mesh is None else trees.flatten(sharding.shardings(model, mesh))
   leaves: Leaves = {}
   for path, leaf in trees.flatten(nnx.to_pure_dict(state)).items():
-    own = dtype is None or path.partition("/")[0] in keep
+    own = dtype is None or trees.top(path) in keep
     kind = leaf.dtype if own else jnp.dtype(dtype)
     leaves[path] = jax.ShapeDtypeStruct(leaf.shape, kind, sharding=places.get(path))
-  wanted = {p: v for p, v in leaves.items() if not only or p.partition("/")[0] in only}
+  wanted = {p: v for p, v in leaves.items() if not only or trees.top(p) in only}
   names = [str(entries)] if isinstance(entries, str | Path) else list(entries)
   filled, left = fill(system, cfg, resolve(names), wanted, leaves)
   if left:
@@ -243,9 +243,9 @@ def fill(
       found = _from_run(source, left, model)
     else:
       # A strict reader accounts for whole networks, so it is asked for whole modules.
-      may = source.modules({_module(path) for path in model})
-      modules = {_module(path) for path in left} & may
-      whole = {path: leaf for path, leaf in model.items() if _module(path) in modules}
+      may = source.modules({trees.top(path) for path in model})
+      modules = {trees.top(path) for path in left} & may
+      whole = {path: leaf for path, leaf in model.items() if trees.top(path) in modules}
       found = _from_directory(system, cfg, source.path, whole, left)
     logging.info("parameters: %d leaves from %s", len(found), source)
     for path, value in found.items():
@@ -268,7 +268,7 @@ def _from_run(source: Source, left: Leaves, model: Leaves) -> dict[str, jax.Arra
   found = checkpoint.restore_params(source.path, wanted, item=item, step=source.step)
   # A leaf without a place must not be bound to one device, or it meets no sharded array.
   return {
-    path: value if left[path].sharding is not None else jnp.asarray(np.asarray(value))
+    path: value if left[path].sharding is not None else jax.device_put(np.asarray(value))
     for path, value in found.items()
   }
 
@@ -291,9 +291,9 @@ def _from_directory(
   wanted = {stored[path]: tuple(leaf.shape) for path, leaf in whole.items()}
   arrays: store.Arrays | opened.Released
   if store.is_converted(directory):
-    arrays = store.Arrays(directory, {_module(path) for path in wanted})
-    present = {_module(path) for path in arrays}
-    expected = {p: leaf for p, leaf in whole.items() if _module(stored[p]) in present}
+    arrays = store.Arrays(directory, {trees.top(path) for path in wanted})
+    present = {trees.top(path) for path in arrays}
+    expected = {p: leaf for p, leaf in whole.items() if trees.top(stored[p]) in present}
     found = {
       p: jax.ShapeDtypeStruct(arrays[stored[p]], leaf.dtype)
       for p, leaf in expected.items()
@@ -309,10 +309,6 @@ def _from_directory(
 def _renamed(path: str, names: Mapping[str, str]) -> str:
   module, slash, rest = path.partition("/")
   return f"{names.get(module, module)}{slash}{rest}"
-
-
-def _module(path: str) -> str:
-  return path.partition("/")[0]
 
 
 def _array(

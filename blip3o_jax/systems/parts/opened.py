@@ -10,6 +10,7 @@ import re
 
 import numpy as np
 
+from blip3o_jax import trees
 from blip3o_jax.systems.parts.layout import Describes
 from blip3o_jax.systems.parts.layout import Field
 from blip3o_jax.systems.parts.layout import Files
@@ -71,11 +72,11 @@ def take(system: Describes, files: Files, part: Part, only: Collection[str] | No
   """
   tensors = files.tensors(part.folder, part.stems)
   rows = system.rows_of(part.kind, tensors, files.directory / part.folder)
-  params = {p: s for p, s in part.shapes().items() if only is None or _module(p) in only}
+  params = {p: s for p, s in part.shapes().items() if only is None or trees.top(p) in only}
   used = [r for r in rows if any(p in params for p in r.paths)]
   # A row of a wanted module must find its parameter; those of other modules stand apart.
-  tops = {_module(p) for p in params}
-  apart = [r for r in rows if r not in used and _module(r.paths[0]) not in tops]
+  tops = {trees.top(p) for p in params}
+  apart = [r for r in rows if r not in used and trees.top(r.paths[0]) not in tops]
   rest = [] if only is None else [table.pattern(r.name) for r in apart]
   ignore = (*part.ignore, *rest, *map(re.escape, part.ties))
   fields = tuple(f for f in part.fields if not f.module or f.module in tops)
@@ -88,8 +89,8 @@ def _fitting(
   """The part, to fill those modules of `wanted` of which it has anything; None without any."""
   tensors = files.tensors(part.folder, part.stems)
   rows = system.rows_of(part.kind, tensors, files.directory / part.folder)
-  there = {_module(p) for r in rows if r.name.replace("{}", "0") in tensors for p in r.paths}
-  params = {p: s for p, s in wanted.items() if _module(p) in there & set(part.modules)}
+  there = {trees.top(p) for r in rows if r.name.replace("{}", "0") in tensors for p in r.paths}
+  params = {p: s for p, s in wanted.items() if trees.top(p) in there & set(part.modules)}
   if not params:
     return None
   used = [r for r in rows if any(p in params for p in r.paths)]
@@ -156,11 +157,7 @@ def fitting(system: Describes, directory: str | Path, wanted: Mapping[str, Shape
       fit, by tensor.
   """
   files = Files(directory)
-  asked = {_module(p) for p in wanted}
+  asked = {trees.top(p) for p in wanted}
   parts = [p for p in system.parts(files).parts if asked & set(p.modules)]
   found = [_fitting(system, files, part, wanted) for part in parts]
   return Released([part for part in found if part is not None], str(directory))
-
-
-def _module(path: str) -> str:
-  return path.partition("/")[0]
