@@ -205,12 +205,7 @@ LOOKS_FOR = decoder_files.LOOKS_FOR
 recognises = decoder_files.recognises
 parts = decoder_files.parts
 rows_of = decoder_files.rows_of
-
-
-def stored_as(cfg: Config) -> dict[str, str]:
-  """Its modules are stored by their own names."""
-  del cfg
-  return {}
+stored_as = painter.stored_as
 
 
 def licence(component: str, cfg: Config | None, parameters: int) -> layout.Licence:

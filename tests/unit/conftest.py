@@ -1,8 +1,9 @@
-"""What unit tests of networks share: random parameters without compiling an initialiser."""
+"""What unit tests share: random parameters without compiling an initialiser; warnings as a list."""
 
 from collections.abc import Callable
 from typing import Any
 
+from absl import logging as absl_logging
 from flax import nnx
 import jax.numpy as jnp
 import numpy as np
@@ -26,3 +27,11 @@ def _fill(make: Callable[[], nnx.Module], seed: int = 0) -> Any:
 def fill() -> Callable[..., Any]:
   """fill(make, seed=0): the module of `make()` with random parameters, norms near 1."""
   return _fill
+
+
+@pytest.fixture
+def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+  """The lines that are logged as warnings."""
+  lines: list[str] = []
+  monkeypatch.setattr(absl_logging, "warning", lambda text, *args: lines.append(text % args))
+  return lines

@@ -6,6 +6,7 @@ import tarfile
 
 import numpy as np
 from PIL import Image
+import tokenizers
 
 from blip3o_jax.data.records import text_bytes
 
@@ -49,3 +50,9 @@ def write_tar(path, members):
       info.size = len(data)
       tar.addfile(info, io.BytesIO(data))
   return path
+
+
+def parsed(text):
+  """Ids of a string in which special strings are special: how the released code tokenises."""
+  inner = tokenizers.Tokenizer.from_file(str(TINY / "tokenizer.json"))
+  return inner.encode(text, add_special_tokens=False).ids

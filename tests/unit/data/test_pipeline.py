@@ -1,6 +1,5 @@
 """Batches: determinism, processes, buckets, resuming, damaged records."""
 
-from absl import logging as absl_logging
 from fakes import InMemory
 from fakes import write_tar
 import numpy as np
@@ -56,13 +55,6 @@ def equal(a, b):
   assert a.keys() == b.keys()
   for name in a:
     np.testing.assert_array_equal(a[name], b[name])
-
-
-@pytest.fixture
-def warnings(monkeypatch):
-  lines = []
-  monkeypatch.setattr(absl_logging, "warning", lambda text, *args: lines.append(text % args))
-  return lines
 
 
 def test_a_batch_is_a_function_of_seed_and_step():

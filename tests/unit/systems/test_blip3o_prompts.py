@@ -1,9 +1,8 @@
 """What is said to BLIP3-o: the released strings, cutting, escaping, words at the slots."""
 
-from absl import logging as absl_logging
 from fakes import TINY
+from fakes import parsed
 import pytest
-import tokenizers
 
 from blip3o_jax.data.text.tokenizer import Tokenizer
 from blip3o_jax.data.text.tokenizer import train_bpe
@@ -12,12 +11,6 @@ from blip3o_jax.systems.blip3o import prompts
 TOK = Tokenizer.load(TINY, prompts.SPECIAL)
 
 
-def parsed(text):
-  """Ids of a string in which special strings are special: how the released code tokenises."""
-  inner = tokenizers.Tokenizer.from_file(str(TINY / "tokenizer.json"))
-  return inner.encode(text, add_special_tokens=False).ids
-
-
 HEAD = (
   "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
   "Please generate image based on the following caption: {}<|im_end|>\n<|im_start|>assistant\n"
@@ -28,13 +21,6 @@ HEAD = (
   "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
   "Please generate image based on the following caption: {}<|im_end|>\n<|im_start|>assistant\n"
 )
-
-
-@pytest.fixture
-def warnings(monkeypatch):
-  lines = []
-  monkeypatch.setattr(absl_logging, "warning", lambda text, *args: lines.append(text % args))
-  return lines
 
 
 def test_generation_prompt_is_the_released_string(warnings):

@@ -1,35 +1,15 @@
 """The chat template: the released strings, labels, cutting, padding, buckets."""
 
-from absl import logging as absl_logging
 from fakes import TINY
+from fakes import parsed
 import numpy as np
 import pytest
-import tokenizers
 
 from blip3o_jax.data.text import chat
 from blip3o_jax.data.text.tokenizer import Tokenizer
 
 TOK = Tokenizer.load(TINY, chat.QWEN)
 SYSTEM = "You are a helpful assistant."
-
-
-def parsed(text):
-  """Ids of a string in which special strings are special: how the released code tokenises."""
-  inner = tokenizers.Tokenizer.from_file(str(TINY / "tokenizer.json"))
-  return inner.encode(text, add_special_tokens=False).ids
-
-
-HEAD = (
-  "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
-  "Please generate image based on the following caption: {}<|im_end|>\n<|im_start|>assistant\n"
-)
-
-
-@pytest.fixture
-def warnings(monkeypatch):
-  lines = []
-  monkeypatch.setattr(absl_logging, "warning", lambda text, *args: lines.append(text % args))
-  return lines
 
 
 def test_chat_is_the_template_of_the_released_model():
