@@ -131,17 +131,24 @@ class Model:
 
     The options, `images`, `steps`, `scale` and `sampler`, are those of `features`.
     """
+    decoder = self._painter()  # before any long work
     with futures.ThreadPoolExecutor(1) as beside:  # the programs that paint compile meanwhile
-      painting = beside.submit(self._compile_painter, buckets.power(len(texts)))
+      painting = beside.submit(self._compile_painter, decoder, buckets.power(len(texts)))
       features = self.features(texts, seeds, **options)
       painting.result()
     return self.paint(features, seeds, pixel_steps=pixel_steps)
 
-  def _compile_painter(self, rows: int) -> None:
+  def _painter(self) -> Network:
+    """The pixel decoder; ValueError where there is none."""
+    if self.decoder is None:
+      raise ValueError("this model has no pixel decoder (folder diffusion-decoder), cannot draw")
+    return self.decoder
+
+  def _compile_painter(self, decoder: Network, rows: int) -> None:
     """Compiles `paint` for so many pictures, once."""
-    if self.decoder is not None and rows not in self._painted:
+    if rows not in self._painted:
       shape = (self.cfg.grid, self.cfg.grid, self.cfg.channels)
-      painter.compile_for(self.decoder, rows, shape, guided=self.settings.pixel_scale != 1)
+      painter.compile_for(decoder, rows, shape, guided=self.settings.pixel_scale != 1)
       self._painted.add(rows)
 
   def reconstruct(
@@ -181,10 +188,8 @@ class Model:
     Raises:
       ValueError: a model without a pixel decoder.
     """
-    if self.decoder is None:
-      raise ValueError("this model has no pixel decoder (folder diffusion-decoder), cannot draw")
     return painter.paint(
-      self.decoder,
+      self._painter(),
       features,
       seeds,
       steps=pixel_steps or self.settings.pixel_steps,
