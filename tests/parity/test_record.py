@@ -21,6 +21,7 @@ from blip3o_jax.verify import replay
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests" / "data" / "tiny-blip3o"
 GOLDEN = {"system": TINY / "io.safetensors", "decoder": TINY / "diffusion-decoder/io.safetensors"}
+GRADIENT = "train.grad."
 pytestmark = pytest.mark.torch
 
 
@@ -82,8 +83,18 @@ def test_a_fresh_recording_of_another_model(tmp_path, sizes, record):
     print("\n".join(compare.line(row, 70) for row in rows))
     outputs = {n for _, wanted in recordings.held(recorded, name)[1].values() for n in wanted}
     assert {row.name for row in rows} == outputs
-    # The tolerances are the miniature's; a drawn model may round worse.
-    wrong = [row for row in rows if row.relative_error > 2 * row.tolerance or row.note]
+    # The tolerances are the miniature's; a drawn model may round worse. Terms of a gradient may
+    # cancel to far less than they are: such a one is held to the largest gradient's size.
+    largest = max((np.abs(recorded[n]).max() for n in outputs if n.startswith(GRADIENT)), default=0)
+    wrong = [
+      row
+      for row in rows
+      if row.note
+      or (
+        row.relative_error > 2 * row.tolerance
+        and not (row.name.startswith(GRADIENT) and row.max_error <= 2 * row.tolerance * largest)
+      )
+    ]
     assert not wrong, wrong
 
 
