@@ -298,19 +298,6 @@ def rotate_half(x: jax.Array, angles: jax.Array) -> jax.Array:
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
 
 
-def rotate_pairs(x: jax.Array, angles: jax.Array) -> jax.Array:
-  """Rotary embedding in the adjacent-pair layout: channel 2j pairs with 2j + 1.
-
-  Args:
-    x: float[B, T, N, H]. angles: float32[B or 1, T, H/2], in radians.
-  """
-  cos, sin = (f(angles)[:, :, None, :] for f in (jnp.cos, jnp.sin))
-  pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
-  a, b = pairs[..., 0], pairs[..., 1]
-  out = jnp.stack([a * cos - b * sin, a * sin + b * cos], -1)
-  return out.reshape(x.shape).astype(x.dtype)
-
-
 def timestep_embedding(t: jax.Array, dim: int, max_period: float = 10000.0) -> jax.Array:
   """Sinusoids of float[...] as float32[..., dim], cosines first; t in 0..1000 units, not scaled."""
   half = dim // 2

@@ -10,9 +10,7 @@ from collections.abc import Sequence
 import difflib
 import re
 from typing import Any
-from typing import TypeVar
 
-V = TypeVar("V")
 Tree = dict[Any, Any]
 
 
@@ -62,25 +60,6 @@ def check_patterns(patterns: Sequence[str], paths: Iterable[str], where: str) ->
     if not any(rx.fullmatch(p) for p in paths):
       near = difflib.get_close_matches(pattern, paths, 1, cutoff=0.0)
       raise ValueError(f"{where}: {pattern!r} matches no parameter; nearest is {near[0]!r}")
-
-
-def by_rules(rules: Sequence[tuple[str, V]], paths: Iterable[str], where: str) -> dict[str, V]:
-  """The value of the first rule that matches each path in full.
-
-  Raises:
-    ValueError: a path that no rule covers, or a rule whose regex matches no path at all.
-  """
-  paths = list(paths)
-  check_patterns([p for p, _ in rules], paths, where)
-  out: dict[str, V] = {}
-  for path in paths:
-    for pattern, value in rules:
-      if re.fullmatch(pattern, path):
-        out[path] = value
-        break
-    else:
-      raise ValueError(f"{where}: no rule covers {path!r}")
-  return out
 
 
 def partition(tree: Mapping[Any, Any], predicate: Callable[[str], bool]) -> tuple[Tree, Tree]:

@@ -372,7 +372,7 @@ def rotary_table(cfg: Config, h: int, w: int) -> Rotation:
 def rotate(x: jax.Array, rotation: Rotation) -> jax.Array:
   """Turns adjacent channel pairs of float[B, T, N, H] by a table, in float32.
 
-  `layers.rotate_pairs` with the cosines taken outside the scan over layers.
+  The table is made outside the scan over layers, which would take its cosines in each of them.
   """
   cos, sin = rotation
   pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)

@@ -20,23 +20,17 @@ def test_matcher_wants_the_whole_path():
   assert not match("b/0/kernel")
 
 
-def test_the_first_rule_wins():
-  rules = [(".*/bias", 0.0), ("b/.*", 1.0), (".*", 2.0)]
-  found = trees.by_rules(rules, FLAT, "decay")
-  assert found == {"a/kernel": 2.0, "a/bias": 0.0, "b/0/kernel": 1.0, "b/1/kernel": 1.0}
-
-
 @pytest.mark.parametrize(
-  ("rules", "message"),
+  ("patterns", "message"),
   [
-    ([("a/.*", 1)], "decay: no rule covers 'b/0/kernel'"),
-    ([(".*", 1), ("c/kernle", 2)], "decay: 'c/kernle' matches no parameter; nearest is 'a/kernel'"),
-    ([("(", 1)], r"decay: '\(' is not a regular expression"),
+    ([".*", "c/kernle"], "decay: 'c/kernle' matches no parameter; nearest is 'a/kernel'"),
+    (["("], r"decay: '\(' is not a regular expression"),
   ],
 )
-def test_rules_that_do_not_fit_are_named(rules, message):
+def test_patterns_that_do_not_fit_are_named(patterns, message):
+  trees.check_patterns(["a/.*", ".*bias"], FLAT, "decay")
   with pytest.raises(ValueError, match=message):
-    trees.by_rules(rules, FLAT, "decay")
+    trees.check_patterns(patterns, FLAT, "decay")
 
 
 def test_partition_and_merge():

@@ -230,14 +230,6 @@ def config_json(cfg: Config, eos: int, pad: int) -> dict[str, Any]:
   }
 
 
-def backbone_json(cfg: Config, eos: int, pad: int) -> dict[str, Any]:
-  """The content of config.json of language model and vision tower alone, a plain Qwen2.5-VL."""
-  ours = ("n_query", "gen_vision_tower", "gen_hidden_size", "gen_pooling")
-  out = {k: v for k, v in config_json(cfg, eos, pad).items() if k not in ours}
-  named = {"architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl"}
-  return out | named
-
-
 def tiny_json(cfg: Config, settings: Settings, special: Mapping[str, int]) -> dict[str, Any]:
   """The content of tiny.json: sizes that config.json does not carry, and our options."""
   dit, eva = cfg.denoiser, cfg.features.tower

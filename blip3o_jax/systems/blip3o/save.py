@@ -138,27 +138,6 @@ def _write_json(directory: Path, model: "Model") -> None:
     (directory / name).write_text(json.dumps(value, indent=2) + "\n")
 
 
-def write_backbone(model: "Model", directory: Path) -> None:
-  """The language model and the vision tower alone, as transformers' Qwen2.5-VL class loads them.
-
-  Writes config.json and model.safetensors, in the dtype of the arrays.
-
-  Raises:
-    WeightsError: a model without one of the two.
-  """
-  flat = trees.flatten(model.system.params)
-  parts = {p: v for p, v in flat.items() if p.split("/")[0] in ("backbone", "visual")}
-  write_weights(parts, directory)
-  ids = model.tokenizer
-  config = released.backbone_json(model.cfg, eos=ids.im_end, pad=ids.pad)
-  config |= {
-    "video_token_id": ids.video_pad,
-    "vision_start_token_id": ids.vision_start,
-    "vision_end_token_id": ids.vision_end,
-  }
-  (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-
-
 # A run's directory -------------------------------------------------------------------------------
 
 
