@@ -1,9 +1,11 @@
-"""The `blip3o` command: train, generate, chat, reconstruct. Parses, calls, prints."""
+"""The `blip3o` command: use, train, and what `commands` has. Parses, calls, prints."""
 
 import argparse
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
+import functools
+import importlib
 import os
 from pathlib import Path
 import sys
@@ -14,11 +16,16 @@ import blip3o_jax
 from blip3o_jax import files
 
 EXAMPLES = {
-  "train": "blip3o train --config=configs/blip3o_4b_pretrain.py --workdir=runs/4b "
+  "train": "blip3o train --config=blip3o_4b_pretrain:qwen=DIR --workdir=runs/4b "
   "--config.data.path=/data/tars --config.optimizer.lr=3e-5",
   "generate": 'blip3o generate "a red circle left of a blue square" --seed 1',
   "chat": 'blip3o chat "how many stars are there?" --image picture.png --model DIR',
   "reconstruct": "blip3o reconstruct picture.png --model DIR --output rebuilt.png",
+  "convert": "blip3o convert import --source BLIP3o-Model-4B --output converted",
+  "inspect": "blip3o inspect converted",
+  "verify": "blip3o verify --model converted --recorded recorded.safetensors",
+  "plan": "blip3o plan --config=blip3o_4b_pretrain:memory=small --topology=v5e:4x4",
+  "index": "blip3o index /data/tars",
 }
 
 
@@ -26,10 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs one verb; returns the exit status. Errors of the user are one readable line."""
   args = list(sys.argv[1:] if argv is None else argv)
   verbs = {"train": train, "generate": generate, "chat": chat, "reconstruct": reconstruct}
+  verbs |= {verb: functools.partial(_command, verb) for verb in EXAMPLES if verb not in verbs}
+  if args == ["--version"]:
+    print(f"blip3o {blip3o_jax.__version__}")
+    return 0
   if not args or args[0] in ("-h", "--help"):
     lines = "\n".join(f"  {EXAMPLES[v]}" for v in verbs)
     print(f"usage: blip3o {{{','.join(verbs)}}} ...\n\nexamples:\n{lines}")
-    print("\n`blip3o VERB --help` shows the options of a verb.")
+    print("\n`blip3o VERB --help` shows the options of a verb; `blip3o --version` the version.")
     return 0 if args else 2
   if args[0] not in verbs:
     print(f"blip3o: {args[0]!r} is not one of {', '.join(verbs)}", file=sys.stderr)
@@ -56,11 +67,20 @@ def guarded(name: str, call: Callable[[], int], *more: type[Exception]) -> int:
     return 1
 
 
+def _command(verb: str, args: list[str]) -> int:
+  """Runs a verb that is a module of `commands`."""
+  module = importlib.import_module(f"blip3o_jax.commands.{verb}")
+  return module.run(_describe(verb, module.__doc__), args)
+
+
 def train(args: list[str]) -> int:
   """Trains what a config file describes, or goes on with it."""
   parser = _describe("train", "Trains what a config file describes; a second call goes on with it.")
   parser.add_argument(
-    "--config", required=True, metavar="FILE[:ARG]", help="a config file, and what it is asked for"
+    "--config",
+    required=True,
+    metavar="FILE[:ARG]",
+    help="a config file, or the name of a released stage, and what it is asked for",
   )
   parser.add_argument("--workdir", required=True, metavar="DIR", help="the folder of the run")
   parser.add_argument(
@@ -74,8 +94,9 @@ def train(args: list[str]) -> int:
   parser.add_argument("--process", type=int, default=-1, help="which one this is, from 0")
   options, overrides = parser.parse_known_args(args)
   from blip3o_jax import config
+  from blip3o_jax import recipes
 
-  values = config.load(options.config, overrides)
+  values = config.load(options.config, overrides, recipes.RELEASED)
   if options.show:
     print("\n".join(config.lines(values)))
     return 0

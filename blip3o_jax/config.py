@@ -5,6 +5,7 @@ edits it; `load` reads it for a command and puts flags into it; `build` turns th
 frozen dataclasses once, and below that line there is no ConfigDict. Imports no jax.
 """
 
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -23,20 +24,28 @@ from ml_collections import ConfigDict
 from ml_collections import config_flags
 
 T = TypeVar("T")
+GetConfig = Callable[[str], ConfigDict]
+NONE: Mapping[str, GetConfig] = types.MappingProxyType({})
 
 
-def load(source: str | ConfigDict, overrides: Sequence[str] = ()) -> ConfigDict:
+def load(
+  source: str | ConfigDict, overrides: Sequence[str] = (), named: Mapping[str, GetConfig] = NONE
+) -> ConfigDict:
   """The ConfigDict of a source, with overrides ["--config.field=value", ...] put in.
 
   Args:
-    source: FILE[:ARG], what `get_config(ARG)` of that Python file returns; or a ConfigDict, which
-      stays as it is.
+    source: FILE[:ARG], what `get_config(ARG)` of that Python file returns; NAME[:ARG], where there
+      is no such file; or a ConfigDict, which stays as it is.
+    named: {NAME: its get_config}, what else there is beside files.
 
   Raises:
-    FileNotFoundError: no such file.
+    FileNotFoundError: no such file, and no such name.
     ValueError: a file without get_config, an unknown field, a value of the wrong type.
   """
-  out = _run_file(source) if isinstance(source, str) else source.copy_and_resolve_references()
+  if isinstance(source, str):
+    out = _described(source, named)
+  else:
+    out = source.copy_and_resolve_references()
   for word in overrides:
     if word.startswith("-"):
       _check_field(out, word)
@@ -133,11 +142,14 @@ def parse_arg(arg: str, **spec: Any) -> ConfigDict:
   return out
 
 
-def _run_file(source: str) -> ConfigDict:
-  """What FILE[:ARG] describes."""
+def _described(source: str, named: Mapping[str, GetConfig]) -> ConfigDict:
+  """What FILE[:ARG] or NAME[:ARG] describes."""
   name, _, argument = source.partition(":")
   if not Path(name).is_file():
-    raise FileNotFoundError(f"--config {name}: no such file")
+    if name in named:
+      return named[name](argument)
+    known = f", and none of {', '.join(named)}" if named else ""
+    raise FileNotFoundError(f"--config {name}: no such file{known}")
   spec = importlib.util.spec_from_file_location(Path(name).stem, name)
   if spec is None or spec.loader is None:
     raise ValueError(f"--config {name}: not a Python file")

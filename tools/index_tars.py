@@ -1,27 +1,18 @@
-"""Makes the index of a folder of WebDataset tars, so that training starts at once.
+"""Makes the index of a folder of tars: `blip3o index`, from a checkout.
 
-python tools/index_tars.py /data/pretrain [--partial]
+python tools/index_tars.py ...
 """
 
-import argparse
+from collections.abc import Sequence
+import sys
 
-from blip3o_jax.data.sources import tars
+from blip3o_jax import cli
 
 
-def main() -> None:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  parser.add_argument("folder")
-  parser.add_argument("--partial", action="store_true", help="use what is whole of truncated tars")
-  args = parser.parse_args()
-  index = tars.index_folder(args.folder, partial=args.partial)
-  images, _, features = (index["offset"] >= 0).sum(0)
-  print(
-    f"{len(index['tar'])} records in {len(index['tars'])} tars: {images} with an image, "
-    f"{features} with cached features"
-  )
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the verb; returns the exit status."""
+  return cli.main(["index", *(sys.argv[1:] if argv is None else argv)])
 
 
 if __name__ == "__main__":
-  main()
+  sys.exit(main())

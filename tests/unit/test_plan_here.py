@@ -46,7 +46,7 @@ def test_a_plan_for_this_machine(monkeypatch, tmp_path, capsys):
 
 def test_errors_are_one_line(capsys):
   for args, message in (
-    (["--config=absent.py"], "plan.py: --config absent.py: no such file"),
+    (["--config=absent.py"], "blip3o plan: --config absent.py: no such file"),
     ([f"--config={SMOKE}", "--config.bach=2"], "config.bach: no such field, did you mean 'batch'?"),
     ([f"--config={SMOKE}", "--topology=v99:1"], "--topology v99:1"),
   ):

@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
   "convert": (*BELOW, "systems", "train"),
   "verify": (*BELOW, "systems"),
   "evaluate": ("files", "data"),
+  "commands/*": (*BELOW, "systems", "train", "recipes", "convert", "verify"),
 }
 OUTSIDE = ("configs", "launch", "tools", "tests")
 TORCH = ("torch", "diffusers", f"{PACKAGE}/verify/torch")
@@ -85,6 +86,7 @@ def test_who_imports_whom():
     ("data/text/chat", "jax/numpy"),
     ("convert/source", f"{PACKAGE}/verify/torch/qwen"),
     ("cli", "tools/convert"),
+    ("commands/plan", f"{PACKAGE}/cli"),
   ],
 )
 def test_a_forbidden_import_is_found(importer, name):

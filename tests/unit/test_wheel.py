@@ -11,7 +11,10 @@ import zipfile
 import numpy as np
 from PIL import Image
 import pytest
+from safetensors.numpy import load_file
 
+import blip3o_jax
+from blip3o_jax import cli
 from blip3o_jax.miniature import shipped
 
 pytestmark = pytest.mark.slow
@@ -116,5 +119,26 @@ def test_the_shipped_miniature_draws_the_same_elsewhere(python, tmp_path):
 def test_the_command_works_elsewhere(python, tmp_path):
   command = python.with_name("blip3o")
   shown = run(command, "--help", cwd=tmp_path)
-  for verb in ("train", "generate", "chat", "reconstruct"):
+  for verb in cli.EXAMPLES:
     assert verb in shown
+  assert run(command, "--version", cwd=tmp_path).split()[1] == blip3o_jax.__version__
+  assert run(python, "-m", "blip3o_jax", "--help", cwd=tmp_path) == shown
+  assert "--config.batch=512" in run(
+    command, "train", "--config=blip3o_4b_sft", "--workdir=x", "--show", cwd=tmp_path
+  )
+
+
+def test_the_command_converts_and_plans_elsewhere(python, tmp_path):
+  """What a checkout's tools do, without one: there, back, what it is, and the plan of a step."""
+  command, tiny = python.with_name("blip3o"), ROOT / "tests" / "data" / "tiny-blip3o"
+  run(command, "convert", "import", "--source", tiny, "--output", "orbax", cwd=tmp_path)
+  run(command, "convert", "export", "--source", "orbax", "--output", "again", cwd=tmp_path)
+  assert "released layout" in run(command, "inspect", "again", cwd=tmp_path)
+  for file in tiny.glob("model*.safetensors"):
+    ours, theirs = load_file(tmp_path / "again" / file.name), load_file(file)
+    assert ours.keys() == theirs.keys()
+  run(command, "verify", "--help", cwd=tmp_path)
+  small = ROOT / "configs" / "shapes_objective_smoke.py"
+  assert "model operations" in run(
+    command, "plan", f"--config={small}", "--topology=here", cwd=tmp_path
+  )

@@ -168,6 +168,6 @@ def test_the_command_says_errors_in_one_line(source, tmp_path):
   command = [*TOOL, "import", "--source", str(source), "--output", str(tmp_path / "out")]
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
   assert done.returncode == 1
-  assert done.stderr.startswith("error: ")
+  assert done.stderr.startswith("blip3o convert: ")
   assert SHARD in done.stderr
   assert "Traceback" not in done.stderr
