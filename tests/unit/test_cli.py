@@ -74,7 +74,7 @@ def test_the_module_is_the_command():
   [
     (
       "tools/convert.py",
-      ["import", "--source", "{here}", "--output", "{here}/x"],
+      ["import", "--source", "{here}", "--output", "/x/y"],
       "no files of a model",
     ),
     ("tools/convert.py", ["export", "--source", "{here}/a", "--output", "{here}/x"], "{here}/a: "),
