@@ -14,6 +14,7 @@ from typing import Any
 
 import blip3o_jax
 from blip3o_jax import files
+from blip3o_jax import runtime
 
 EXAMPLES = {
   "train": "blip3o train --config=blip3o_4b_pretrain:qwen=DIR --workdir=runs/4b "
@@ -27,6 +28,8 @@ EXAMPLES = {
   "plan": "blip3o plan --config=blip3o_4b_pretrain:memory=small --topology=v5e:4x4",
   "index": "blip3o index /data/tars",
 }
+# Not the plan: it says how long compiling takes, and JAX cannot read programs of another machine.
+COMPILES = ("train", "generate", "chat", "reconstruct", "verify")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   if args[0] not in verbs:
     print(f"blip3o: {args[0]!r} is not one of {', '.join(verbs)}", file=sys.stderr)
     return 2
+  if not {"-h", "--help"} & set(args):
+    runtime.prepare(programs=args[0] in COMPILES)
   try:
     return guarded(f"blip3o {args[0]}", lambda: verbs[args[0]](args[1:]))
   except KeyboardInterrupt:

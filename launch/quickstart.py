@@ -47,6 +47,7 @@ import time
 from absl import logging
 
 from blip3o_jax import cli
+from blip3o_jax import runtime
 from blip3o_jax.miniature import parts as frozen_parts
 from blip3o_jax.miniature import quickstart
 
@@ -74,6 +75,7 @@ def main() -> int:
   work = (options.workdir or Path("work") / ("debug-" * options.debug + name)).absolute()
   kind: frozen_parts.Kind = "trained" if options.from_scratch else "shipped"
   work.mkdir(parents=True, exist_ok=True)
+  runtime.prepare()  # for the stages, too
   call = one_stage if options.stage else every_phase
   return cli.guarded("quickstart", lambda: call(options, work, kind))
 

@@ -9,6 +9,8 @@ import sys
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before the first import of jax
+# No test reads or writes the user's compiled programs; one that keeps its own turns it on.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 # Most of a test's time goes to compiling programs that run once, on a few rows. Without LLVM's
 # optimizer they compile in two thirds of the time, within the same bars; the processes that a test
 # starts inherit it.

@@ -14,6 +14,7 @@ from pathlib import Path
 import sys
 
 from blip3o_jax import cli
+from blip3o_jax import runtime
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     "--allowed", type=int, default=0, help="answers take ids below this one (0: below the special)"
   )
   options = parser.parse_args(argv)
+  runtime.prepare(programs=False)
   try:
     return cli.guarded("record", lambda: _record(options), RuntimeError)
   except ImportError as error:

@@ -58,6 +58,7 @@ def second(checkout: Path) -> Times:
 def _python(checkout: Path, arguments: list[str], cache: Path | None) -> str:
   environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_COMPILATION_CACHE")}
   environment["PYTHONPATH"] = str(checkout)
+  environment["JAX_ENABLE_COMPILATION_CACHE"] = "false" if cache is None else "true"
   if cache is not None:
     environment["JAX_COMPILATION_CACHE_DIR"] = str(cache)
   done = subprocess.run(

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 def environment(tmp_path_factory) -> dict[str, str]:
   """Of every process here; what one compiles, the next ones read."""
   programs = tmp_path_factory.mktemp("programs")
-  cache = {"JAX_COMPILATION_CACHE_DIR": str(programs)}
+  cache = {"JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_COMPILATION_CACHE_DIR": str(programs)}
   cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
   return os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)} | cache
 

@@ -19,6 +19,7 @@ def start(worker: str, devices: int, *args: str) -> subprocess.Popen[str]:
 def train(devices: int, *args: str, cache: Path) -> subprocess.Popen[str]:
   """Starts `blip3o train` with `devices` CPU devices and a folder for compiled programs."""
   keep = {
+    "JAX_ENABLE_COMPILATION_CACHE": "true",
     "JAX_COMPILATION_CACHE_DIR": str(cache),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
