@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under another name and renamed; and how far work is.
+"""Files that are whole or not there: written under another name and renamed; JSON; how far work is.
 
 Imports no jax.
 """
@@ -7,11 +7,13 @@ from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Iterator
 import contextlib
+import json
 from pathlib import Path
 import shutil
 import threading
 import time
 from types import TracebackType
+from typing import Any
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".msgpack", ".h5")
 SPARE = 64 * 2**20  # of disk, beside the arrays: JSON, tokenizer, what a file system adds
@@ -30,6 +32,31 @@ def replacing(path: Path) -> Iterator[Path]:
     partial.replace(path)
   finally:
     partial.unlink(missing_ok=True)
+
+
+def read_json(path: Path, *, nulls: bool = False) -> dict[str, Any]:
+  """A JSON object of a file that others may have written, where null means absent.
+
+  Args:
+    nulls: keep the fields that are null, of a file that is written back.
+
+  Raises:
+    FileNotFoundError, or ValueError naming the file when it is not a JSON object.
+  """
+  try:
+    value = json.loads(path.read_text(encoding="utf-8-sig"))
+  except ValueError as error:
+    raise ValueError(f"{path}: not valid JSON: {error}") from None
+  if not isinstance(value, dict):
+    raise ValueError(f"{path}: expected a JSON object")
+  return value if nulls else without_nulls(value)
+
+
+def without_nulls(value: Any) -> Any:
+  """A JSON value without the fields that are null, at any depth."""
+  if isinstance(value, dict):
+    return {name: without_nulls(each) for name, each in value.items() if each is not None}
+  return [without_nulls(each) for each in value] if isinstance(value, list) else value
 
 
 def write_text(path: Path, text: str) -> None:

@@ -24,6 +24,7 @@ from blip3o_jax.systems import blip3o
 from blip3o_jax.systems import contrast
 from blip3o_jax.systems import pixels
 from blip3o_jax.systems.parts import layout
+from blip3o_jax.systems.parts import others
 from blip3o_jax.systems.parts.recorded import Call
 from blip3o_jax.train import checkpoint
 from blip3o_jax.weights import store
@@ -204,6 +205,7 @@ def of(directory: str | Path) -> str:
   if checkpoint.is_run(path):
     return _known(checkpoint.read_record(path).get("system"), path)
   files = layout.Files(path)
+  others.check(files)
   found = [name for name, system in SYSTEMS.items() if system.recognises(files)]
   if len(found) == 1:
     return found[0]

@@ -94,10 +94,12 @@ def prepare(run: Run, system: Any, devices: Sequence[jax.Device] | None = None) 
   """Sets a run up on `devices`, by default all that there are; allocates nothing.
 
   Raises:
-    ValueError: a mesh that the devices do not fill or the system refuses; a batch that the mesh
-      does not divide; patterns of trained leaves that match nothing or that the system refuses.
+    ValueError: a source of parameters that is a model of another family, by its name; a mesh that
+      the devices do not fill or the system refuses; a batch that the mesh does not divide; patterns
+      of trained leaves that match nothing or that the system refuses.
   """
   cfg = run.train
+  loading.check(cfg.init_from)
 
   # ---- 2. mesh -----------------------------------------------------------------------------
   mesh = distributed.make_mesh(cfg.mesh, devices)

@@ -16,6 +16,17 @@ PATTERN = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
   r"\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# Fields of tokenizer_config.json that change ids or texts -> what is built. The others say how text
+# is padded, cut or put into a template, which a system does itself.
+SETTINGS: dict[str, tuple[Any, ...]] = {
+  **dict.fromkeys(("add_bos_token", "add_eos_token", "add_prefix_space"), (False,)),
+  **dict.fromkeys(("clean_up_tokenization_spaces", "do_lower_case"), (False,)),
+  "errors": ("replace",),
+  "tokenizer_class": (
+    *("Qwen2Tokenizer", "Qwen2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"),
+    *("GPT2Tokenizer", "GPT2TokenizerFast"),
+  ),
+}
 
 
 class Tokenizer:
@@ -70,6 +81,7 @@ class Tokenizer:
     from tokenizers import Tokenizer as Backend
 
     directory = Path(directory)
+    _check_settings(directory / "tokenizer_config.json")
     file = directory / "tokenizer.json"
     if file.is_file():
       try:
@@ -94,6 +106,19 @@ class Tokenizer:
   def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
     """The text of ids."""
     return self._backend.decode(list(ids), skip_special_tokens=skip_special)
+
+
+def _check_settings(path: Path) -> None:
+  """Refuses a tokenizer_config.json that asks for other ids or texts than `Tokenizer` makes.
+
+  Raises:
+    ValueError: by field and value.
+  """
+  values = files.read_json(path) if path.is_file() else {}
+  for name, built in SETTINGS.items():
+    if name in values and values[name] not in built:
+      told = " or ".join(map(repr, built))
+      raise ValueError(f"{path}: {name} {values[name]!r} is not built, only {told}")
 
 
 def train_bpe(

@@ -17,6 +17,7 @@ from blip3o_jax.systems.blip3o.model import build
 from blip3o_jax.systems.parts import decoder_files
 from blip3o_jax.systems.parts import features_files
 from blip3o_jax.systems.parts import layout
+from blip3o_jax.systems.parts import others
 from blip3o_jax.weights import pickles
 from blip3o_jax.weights.rows import decoder_lm
 from blip3o_jax.weights.rows import qwen_vision
@@ -53,6 +54,8 @@ def recognises(files: layout.Files) -> bool:
   """Whether a folder holds a BLIP3-o, the Qwen2.5-VL that it starts from, or its tower alone."""
   values = files.json("config.json")
   named = (values.get("model_type"), *values.get("architectures", ()))
+  if others.is_next(values):
+    return False
   if {"blip3o_qwen", "blip3oQwenForCausalLM"} & set(named) or features_files.alone(files):
     return True
   names = files.names()
@@ -60,6 +63,12 @@ def recognises(files: layout.Files) -> bool:
     return True
   plain = values.get("model_type") == "qwen2_5_vl"
   return plain and {name.partition(".")[0] for name in names} <= {"model", "visual", "lm_head"}
+
+
+def is_plain(files: layout.Files) -> bool:
+  """Whether a folder holds the Qwen2.5-VL that a BLIP3-o starts from, and nothing more."""
+  plain = files.json("config.json").get("model_type") == "qwen2_5_vl"
+  return plain and not any(name.startswith(OWN) for name in files.names())
 
 
 def parts(files: layout.Files) -> layout.Layout:
@@ -74,7 +83,7 @@ def parts(files: layout.Files) -> layout.Layout:
   values, names = files.json("config.json"), files.names()
   cfg = released.read(files.directory, "float32")[0] if "vision_config" in values else None
   inside = any(name.startswith(features_files.PREFIX) for name in names)
-  plain = values.get("model_type") == "qwen2_5_vl" and not any(n.startswith(OWN) for n in names)
+  plain = is_plain(files)
   out: list[layout.Part] = []
   if cfg is not None or names:
     out.append(_main(files, cfg, names, plain, inside))

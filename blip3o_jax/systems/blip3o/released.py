@@ -8,19 +8,22 @@ package has: whitened features, projector, objective, and how the pixel decoder'
 from collections.abc import Mapping
 import dataclasses
 from pathlib import Path
+import re
 from typing import Any
 from typing import Literal
 
 from blip3o_jax import config
+from blip3o_jax import files
 from blip3o_jax import layers
 from blip3o_jax.models import autoencoder
-from blip3o_jax.models import decoder_lm
 from blip3o_jax.models import next_dit
-from blip3o_jax.models import qwen_vision
 from blip3o_jax.systems.blip3o.model import Config
+from blip3o_jax.systems.blip3o.prompts import SPECIAL
 from blip3o_jax.systems.parts import features
 from blip3o_jax.systems.parts import features_files
-from blip3o_jax.systems.parts import layout
+from blip3o_jax.systems.parts import known
+from blip3o_jax.systems.parts import qwen_files
+from blip3o_jax.systems.parts.known import Known
 
 Null = Literal["space", "zeros", "black"]
 Json = Mapping[str, Any]
@@ -49,6 +52,66 @@ class Settings:
   scale: float = 3.0
 
 
+EVA = "eva-clip"
+TOKENS = {"image_token_id": "image_pad", "vision_start_token_id": "vision_start"}
+SLOTS, POOL, IMAGE_TOKEN = 64, 4, 151655  # the release's, where config.json does not say
+# config.json beside the fields of the language model, which `qwen_files` knows.
+ROOT = Known(
+  read={
+    "gen_hidden_size": int,
+    "gen_pooling": str,
+    "gen_vision_tower": str,
+    "image_token_id": int,
+    "n_query": int,
+    "text_config": dict,
+    "tie_word_embeddings": bool,
+    "vision_config": dict,
+  },
+  # The released trainer writes how it was called; some versions of transformers repeat fields of
+  # `text_config` at the top, where nothing reads them.
+  free=(
+    *known.TRANSFORMERS,
+    *known.TRANSFORMERS_FIXED,
+    *qwen_files.TEXT.read,
+    *qwen_files.TEXT.fixed,
+    *qwen_files.TEXT.free,
+    *("freeze_*", "image_aspect_ratio", "image_crop_resolution", "image_grid_pinpoints"),
+    *("image_split_resolution", "mm_*", "n_und_query", "pretrain_*", "tokenizer_*", "tune_*"),
+    *("unfreeze_*", "use_mm_proj", "vision_tower*", "gen_projector_type", "gen_vision_tower_*"),
+  ),
+)
+TINY = Known(
+  read={
+    **dict.fromkeys(("blip3o_jax", "dit", "eva"), dict),
+    **dict.fromkeys(("gen_pool_stride", "n_query"), int),
+  },
+  free=("_*", "special_token_ids"),
+)
+OURS = Known(
+  read={
+    "latents": dict,
+    **dict.fromkeys(("objective", "projector", "target"), str),
+    "whiten": int,
+  },
+  free=[f.name for f in dataclasses.fields(Settings)],  # checked by `read_settings`
+)
+DIT = Known(
+  read={
+    **dict.fromkeys(("in_channels", "input_size", "latent_embedding_size", "dim"), int),
+    **dict.fromkeys(("n_layers", "n_heads", "n_kv_heads", "patch_size", "multiple_of"), int),
+    "rope_axes": list,
+  },
+  fixed={
+    "ffn_dim_multiplier": (None,),
+    "learn_sigma": (False,),
+    "norm_eps": (1e-5,),
+    "qk_norm": (True,),
+    "rope": ("2d", "3d"),
+  },
+  free=("_*",),
+)
+
+
 def read(directory: str | Path, dtype: layers.Dtype) -> tuple[Config, Settings]:
   """Sizes and settings of a released-layout directory, computing in `dtype`.
 
@@ -59,13 +122,13 @@ def read(directory: str | Path, dtype: layers.Dtype) -> tuple[Config, Settings]:
   directory = Path(directory)
   if not (directory / "config.json").is_file():
     raise FileNotFoundError(f"{directory}: no config.json; not a model in the released layout")
-  values = layout.read_json(directory / "config.json")
-  tiny = layout.read_json(directory / "tiny.json") if (directory / "tiny.json").exists() else {}
-  ours = tiny.get("blip3o_jax", {})
+  values, path = files.read_json(directory / "config.json"), directory / "tiny.json"
+  tiny = TINY.check(str(path), files.read_json(path)) if path.exists() else {}
   try:
-    cfg = _config(values, tiny, ours, dtype)
+    cfg = _config(values, tiny, str(directory / "config.json"), dtype)
   except KeyError as error:
     raise ValueError(f"{directory}: config.json or tiny.json lacks the field {error}") from None
+  qwen_files.check_pictures(directory, cfg.visual)
   return cfg, read_settings(directory)
 
 
@@ -87,81 +150,104 @@ def whole(cfg: Config, dtype: layers.Dtype) -> Config:
 
 
 def read_settings(directory: Path) -> Settings:
-  """The settings of tiny.json and preprocessor_config.json; the release's where they say nothing.
+  """The settings of tiny.json and of the files about pictures; else the release's.
 
   Raises:
     ValueError: a value of the wrong kind, by field.
   """
-  known = {f.name for f in dataclasses.fields(Settings)}
-  found: dict[str, Any] = {}
-  tiny, processor = directory / "tiny.json", directory / "preprocessor_config.json"
-  if tiny.exists():
-    found |= {k: v for k, v in layout.read_json(tiny).get("blip3o_jax", {}).items() if k in known}
-  if processor.exists():
-    found |= {
-      k: v for k, v in layout.read_json(processor).items() if k in ("min_pixels", "max_pixels")
-    }
-  return config.build(Settings, found, str(directory))
+  path = directory / "tiny.json"
+  ours = files.read_json(path).get("blip3o_jax", {}) if path.exists() else {}
+  known_here = {f.name for f in dataclasses.fields(Settings)}
+  found = {k: v for k, v in ours.items() if k in known_here}
+  return config.build(Settings, found | qwen_files.limits(directory), str(directory))
 
 
-def _config(values: Json, tiny: Json, ours: Json, dtype: layers.Dtype) -> Config:
-  text = values.get("text_config", values)  # newer transformers nest the text model
-  heads = text["num_attention_heads"]
-  rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
-  backbone = decoder_lm.Config(
-    vocab_size=text["vocab_size"],
-    dim=text["hidden_size"],
-    depth=text["num_hidden_layers"],
-    heads=heads,
-    kv_heads=text["num_key_value_heads"],
-    head_dim=text.get("head_dim") or text["hidden_size"] // heads,
-    mlp_dim=text["intermediate_size"],
-    rope_theta=float(text.get("rope_theta", rope.get("rope_theta", 1e6))),
-    mrope_section=tuple(rope["mrope_section"]),
-    norm_eps=text.get("rms_norm_eps", 1e-6),
-    tie_embeddings=values.get("tie_word_embeddings", False),
-    init_std=text.get("initializer_range", 0.02),
-    dtype=dtype,
-  )
-  vision = values["vision_config"]
-  visual = qwen_vision.Config(
-    dim=vision["hidden_size"],
-    depth=vision["depth"],
-    heads=vision["num_heads"],
-    mlp_dim=vision["intermediate_size"],
-    out_dim=vision["out_hidden_size"],
-    patch_size=vision.get("patch_size", 14),
-    temporal_patch_size=vision.get("temporal_patch_size", 2),
-    merge=vision.get("spatial_merge_size", 2),
-    init_std=vision.get("initializer_range", 0.02),
-    window_size=vision.get("window_size", 112),
-    full_layers=tuple(vision["fullatt_block_indexes"]),
-    dtype=dtype,
-  )
-  pool = int(
-    tiny.get("gen_pool_stride", values.get("gen_pooling", "early_pool2d_4").split("_")[-1])
-  )
-  space = features.Config(features_files.config(tiny, dtype), pool, ours.get("whiten", 0))
+def check_tokens(directory: Path, ids: Mapping[str, int]) -> None:
+  """Refuses a config.json whose ids of a picture's tokens are not the tokenizer's.
+
+  Args:
+    ids: {attribute of the tokenizer: id}.
+
+  Raises:
+    ValueError: by field, with both ids.
+  """
+  values = files.read_json(directory / "config.json")
+  for name, token in TOKENS.items():
+    said = values.get(name, IMAGE_TOKEN if token == "image_pad" else ids[token])
+    if said != ids[token]:
+      raise ValueError(
+        f"{directory / 'config.json'}: {name} is {said}, but {SPECIAL[token]} of the tokenizer has "
+        f"the id {ids[token]}; the two are of different models"
+      )
+
+
+def _config(values: Json, tiny: Json, where: str, dtype: layers.Dtype) -> Config:
+  nested = "text_config" in values
+  rest = {k: v for k, v in values.items() if nested or k not in qwen_files.of_text(values)}
+  given = ROOT.check(where, rest)
+  ours = OURS.check(f"{tiny_of(where)} blip3o_jax", tiny.get("blip3o_jax", {}))
+  backbone = qwen_files.text_config(values, where, dtype)
+  visual = qwen_files.vision_config(given["vision_config"], f"{where} vision_config", dtype)
+  tower = features_files.config(tiny, tiny_of(where), dtype)
   latents = autoencoder.Config(**ours["latents"]) if "latents" in ours else autoencoder.Config()
+  if not str(given.get("gen_vision_tower", EVA)).startswith(EVA):
+    raise ValueError(
+      f"{where}: gen_vision_tower {given['gen_vision_tower']!r} is not built, only an EVA tower, "
+      f"{EVA}..."
+    )
+  if given.get("gen_hidden_size", tower.dim) != tower.dim:
+    raise ValueError(
+      f"{where}: gen_hidden_size {given['gen_hidden_size']}, but the EVA tower (of tiny.json, or "
+      f"the release's) has width {tower.dim}"
+    )
   return Config(
     backbone=backbone,
     visual=visual,
-    denoiser=_denoiser(tiny, backbone.dim, dtype),
-    features=space,
+    denoiser=_denoiser(tiny, tiny_of(where), backbone.dim, dtype),
+    features=features.Config(tower, _pool(given, tiny, where), ours.get("whiten", 0)),
     latents=latents,
-    slots=tiny.get("n_query", values.get("n_query", 64)),
+    slots=_agreed("n_query", given.get("n_query"), tiny.get("n_query"), where) or SLOTS,
     projector=ours.get("projector", "identity"),
-    image_token=values.get("image_token_id", 151655),
+    image_token=given.get("image_token_id", IMAGE_TOKEN),
     objective=ours.get("objective", "flow"),
     target=ours.get("target", "features"),
   )
 
 
-def _denoiser(tiny: Json, dim: int, dtype: layers.Dtype) -> next_dit.Config:
+def tiny_of(where: str) -> str:
+  """The name of the tiny.json beside a config.json."""
+  return where.removesuffix("config.json") + "tiny.json"
+
+
+def _pool(given: Json, tiny: Json, where: str) -> int:
+  """Cells of the tower that make one target, a side: as the release pools, before all else.
+
+  Raises:
+    ValueError: another pooling, none, or one that tiny.json contradicts.
+  """
+  name = given.get("gen_pooling")
+  said = None if name is None else re.fullmatch(r"early_pool2d_([1-9]\d*)", name)
+  if name is not None and said is None:
+    raise ValueError(
+      f"{where}: gen_pooling {name!r} is not built, only 'early_pool2d_N', which takes the mean of "
+      "N by N cells of the tower before they become targets (released: early_pool2d_4)"
+    )
+  stride = None if said is None else int(said[1])
+  return _agreed("gen_pooling's N", stride, tiny.get("gen_pool_stride"), where) or POOL
+
+
+def _agreed(name: str, one: int | None, other: int | None, where: str) -> int | None:
+  """What config.json and tiny.json say, or one of them; ValueError where they differ."""
+  if one is not None and other is not None and one != other:
+    raise ValueError(f"{where}: {name} is {one}, but tiny.json beside it has {other}")
+  return one if other is None else other
+
+
+def _denoiser(tiny: Json, where: str, dim: int, dtype: layers.Dtype) -> next_dit.Config:
   if "dit" not in tiny:
     released = next_dit.VARIANTS["blip3o_8b"]
     return dataclasses.replace(released, condition_dim=dim, dtype=dtype, remat="none")
-  dit = tiny["dit"]
+  dit = DIT.check(f"{where} dit", tiny["dit"])
   return next_dit.Config(
     in_channels=dit["in_channels"],
     grid=dit["input_size"],

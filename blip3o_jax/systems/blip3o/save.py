@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from blip3o_jax import files
 from blip3o_jax import trees
 from blip3o_jax.data.text.tokenizer import Tokenizer
 from blip3o_jax.systems.blip3o import released
@@ -120,7 +121,7 @@ def _write_json(directory: Path, model: "Model") -> None:
   cfg: Config = model.cfg
   ids = model.tokenizer
   special = special_ids(ids)
-  files = {
+  written = {
     "config.json": released.config_json(cfg, eos=ids.im_end, pad=ids.pad),
     "tiny.json": released.tiny_json(cfg, model.settings, special),
     "preprocessor_config.json": {
@@ -134,7 +135,7 @@ def _write_json(directory: Path, model: "Model") -> None:
       "image_std": [0.26862954, 0.26130258, 0.27577711],
     },
   }
-  for name, value in files.items():
+  for name, value in written.items():
     (directory / name).write_text(json.dumps(value, indent=2) + "\n")
 
 
@@ -200,7 +201,7 @@ def write_json(cfg: Config, export: layout.Export, folder: Path, tokenizer: Path
     return released.sizes_json(released.read(folder, "float32")[0])
 
   path = folder / "config.json"
-  found = layout.read_json(path) if path.is_file() else {}
+  found = files.read_json(path, nulls=True) if path.is_file() else {}
   same = bool(found) and told() == mine
   if not same or found.get("model_type") != wanted["model_type"]:
     keys = OWN if same else wanted

@@ -26,12 +26,15 @@ from blip3o_jax.data.text.tokenizer import Tokenizer
 from blip3o_jax.diffusion import flow
 from blip3o_jax.models import qwen_vision
 from blip3o_jax.systems import blip3o
+from blip3o_jax.systems.blip3o import layout as files_of
 from blip3o_jax.systems.blip3o import prompts
 from blip3o_jax.systems.blip3o import released
 from blip3o_jax.systems.parts import buckets
 from blip3o_jax.systems.parts import decoding
 from blip3o_jax.systems.parts import diffusers_files
+from blip3o_jax.systems.parts import layout
 from blip3o_jax.systems.parts import loading
+from blip3o_jax.systems.parts import others
 from blip3o_jax.systems.parts import painter
 from blip3o_jax.systems.parts import painter_files
 from blip3o_jax.systems.parts.network import Network
@@ -371,10 +374,13 @@ def load(directory: str | Path, *, dtype: layers.Dtype = "float32", decoder: boo
     FileNotFoundError, ValueError: what is absent or wrong, by file and name.
   """
   home = loading.home_of(directory, "config.json")
+  if not checkpoint.is_run(directory) and files_of.is_plain(layout.Files(home)):
+    others.refuse_qwen(home)
   cfg, settings = released.read(home, dtype)
   if checkpoint.is_run(directory):
     cfg = released.whole(loading.config_of(blip3o, directory), dtype)
   tokenizer = Tokenizer.load(loading.tokenizer_of(directory), prompts.SPECIAL)
+  released.check_tokens(home, tokenizer.special)
   system = loading.load(blip3o, cfg, directory, dtype=dtype)
   found = _decoder_of(directory) if decoder else None
   drawn = None if found is None else painter_files.load(found, cfg.grid, dtype)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from blip3o_jax import files
 from blip3o_jax.systems.blip3o.model import Config
 from blip3o_jax.systems.blip3o.prompts import SPECIAL
 from blip3o_jax.systems.parts.opened import Opened
@@ -20,6 +21,7 @@ from blip3o_jax.weights.table import Shape
 
 HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
 ROWS = 8192  # of a table, summed at a time
+NEWER = "extra_special_tokens"  # what transformers 5 calls the list of additional ones
 ADDED = tuple(SPECIAL[name] for name in ("image_start", "image_end", "image"))
 
 
@@ -54,8 +56,8 @@ class Change:
   def write(self, directory: Path) -> None:
     """Changes the copied config.json and tokenizer files of a directory accordingly."""
     path = directory / "config.json"
-    values = json.loads(path.read_text())
-    for place in (values, values.get("text_config", {})):
+    values = files.read_json(path, nulls=True)
+    for place in (values, values.get("text_config") or {}):
       if "vocab_size" in place:
         place["vocab_size"] = self.after
     path.write_text(json.dumps(values, indent=2) + "\n")
@@ -72,13 +74,16 @@ class Change:
     backend.save(str(directory / "tokenizer.json"))
     path = directory / "tokenizer_config.json"
     if path.is_file():
-      values = json.loads(path.read_text())
-      known = values.setdefault("added_tokens_decoder", {})
+      values = files.read_json(path, nulls=True)
+      known = values.get("added_tokens_decoder") or {}
       for token, i in ids.items():
         facts = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
         known[str(i)] = {"content": token, **facts, "special": True}
-      more = values.setdefault("additional_special_tokens", [])
-      more += [t for t in self.tokens if t not in more]
+      values["added_tokens_decoder"] = known
+      newer = isinstance(values.get(NEWER), list)
+      name = NEWER if newer else "additional_special_tokens"
+      more = values.get(name) or []
+      values[name] = [*more, *(t for t in self.tokens if t not in more)]
       path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 

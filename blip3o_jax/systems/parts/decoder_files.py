@@ -60,9 +60,12 @@ def beside(files: layout.Files) -> tuple[layout.Part, ...]:
   """The networks in their own folders, of a model's `diffusion-decoder` or directly; () without.
 
   Raises:
-    FileNotFoundError: a network's folder without a config.json. ValueError: one not built.
+    FileNotFoundError: a network's folder without a config.json. ValueError: one not built, or a
+      schedule that is not.
   """
   homes = [f"{FOLDER}/"] if files.has(FOLDER) else [""]
+  for home in homes:
+    diffusers_files.check_classes(layout.Files(files.directory / home))
   return tuple(
     _part(files, kind, f"{home}{folder}")
     for home in homes
@@ -77,7 +80,7 @@ def rows_of(kind: str, names: Collection[str], home: Path) -> list[table.Row]:
   Args:
     names: of tensors that are there. home: of the network's config.json.
   """
-  values = layout.read_json(home / "config.json")
+  values = layout.Files(home).json("config.json")
   if kind == "unet":
     return table.prefixed(unet_table(diffusers_files.unet_config(values)), "", "unet/")
   found = autoencoder_rows.adapt(vae_table(diffusers_files.vae_config(values)), names)
@@ -116,7 +119,7 @@ def _part(files: layout.Files, kind: str, folder: str) -> layout.Part:
   path = files.directory / folder / "config.json"
   if not path.is_file():
     raise FileNotFoundError(f"{path.parent}: no config.json")
-  values = layout.read_json(path)
+  values = files.json(f"{folder}/config.json")
   if kind == "unet":
     cfg = diffusers_files.unet_config(values)
     shapes = layout.shapes(lambda: unet.UNet(cfg, rngs=nnx.Rngs(0)), "unet/")

@@ -1,10 +1,11 @@
 """Config files of diffusers and our configs, both ways: UNet, autoencoder, schedule.
 
-A field that is absent has its documented default, an unknown one is ignored, and a known one with a
-value that this package does not build is an error.
+A field that is absent or null has its documented default. One with a value that this package does
+not build is an error, and so is one that no table has.
 """
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from blip3o_jax.diffusion import eps
 from blip3o_jax.layers import Dtype
 from blip3o_jax.models import autoencoder
 from blip3o_jax.models import unet
+from blip3o_jax.systems.parts import layout
+from blip3o_jax.systems.parts.known import Known
 
 Json = dict[str, Any]
 FOLDER = "diffusion-decoder"
@@ -24,8 +27,10 @@ MID_BLOCKS = ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D")
 # The only values that are built.
 UNET_FIXED: Json = {
   "act_fn": "silu",
+  "attention_type": "default",
   "center_input_sample": False,
   "class_embed_type": None,
+  "class_embeddings_concat": False,
   "conv_in_kernel": 3,
   "conv_out_kernel": 3,
   "cross_attention_norm": None,
@@ -35,6 +40,7 @@ UNET_FIXED: Json = {
   "encoder_hid_dim_type": None,
   "flip_sin_to_cos": True,
   "freq_shift": 0,
+  "mid_block_only_cross_attention": None,
   "mid_block_scale_factor": 1,
   "num_class_embeds": None,
   "only_cross_attention": False,
@@ -61,6 +67,60 @@ SCHEDULE_FIXED: Json = {
   "use_exponential_sigmas": False,
   "use_karras_sigmas": False,
 }
+FREE = ("_*", "sample_size")  # the sizes of what training saw; `painter_files` reads the UNet's
+
+
+def _table(read: Mapping[str, type], fixed: Json, name: str, free: Sequence[str]) -> Known:
+  """The table of a class of diffusers, whose config names it."""
+  return Known(read, {"_class_name": (name,)} | {k: (v,) for k, v in fixed.items()}, (*FREE, *free))
+
+
+UNET = _table(
+  {
+    **dict.fromkeys(("in_channels", "out_channels", "norm_num_groups", "place_channels"), int),
+    **dict.fromkeys(("block_out_channels", "down_block_types", "up_block_types"), list),
+    **dict.fromkeys(("addition_embed_type", "mid_block_type"), str),
+    **dict.fromkeys(("addition_time_embed_dim", "projection_class_embeddings_input_dim"), int),
+    "norm_eps": float,
+  },
+  UNET_FIXED,
+  "UNet2DConditionModel",
+  # Some are one number or a list, which `_each` looks at. Dropout is of training; more precision in
+  # attention is what float32 has; and the number of heads of an embedding that is not built.
+  free=(
+    *("attention_head_dim", "num_attention_heads", "transformer_layers_per_block"),
+    *("cross_attention_dim", "layers_per_block"),
+    *("dropout", "upcast_attention", "addition_embed_type_num_heads"),
+  ),
+)
+VAE = _table(
+  {
+    **dict.fromkeys(("in_channels", "out_channels", "latent_channels", "layers_per_block"), int),
+    **dict.fromkeys(("block_out_channels", "down_block_types", "up_block_types"), list),
+    **dict.fromkeys(("norm_num_groups", "patch_size"), int),
+    **dict.fromkeys(("mid_block_add_attention", "use_post_quant_conv", "use_quant_conv"), bool),
+    **dict.fromkeys(("scaling_factor", "shift_factor"), float),
+  },
+  VAE_FIXED,
+  "AutoencoderKL",
+  free=("force_upcast",),  # it always computes in float32
+)
+SCHEDULE = _table(
+  {
+    **dict.fromkeys(("beta_end", "beta_start"), float),
+    **dict.fromkeys(("beta_schedule", "timestep_spacing"), str),
+    **dict.fromkeys(("num_train_timesteps", "steps_offset"), int),
+  },
+  SCHEDULE_FIXED,
+  "EulerDiscreteScheduler",
+  # Ends of the table for sigmas that are not built, and what other schedulers leave behind, which
+  # Euler's does not read.
+  free=(
+    *("sigma_max", "sigma_min", "clip_sample", "clip_sample_range", "sample_max_value"),
+    *("set_alpha_to_one", "skip_prk_steps", "thresholding", "dynamic_thresholding_ratio"),
+  ),
+)
+SCHEDULER = "scheduler/scheduler_config.json"
 
 
 def home(directory: str | Path) -> Path:
@@ -75,6 +135,27 @@ def home(directory: str | Path) -> Path:
   raise FileNotFoundError(f"{directory}: no {FOLDER}/unet or {FOLDER}/vae in it")
 
 
+def check_classes(files: layout.Files) -> None:
+  """Refuses a schedule that is not built, and a pipeline of other networks, as far as files say.
+
+  Args:
+    files: of the folder that holds `unet` and `vae`.
+
+  Raises:
+    ValueError: by file, field and value.
+  """
+  if files.has(SCHEDULER):
+    schedule_config(files.json(SCHEDULER))
+  told = files.json("model_index.json")
+  for name, table in (("scheduler", SCHEDULE), ("unet", UNET), ("vae", VAE)):
+    built = table.fixed["_class_name"][0]
+    found = told.get(name, [built])
+    if not isinstance(found, list) or not found or found[-1] != built:
+      raise ValueError(
+        f"{files.directory / 'model_index.json'}: {name} {found!r} is not built, only {built!r}"
+      )
+
+
 def unet_config(values: Mapping[str, Any], *, dtype: Dtype = "float32") -> unet.Config:
   """A UNet2DConditionModel's config.json as our config.
 
@@ -82,7 +163,7 @@ def unet_config(values: Mapping[str, Any], *, dtype: Dtype = "float32") -> unet.
     ValueError: a value that is not built, by name.
   """
   where = "unet/config.json"
-  _check(where, values, UNET_FIXED)
+  values = UNET.check(where, values)
   get = values.get
   channels = tuple(get("block_out_channels", (320, 640, 1280, 1280)))
   count = len(channels)
@@ -170,7 +251,7 @@ def vae_config(values: Mapping[str, Any], *, dtype: Dtype = "float32") -> autoen
     ValueError: a value that is not built, by name.
   """
   where = "vae/config.json"
-  _check(where, values, VAE_FIXED)
+  values = VAE.check(where, values)
   get = values.get
   channels = tuple(get("block_out_channels", (64,)))
   for name, kind in (
@@ -230,8 +311,8 @@ def schedule_config(values: Mapping[str, Any]) -> eps.Schedule:
   Raises:
     ValueError: a value that is not built, by name.
   """
-  where = "scheduler/scheduler_config.json"
-  _check(where, values, SCHEDULE_FIXED)
+  where = SCHEDULER
+  values = SCHEDULE.check(where, values)
   betas, spacing = values.get("beta_schedule", "linear"), values.get("timestep_spacing", "linspace")
   if betas not in ("linear", "scaled_linear"):
     raise ValueError(f"{where}: beta_schedule {betas!r} is not built")
@@ -258,12 +339,6 @@ def schedule_json(schedule: eps.Schedule) -> Json:
     "timestep_spacing": schedule.spacing,
     "steps_offset": schedule.steps_offset,
   } | SCHEDULE_FIXED
-
-
-def _check(where: str, values: Mapping[str, Any], fixed: Json) -> None:
-  for name, only in fixed.items():
-    if name in values and values[name] != only:
-      raise ValueError(f"{where}: {name} {values[name]!r} is not built, only {only!r}")
 
 
 def _each(where: str, name: str, value: Any, count: int) -> tuple[int, ...]:

@@ -9,7 +9,10 @@ from flax import nnx
 
 from blip3o_jax.layers import Dtype
 from blip3o_jax.models import eva_vit
+from blip3o_jax.systems.parts import known
 from blip3o_jax.systems.parts import layout
+from blip3o_jax.systems.parts.known import Json
+from blip3o_jax.systems.parts.known import Known
 from blip3o_jax.weights import table
 from blip3o_jax.weights.rows import eva_vit as eva_rows
 
@@ -17,6 +20,32 @@ PREFIX = "model.gen_vision_tower.vision_tower.model."  # of the tower inside mai
 FOLDER = "eva_clip_vision_tower"  # of a tower beside them
 # Kinds of parts: main files that hold the tower, and files of the tower alone.
 INSIDE, ALONE = "model", "tower"
+# Fields of the tower's own config; the released one has its norms after the residual branches.
+TOWER = Known(
+  read={
+    **dict.fromkeys(("head_width", "image_size", "layers", "patch_size", "width"), int),
+    "mlp_ratio": float,
+  },
+  fixed={
+    "global_average_pool": (False,),
+    "ls_init_value": (None,),
+    "naiveswiglu": (False,),
+    "postnorm": (True,),
+    "qkv_bias": (True,),
+    "rope": (False,),
+    "subln": (False,),
+    "timm_model_name": (None,),
+  },
+  # Of training, of kernels, and of rope where there is none.
+  free=("_*", "drop_path_rate", "eva_model_name", "fusedLN", "intp_freq", "patch_dropout",
+        "pt_hw_seq_len", "xattn"),
+)  # fmt: skip
+ALONE_TOWER = dataclasses.replace(TOWER, unset={"postnorm": False})
+CLIP = Known(
+  read={"vision_cfg": dict},
+  fixed={"quick_gelu": (False,)},
+  free=(*known.TRANSFORMERS, "custom_text", "embed_dim", "text_cfg"),
+)
 MIT = layout.Licence("MIT (EVA-CLIP)", True)
 
 
@@ -38,11 +67,18 @@ def rows(kind: str, names: Iterable[str]) -> list[table.Row]:
   ]
 
 
-def config(values: Mapping[str, Any], dtype: Dtype) -> eva_vit.Config:
-  """The tower's sizes: those under "eva", as `tiny.json` has them, or the release's."""
+def config(values: Mapping[str, Any], where: str, dtype: Dtype) -> eva_vit.Config:
+  """The tower's sizes: those under "eva", as `tiny.json` has them, or the release's.
+
+  Raises:
+    ValueError: a field of the wrong kind, not built or unknown, by name.
+  """
   if "eva" not in values:
     return dataclasses.replace(eva_vit.VARIANTS["eva_clip_e14plus"], dtype=dtype, remat="none")
-  eva = values["eva"]
+  return _sizes(TOWER.check(f"{where} eva", values["eva"]), dtype)
+
+
+def _sizes(eva: Json, dtype: Dtype) -> eva_vit.Config:
   return eva_vit.Config(
     image_size=eva["image_size"],
     patch_size=eva["patch_size"],
@@ -58,12 +94,18 @@ def part_alone(files: layout.Files) -> layout.Part:
   """The part of a folder that is a tower's, its sizes those of its config.json or tiny.json.
 
   Raises:
-    ValueError: a file that lacks a size.
+    ValueError: a file that lacks a size, or asks for another tower, by field.
   """
-  values = files.json("config.json")
-  found = {"eva": values["vision_cfg"]} if "vision_cfg" in values else files.json("tiny.json")
+  values, where = files.json("config.json"), f"{files.directory / 'config.json'}"
   try:
-    return part("", config(found, "float32"), "config.json vision_cfg")
+    if "vision_cfg" not in values:
+      tiny = files.json("tiny.json")
+      cfg = config(tiny, f"{files.directory / 'tiny.json'}", "float32")
+    else:
+      CLIP.check(where, values)
+      found = ALONE_TOWER.check(f"{where} vision_cfg", values["vision_cfg"])
+      cfg = _sizes(found, "float32")
+    return part("", cfg, "config.json vision_cfg")
   except KeyError as error:
     raise ValueError(f"{files.directory}: vision_cfg lacks the field {error}") from None
 

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
-import json
 from pathlib import Path
 import re
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Protocol
 
 from flax import nnx
 
+from blip3o_jax import files
 from blip3o_jax import trees
 from blip3o_jax.weights import pickles
 from blip3o_jax.weights import safetensors
@@ -51,7 +51,7 @@ class Files:
       ValueError: a file that is no JSON object, by name.
     """
     path = self.directory / name
-    return read_json(path) if path.is_file() else {}
+    return files.read_json(path) if path.is_file() else {}
 
   def names(self, folder: str = "", stems: Sequence[str] = MAIN) -> frozenset[str]:
     """Names of the tensors in weight files, from their index or header; empty without files.
@@ -101,21 +101,6 @@ class Files:
         return pickles.Pickles(paths, index)
     assert missing is not None
     raise missing
-
-
-def read_json(path: Path) -> dict[str, Any]:
-  """A JSON object of a file.
-
-  Raises:
-    FileNotFoundError, or ValueError naming the file when it is not a JSON object.
-  """
-  try:
-    value = json.loads(path.read_text())
-  except ValueError as error:
-    raise ValueError(f"{path}: not valid JSON: {error}") from None
-  if not isinstance(value, dict):
-    raise ValueError(f"{path}: expected a JSON object")
-  return value
 
 
 @dataclasses.dataclass(frozen=True)

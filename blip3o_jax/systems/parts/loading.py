@@ -28,6 +28,7 @@ from blip3o_jax import sharding
 from blip3o_jax import trees
 from blip3o_jax.systems.parts import layout
 from blip3o_jax.systems.parts import opened
+from blip3o_jax.systems.parts import others
 from blip3o_jax.systems.parts.network import Network
 from blip3o_jax.train import checkpoint
 from blip3o_jax.weights import store
@@ -106,8 +107,21 @@ def resolve(entries: Sequence[str]) -> list[Source]:
     elif item and not item.startswith(ONLY):
       raise ValueError(f"init_from {entry!r}: {path} is no run directory, so it has no #{item}")
     else:
+      others.check(layout.Files(str(path)))
       out.append(Source(str(path), "released", item, sha=fingerprint(path)))
   return out
+
+
+def check(entries: Sequence[str]) -> None:
+  """Refuses those of `init_from` that are here and are no use, before anything long.
+
+  Raises:
+    ValueError: see `others.check`.
+  """
+  for entry in entries:
+    path = entry.partition("#")[0]
+    if Path(path).is_dir():
+      others.check(layout.Files(path))
 
 
 def recorded(run: epath.PathLike, record: dict[str, Any]) -> list[Source]:

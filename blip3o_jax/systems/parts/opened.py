@@ -95,7 +95,9 @@ def _fitting(
     return None
   used = [r for r in rows if any(p in params for p in r.paths)]
   unread = [table.pattern(r.name) for r in rows if r not in used]
-  return Opened(part, tensors, tuple(used), params, (*unread, *part.ignore, *part.ties), ())
+  # The files must agree with themselves, whatever sizes are wanted.
+  fields = tuple(f for f in part.fields if not f.module or f.module in there)
+  return Opened(part, tensors, tuple(used), params, (*unread, *part.ignore, *part.ties), fields)
 
 
 class Released(Mapping[str, Shape]):

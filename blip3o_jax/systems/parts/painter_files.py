@@ -1,13 +1,14 @@
 """A pixel decoder from its files: its config, and the loaded network."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
+from blip3o_jax import files
 from blip3o_jax.layers import Dtype
 from blip3o_jax.systems.parts import decoder_files
 from blip3o_jax.systems.parts import diffusers_files
+from blip3o_jax.systems.parts import layout
 from blip3o_jax.systems.parts import loading
 from blip3o_jax.systems.parts import painter
 from blip3o_jax.systems.parts.network import Network
@@ -38,8 +39,9 @@ def read_config(directory: str | Path, *, feature_grid: int = 8, **options: Any)
     FileNotFoundError: a file is absent. ValueError: it asks for what is not built.
   """
   home = diffusers_files.home(directory)
+  diffusers_files.check_classes(layout.Files(home))
   network, latents, schedule = (
-    json.loads((home / name).read_text())
+    files.read_json(home / name)
     for name in ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json")
   )
   return painter.Config(

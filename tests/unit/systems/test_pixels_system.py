@@ -238,12 +238,12 @@ def test_config_is_a_config() -> None:
 # Config files -------------------------------------------------------------------------------------
 
 
-def test_absent_fields_have_documented_defaults_and_unknown_ones_are_ignored() -> None:
-  cfg = diffusers_files.unet_config({"_diffusers_version": "9", "novelty": 3})
+def test_absent_and_null_fields_have_documented_defaults() -> None:
+  cfg = diffusers_files.unet_config({"_diffusers_version": "9", "dropout": 0.1})
   assert cfg.channels == (320, 640, 1280, 1280)
   assert cfg.depths == (1, 1, 1, 0)
   assert (cfg.heads, cfg.time_ids_dim, cfg.resnets) == ((8,) * 4, 0, 2)
-  vae = diffusers_files.vae_config({"block_out_channels": [32, 64], "shift_factor": None, "odd": 1})
+  vae = diffusers_files.vae_config({"block_out_channels": [32, 64], "shift_factor": None})
   assert vae == autoencoder.Config(channels=(32, 64), depth=1, scaling_factor=0.18215)
   assert diffusers_files.schedule_config({}) == eps.Schedule(
     1e-4, 0.02, "linear", 1000, "linspace", 0
@@ -260,6 +260,8 @@ def test_absent_fields_have_documented_defaults_and_unknown_ones_are_ignored() -
     ({"addition_embed_type": "image"}, "addition_embed_type 'image'"),
     ({"mid_block_type": "Odd"}, "mid_block_type 'Odd'"),
     ({"layers_per_block": [1, 2, 2, 2]}, "one number each"),
+    ({"novelty": 3}, "novelty 3 is no field that is known here"),
+    ({"in_channels": "4"}, "in_channels '4': expected a whole number"),
   ],
 )
 def test_what_is_not_built_is_named(fields: dict[str, Any], words: str) -> None:
