@@ -111,6 +111,7 @@ def replayed(
     FileNotFoundError, ValueError: what is wrong with the model.
   """
   who, calls = recordings.check(recording, where)
+  systems.of(directory)  # says of a folder of another family which it is
   run = systems.SYSTEMS[who].replay(Path(directory), dtype, recording)
   for name, (call, wanted) in calls.items():
     inputs = {n: recording[n] for n in call.inputs}

@@ -374,6 +374,7 @@ def load(directory: str | Path, *, dtype: layers.Dtype = "float32", decoder: boo
     FileNotFoundError, ValueError: what is absent or wrong, by file and name.
   """
   home = loading.home_of(directory, "config.json")
+  others.check(layout.Files(home))
   if not checkpoint.is_run(directory) and files_of.is_plain(layout.Files(home)):
     others.refuse_qwen(home)
   cfg, settings = released.read(home, dtype)

@@ -9,6 +9,7 @@ import shutil
 from typing import Any
 
 import checkpoints
+from commands import command
 from PIL import Image
 import pytest
 
@@ -20,10 +21,9 @@ from blip3o_jax.systems.blip3o import released
 from blip3o_jax.systems.blip3o import vocabulary
 from blip3o_jax.systems.parts import features_files
 from blip3o_jax.systems.parts import painter_files
-from tools import convert
-from tools import inspect_checkpoint
 
 TINY = checkpoints.TINY
+ROOT = Path(__file__).parents[3]
 CONFIG, PICTURES, TOKENIZER = "config.json", "preprocessor_config.json", "tokenizer_config.json"
 UNET = "diffusion-decoder/unet/config.json"
 VAE = "diffusion-decoder/vae/config.json"
@@ -265,7 +265,7 @@ def test_a_tied_head_is_said_in_either_place(tmp_path):
   folder = checkpoints.plain_qwen(tmp_path / "qwen", tied=True)
   newer(folder)
   change(folder / CONFIG, tie_word_embeddings=GONE, text_config__tie_word_embeddings=True)
-  assert convert.main(["import", "--source", str(folder), "--output", str(tmp_path / "out")]) == 0
+  assert command("convert")("import", "--source", folder, "--output", tmp_path / "out") == 0
   assert released.read(tmp_path / "out", "float32")[0].backbone.tie_embeddings
 
 
@@ -313,13 +313,16 @@ def test_every_command_says_which_model_it_is(tmp_path, capsys):
     assert "a plain Qwen2.5-VL" in line, line
     assert "can be imported" in line, line
     assert line.count("\n") == 1, line
-  assert inspect_checkpoint.main([str(qwen)]) == 0
+  assert command("verify")("--model", qwen, "--recorded", TINY / "io.safetensors") == 1
+  assert "a plain Qwen2.5-VL" in capsys.readouterr().err
+  assert command("inspect_checkpoint")(qwen) == 0
   (tmp_path / "bagel").mkdir()
   for name in ("llm_config.json", "vit_config.json"):
     (tmp_path / "bagel" / name).write_text("{}")
   calls = [
-    lambda d: inspect_checkpoint.main([d]),
-    lambda d: convert.main(["import", "--source", d, "--output", str(tmp_path / "no")]),
+    command("inspect_checkpoint"),
+    lambda d: command("convert")("import", "--source", d, "--output", tmp_path / "no"),
+    lambda d: command("verify")("--model", d, "--recorded", TINY / "io.safetensors"),
     *(lambda d, v=v, a=a: cli.main([v, *a, "--model", d]) for v, a in verbs.items()),
   ]
   for call in calls:
@@ -331,16 +334,17 @@ def test_every_command_says_which_model_it_is(tmp_path, capsys):
   assert not (tmp_path / "no").exists()
 
 
-def test_training_and_its_plan_say_which_model_they_are_given(tmp_path):
-  from blip3o_jax.systems import blip3o
-  from blip3o_jax.train import run as train_run
-  from blip3o_jax.train import setup
-
+def test_training_and_its_plan_say_which_model_they_are_given(tmp_path, capsys):
   (tmp_path / CONFIG).write_text('{"model_type": "bagel"}')
-  cfg = released.read(TINY, "float32")[0]
-  run = train_run.Run("blip3o", cfg, train_run.Train(init_from=(str(tmp_path),)))
-  with pytest.raises(ValueError, match=r"a BAGEL \(model_type 'bagel'\)"):
-    setup.prepare(run, blip3o)
+  config = [f"--config={ROOT}/configs/shapes_tower_train.py"]
+  config.append(f"--config.init_from=('{tmp_path}',)")
+  train = ["train", *config, "--workdir", str(tmp_path / "run")]
+  for call in (lambda: cli.main(train), lambda: command("plan")(*config, "--topology=here")):
+    capsys.readouterr()
+    assert call() == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "a BAGEL (model_type 'bagel')" in line, line
+  assert not (tmp_path / "run").exists()
 
 
 def test_an_adapter_is_no_model(tmp_path, capsys):
@@ -351,7 +355,7 @@ def test_an_adapter_is_no_model(tmp_path, capsys):
 def test_a_tower_whose_norms_stand_elsewhere(tmp_path, capsys):
   shutil.copytree(TINY / features_files.FOLDER, tower := tmp_path / "tower", copy_function=link)
   change(tower / CONFIG, vision_cfg__postnorm=GONE)
-  assert inspect_checkpoint.main([str(tower)]) == 1
+  assert command("inspect_checkpoint")(tower) == 1
   assert "postnorm False where the field is absent is not built" in capsys.readouterr().err
 
 
