@@ -41,6 +41,7 @@ def _import(args: argparse.Namespace) -> None:
     allow_pickle=args.allow_pickle,
     vocab_size=args.vocab_size,
     only=[name for name in args.only.split(",") if name],
+    weights=args.weights,
     say=_say,
   )
 
@@ -81,6 +82,12 @@ def _describe(parser: argparse.ArgumentParser) -> None:
     default="",
     metavar="NAMES",
     help="components, such as encoder,unet (default all)",
+  )
+  bring.add_argument(
+    "--weights",
+    default="",
+    metavar="NAME",
+    help="of files that hold several tables: ema, module, ... (default the model's own)",
   )
   bring.set_defaults(run=_import)
   give = _verb(

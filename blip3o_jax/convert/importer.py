@@ -33,6 +33,7 @@ def run(
   allow_pickle: bool = False,
   vocab_size: str = "auto",
   only: Sequence[str] = (),
+  weights: str = "",
   say: files.Say = print,
 ) -> dict[str, Any]:
   """Converts a directory; returns the manifest that is written beside the arrays.
@@ -41,6 +42,7 @@ def run(
     source: see `source.look`. output: must not exist, or be empty.
     dtype: of all floating parameters; "" keeps what is stored. vocab_size: rows of the
       table, "keep" or "auto", see `layout.Layout`. only: components to take.
+    weights: the table to take of files that hold several, such as "ema"; "" is the model itself.
     say: takes lines about what is done.
 
   Raises:
@@ -49,7 +51,7 @@ def run(
   """
   kind = dtype_code(dtype)
   place = files.Place(Path(output), Path(source))
-  found = origins.look(source, allow_pickle=allow_pickle, only=only)
+  found = origins.look(source, allow_pickle=allow_pickle, only=only, weights=weights)
   for note in found.notes:
     say(note)
   parts, plans, change = _changed(found, vocab_size, say)
@@ -74,6 +76,7 @@ def run(
     out = manifest.make(found, list(zip(work, results, strict=True)), cast=kind, tied=tied)
     out["dropped"] = {family: count for family, (count, _) in dropped.items()}
     out["changes"] = {"dtype": dtype} if dtype else {}
+    out["changes"] |= {"weights": weights} if weights else {}
     out["changes"] |= {"vocab_size": dataclasses.asdict(change)} if change else {}
     (folder / store.MANIFEST).write_text(json.dumps(out, indent=1) + "\n")
   for name, count in out["not_finite"].items():

@@ -108,9 +108,10 @@ def entry(system: str, opened: Opened, taken: set[str], cast: str = "") -> dict[
   out |= {"system": system, "ties": dict(part.ties), "files": listed}
   if index is not None:
     found = json.loads(index.read_text())
-    out["index"] = {"name": index.name, "metadata": found.get("metadata", {})}
-    if set(tensors) > taken:  # the sum of the files' sizes holds no more
-      out["index"]["dropped"] = len(set(tensors) - taken)
+    out["index"] = {"name": index.name, "metadata": found.get("metadata") or {}}
+    dropped = len(set(tensors) - taken) + tensors.hidden
+    if dropped:  # the sum of the files' sizes holds no more
+      out["index"]["dropped"] = dropped
   return out
 
 
@@ -167,11 +168,15 @@ def sheet(
     )
     made = tuple(file for file in made if file.tensors)
     if part["index"] is None:
-      return Sheet(made, None)
+      if len(made) < 2:
+        return Sheet(made, None)
+      stem, variant = _stem(part["stem"], listed)  # shards that came without an index get one
+      metadata = {"total_size": sum(bytes_of.values())}
+      return Sheet(made, _index(f"{stem}.safetensors.index{variant}.json", made, metadata))
     unchanged = "dropped" not in part["index"] and all(
       tensors[n][0] == code for file in listed.values() for n, code in file["tensors"].items()
     )
-    metadata = dict(part["index"]["metadata"])
+    metadata = dict(part["index"]["metadata"] or {})
     if not unchanged or "total_size" not in metadata:
       metadata["total_size"] = sum(bytes_of.values())
     return Sheet(made, _index(part["index"]["name"], made, metadata))

@@ -47,15 +47,23 @@ class Found:
     return self.layout.cfg
 
 
-def look(directory: str | Path, *, allow_pickle: bool = False, only: Sequence[str] = ()) -> Found:
+def look(
+  directory: str | Path,
+  *,
+  allow_pickle: bool = False,
+  only: Sequence[str] = (),
+  weights: str = "",
+) -> Found:
   """Looks through a source directory.
 
   Args:
     allow_pickle: read `.bin` files where there are no others. only: components to take; all.
+    weights: the table to take of files that hold several; "" is the model itself.
 
   Raises:
     FileNotFoundError: no directory, or one without weights. ValueError: a directory of no system, a
-      component that its system has not, or what is wrong with a file, by name.
+      component that its system has not, a table that no file has, or what is wrong with a file, by
+      name.
     WeightsError: tensors or sizes that do not fit, all of them.
   """
   directory = Path(directory)
@@ -68,14 +76,17 @@ def look(directory: str | Path, *, allow_pickle: bool = False, only: Sequence[st
   modules = None
   if only and set(only) != set(known):
     modules = {module for module, part in system.COMPONENTS.items() if part in only}
-  files = layout.Files(directory, allow_pickle=allow_pickle)
+  files = layout.Files(directory, allow_pickle=allow_pickle, weights=weights)
   described = system.parts(files)
   taken = [p for p in described.parts if modules is None or modules & set(p.modules)]
   found = [opened.take(system, files, part, modules) for part in taken]
   parts = [part for part in found if part.params]
   if not parts:
     raise FileNotFoundError(f"{directory}: nothing to convert: no weights of what is asked for")
+  if weights and not any(part.tensors.chosen for part in parts):
+    raise ValueError(f"--weights {weights}: no file of {directory} holds a table of that name")
   notes, unread = list(described.notes), list(described.unread)
+  notes += [note for part in parts for note in part.tensors.notes]
   for part in parts:
     for path in _strays(directory / part.part.folder, part):
       unread.append(path)

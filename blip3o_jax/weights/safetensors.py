@@ -12,6 +12,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors import safe_open
 
+from blip3o_jax.weights.shards import VARIANTS
+from blip3o_jax.weights.shards import numbered
+from blip3o_jax.weights.shards import placed
 from blip3o_jax.weights.table import Index
 from blip3o_jax.weights.table import Reader
 from blip3o_jax.weights.table import Shape
@@ -49,19 +52,14 @@ class Tensors(Reader):
     self.path = Path(path)
     self.index, shards = _shards(self.path, stem)
     self.files: dict[Path, dict[str, str]] = {}
-    self._where: dict[str, Path] = {}
-    self._meta: dict[str, dict[str, Any]] = {}
     self._open: dict[Path, Any] = {}
     self._mapped: dict[Path, np.memmap] = {}
-    for file, names in shards.items():
-      header, self.files[file] = _read_header(file)
-      if names is not None and set(names) != set(header):
-        odd = sorted(set(names) ^ set(header))[:5]
-        raise ValueError(f"{file}: the index and the file disagree about {odd}")
-      for name, meta in header.items():
-        if name in self._where:
-          raise ValueError(f"{name}: present in {self._where[name].name} and in {file.name}")
-        self._where[name], self._meta[name] = file, meta
+    headers: dict[Path, dict[str, dict[str, Any]]] = {}
+    for file in shards:
+      headers[file], self.files[file] = _read_header(file)
+    self._where, self.absent = placed(headers, shards)
+    self._meta = {name: headers[file][name] for name, file in self._where.items()}
+    self.hidden = sum(map(len, headers.values())) + len(self.absent) - len(self._where)
 
   def __getitem__(self, name: str) -> Shape:
     return tuple(self._meta[name]["shape"])
@@ -199,10 +197,33 @@ def _shards(path: Path, stem: str) -> tuple[Path | None, Mapping[Path, list[str]
     return None, {path: None}
   if not path.is_dir():
     raise FileNotFoundError(f"{path}: no such file or directory")
-  indices = [path / f"{stem}.safetensors.index{v}.json" for v in ("", ".bf16", ".fp16")]
+  indices = [path / f"{stem}.safetensors.index{v}.json" for v in VARIANTS]
+  singles = [path / f"{stem}{v}.safetensors" for v in VARIANTS]
+  whole = next((file for file in singles if file.exists()), None)
   for index in (i for i in indices if i.exists()):
-    return index, read_index(index)
-  for name in (f"{stem}.safetensors", f"{stem}.bf16.safetensors", f"{stem}.fp16.safetensors"):
-    if (path / name).exists():
-      return None, {path / name: None}
+    if whole is None or _counts(index, whole):
+      return index, read_index(index)
+  if whole is not None:
+    return None, {whole: None}
+  if found := numbered(path, stem):
+    return None, dict.fromkeys(found)
   raise FileNotFoundError(f"{path}: holds neither {stem}.safetensors nor {indices[0].name}")
+
+
+def _counts(index: Path, single: Path) -> bool:
+  """Whether an index beside a single file is what to go by: it names that file.
+
+  One that was left behind, whose shards are all gone, is not.
+
+  Raises:
+    ValueError: two sets of weights. Loaders differ in which of them they take.
+  """
+  listed = set(index_map(index).values())
+  if single.name in listed:
+    return True
+  if any((index.parent / file).exists() for file in listed):
+    raise ValueError(
+      f"{index.parent}: two sets of weights, {single.name} and the shards of {index.name}; "
+      "remove one of them"
+    )
+  return False

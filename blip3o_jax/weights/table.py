@@ -35,10 +35,17 @@ class Reader(Mapping[str, Shape]):
 
   Attributes:
     files: {file: its own metadata}, in the order of the index. index: the index file, if any.
+    absent: names that the index lists and no file holds. hidden: how many tensors of the files are
+      left out here. chosen: which of several tables in the files these are, "" for the model's own.
+    notes: what is left out or renamed, a line each.
   """
 
   files: dict[Path, dict[str, str]]
   index: Path | None
+  absent: frozenset[str] = frozenset()
+  hidden: int = 0
+  chosen: str = ""
+  notes: tuple[str, ...] = ()
 
   @abc.abstractmethod
   def dtype(self, name: str) -> np.dtype:

@@ -24,6 +24,7 @@ from blip3o_jax import trees
 from blip3o_jax.weights import pickles
 from blip3o_jax.weights import safetensors
 from blip3o_jax.weights import table
+from blip3o_jax.weights import wrapped
 from blip3o_jax.weights.table import Reader
 from blip3o_jax.weights.table import Shape
 
@@ -35,10 +36,11 @@ class Files:
 
   Args:
     directory: of a model, or of a part of one. allow_pickle: `.bin` files may be read.
+    weights: which table to take of files that hold several, such as "ema"; "" is the model itself.
   """
 
-  def __init__(self, directory: str | Path, *, allow_pickle: bool = False):
-    self.directory, self.allow_pickle = Path(directory), allow_pickle
+  def __init__(self, directory: str | Path, *, allow_pickle: bool = False, weights: str = ""):
+    self.directory, self.allow_pickle, self.weights = Path(directory), allow_pickle, weights
 
   def has(self, path: str) -> bool:
     """Whether a file or folder is there."""
@@ -56,24 +58,14 @@ class Files:
   def names(self, folder: str = "", stems: Sequence[str] = MAIN) -> frozenset[str]:
     """Names of the tensors in weight files, from their index or header; empty without files.
 
-    Files that an index names need not be there. Of a pickle all strings are given, unexecuted.
+    Prefixes of wrappers are taken off. Files that an index names need not be there. Of a pickle all
+    strings are given, unexecuted.
 
     Raises:
-      ValueError: a damaged index or header.
+      ValueError: a damaged index or header; two tensors of one name.
     """
     place = self.directory / folder
-    for stem in stems:
-      for index in place.glob(f"{stem}.safetensors.index*.json"):
-        return frozenset(safetensors.index_map(index))
-      for file in place.glob(f"{stem}*.safetensors"):
-        return frozenset(safetensors.Tensors(file))
-    for stem in stems:
-      index = place / f"{stem}.bin.index.json"
-      if index.is_file():
-        return frozenset(safetensors.index_map(index))
-      if (file := place / f"{stem}.bin").is_file():
-        return frozenset(pickles.strings(file))
-    return frozenset()
+    return frozenset(wrapped.take(_stored(place, stems), self.weights).names)
 
   def tensors(self, folder: str = "", stems: Sequence[str] = MAIN) -> Reader:
     """The tensors of a folder: safetensors where there are any, else pickles if they may be read.
@@ -84,7 +76,7 @@ class Files:
     place, missing = self.directory / folder, None
     for stem in stems:
       try:
-        return safetensors.Tensors(place, stem)
+        return wrapped.unwrap(safetensors.Tensors(place, stem), self.weights)
       except FileNotFoundError as error:
         if "holds neither" not in str(error):
           raise
@@ -98,9 +90,34 @@ class Files:
           "fetch safetensors"
         )
       if paths:
-        return pickles.Pickles(paths, index)
+        return wrapped.unwrap(pickles.Pickles(paths, index, self.weights), self.weights)
     assert missing is not None
-    raise missing
+    others = sorted(p.name for p in place.iterdir() if p.suffix in files.WEIGHTS)
+    if not others:
+      raise missing
+    raise FileNotFoundError(
+      f"{missing}; there is {', '.join(others[:5])}, and weights are read under the names "
+      f"{stems[0]}.safetensors and {stems[-1]}.bin"
+    )
+
+
+def _stored(place: Path, stems: Sequence[str]) -> Collection[str]:
+  """The names of the tensors in the weight files of a folder, as they are stored."""
+  for stem in stems:
+    for index in place.glob(f"{stem}.safetensors.index*.json"):
+      return set(safetensors.index_map(index))
+    for file in sorted(place.glob(f"{stem}*.safetensors")):
+      shards = sorted(place.glob(f"{stem}*-of-*.safetensors"))
+      return {
+        name for f in (shards if file in shards else [file]) for name in safetensors.Tensors(f)
+      }
+  for stem in stems:
+    index = place / f"{stem}.bin.index.json"
+    if index.is_file():
+      return set(safetensors.index_map(index))
+    if found := sorted(place.glob(f"{stem}.bin")) or sorted(place.glob(f"{stem}-*-of-*.bin")):
+      return {name for file in found for name in pickles.strings(file)}
+  return set()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ import dataclasses
 from pathlib import Path
 import re
 
+from absl import logging
 import numpy as np
 
 from blip3o_jax import trees
@@ -47,13 +48,34 @@ class Opened:
       WeightsError: sizes of the config files that the tensors contradict; else see `table.plan`.
     """
     wrong = faults(self.fields, self.tensors)
+    taken = "|".join((*self.ignore, *(table.pattern(r.name) for r in self.rows)))
+    if stranger := self._stranger(taken):
+      raise WeightsError(where, [stranger])
     try:
       found = table.plan(self.rows, self.tensors, self.params, ignore=self.ignore, where=where)
     except WeightsError as error:  # sizes come first: they explain what follows
       raise WeightsError(where, [*wrong, *error.faults]) from None
+    for name in sorted(self.tensors.absent):
+      if not re.fullmatch(taken, name):
+        wrong.append(f"{name}: the index lists it and no file holds it")
     if wrong:
       raise WeightsError(where, wrong)
     return found
+
+  def _stranger(self, taken: str) -> str:
+    """What is said where not one tensor has a known name: one line in place of hundreds."""
+    names = list(self.tensors)
+    if not names or not self.rows or any(re.fullmatch(taken, name) for name in names):
+      return ""
+    words = names[0].split(".")[:-1]
+    while words and not all(name.startswith(".".join(words) + ".") for name in names):
+      words.pop()
+    where = f"all begin with {'.'.join(words)}." if words else f"the first is {names[0]}"
+    looked = ", ".join(r.name.replace("{}", "0") for r in self.rows[:2])
+    return f"no tensor has a name that is known: of {len(names)} {where}; expected {looked}, ..."
+
+  def _example(self) -> str:
+    return ", ".join(r.name.replace("{}", "0") for r in self.rows[:2])
 
   def leftovers(self) -> list[str]:
     """Names of tensors that no row of the table takes."""
@@ -140,9 +162,10 @@ class Released(Mapping[str, Shape]):
   def read(self, path: str, index: Index) -> np.ndarray:
     """One slice of a parameter."""
     part, source = self._where[path]
+    dtype = self.dtype(path)  # layers that are stored in several meet in one that holds them all
 
     def read(name: str, inner: Index) -> np.ndarray:
-      return np.asarray(part.tensors.view(name)[inner])
+      return np.asarray(part.tensors.view(name)[inner]).astype(dtype, copy=False)
 
     return table.read_shard(source, read, index, self[path])
 
@@ -162,4 +185,6 @@ def fitting(system: Describes, directory: str | Path, wanted: Mapping[str, Shape
   asked = {trees.top(p) for p in wanted}
   parts = [p for p in system.parts(files).parts if asked & set(p.modules)]
   found = [_fitting(system, files, part, wanted) for part in parts]
+  for note in dict.fromkeys(note for part in found if part for note in part.tensors.notes):
+    logging.warning("%s", note)
   return Released([part for part in found if part is not None], str(directory))

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from blip3o_jax.weights import safetensors
 
+FIRST = "model-1.safetensors"
 TENSORS = {
   "a": np.arange(12, dtype=np.float32).reshape(3, 4),
   "b": np.arange(6).astype(bfloat16).reshape(2, 3),
@@ -126,8 +127,8 @@ def test_an_index_that_leaves_the_directory(sharded, file):
   "weight_map",
   [
     dict(a="model-1.safetensors", b="model-2.safetensors"),  # c is in the file alone
-    dict(a="model-2.safetensors", b="model-2.safetensors", c="model-2.safetensors"),
-    dict(a="model-1.safetensors", x="model-1.safetensors"),
+    # a is in another file than it says
+    dict(a="model-2.safetensors", b="model-2.safetensors", c="model-2.safetensors", x=FIRST),
   ],
 )
 def test_an_index_that_disagrees_with_its_shards(sharded, weight_map):
@@ -146,3 +147,56 @@ def test_an_index_that_is_none(tmp_path, text):
 def test_the_recorded_miniature_is_there():
   root = Path(__file__).parents[2] / "data" / "tiny-blip3o"
   assert len(safetensors.Tensors(root)) > 100
+
+
+# Which files, and which copy ----------------------------------------------------------------------
+
+
+def test_names_that_no_file_holds_are_told_apart(sharded):
+  write_index(sharded, a=FIRST, x=FIRST)
+  tensors = safetensors.Tensors(sharded)
+  assert (set(tensors), tensors.absent) == ({"a"}, {"x"})
+
+
+def test_of_two_copies_the_index_says_which_counts(sharded):
+  stale = {"a": TENSORS["a"] + 1, "b": TENSORS["b"]}
+  save_file(stale | {"c": TENSORS["c"]}, sharded / "model-2.safetensors")
+  tensors = safetensors.Tensors(sharded)
+  np.testing.assert_array_equal(tensors.read("a"), TENSORS["a"])
+  assert (len(tensors), tensors.hidden) == (3, 1)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("variant", ["", ".fp16"])
+def test_shards_without_an_index(tmp_path, first, variant):
+  for i, name in enumerate(TENSORS, first):
+    save_file({name: TENSORS[name]}, tmp_path / f"model{variant}-{i:05d}-of-00003.safetensors")
+  tensors = safetensors.Tensors(tmp_path)
+  assert set(tensors) == set(TENSORS)
+  np.testing.assert_array_equal(tensors.read("c"), TENSORS["c"])
+
+
+def test_shards_without_an_index_that_are_not_all_there(tmp_path):
+  save_file({"a": TENSORS["a"]}, tmp_path / "model-00002-of-00003.safetensors")
+  wanted = r"no index, and of the 3 shards .* model-00001-of-00003.safetensors, model-00003-of"
+  with pytest.raises(FileNotFoundError, match=wanted):
+    safetensors.Tensors(tmp_path)
+
+
+def test_two_sets_of_shards(tmp_path):
+  for name in ("model-00001-of-00001", "model-00001-of-00002"):
+    save_file({"a": TENSORS["a"]}, tmp_path / f"{name}.safetensors")
+  with pytest.raises(ValueError, match="two sets of shards, of 1 files, of 2 files"):
+    safetensors.Tensors(tmp_path)
+
+
+def test_an_index_beside_a_single_file(sharded):
+  """Its shards gone, it was left behind; else there are two sets. It may name the file itself."""
+  save_file({"a": TENSORS["a"] + 1}, sharded / "model.safetensors")
+  with pytest.raises(ValueError, match=r"two sets of weights, model.safetensors and the shards of"):
+    safetensors.Tensors(sharded)
+  for file in sharded.glob("model-*.safetensors"):
+    file.unlink()
+  np.testing.assert_array_equal(safetensors.Tensors(sharded).read("a"), TENSORS["a"] + 1)
+  write_index(sharded, a="model.safetensors")
+  assert safetensors.Tensors(sharded).index is not None
