@@ -10,14 +10,23 @@ import contextlib
 import json
 from pathlib import Path
 import shutil
+import stat
 import threading
 import time
 from types import TracebackType
 from typing import Any
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".msgpack", ".h5")
+POINTER = b"version https://git-lfs.github.com/spec/"
 SPARE = 64 * 2**20  # of disk, beside the arrays: JSON, tokenizer, what a file system adds
 Say = Callable[[str], None]
+
+
+def usual_mode(path: Path) -> int:
+  """The permissions that a new file at `path` has by the umask; an empty one is made there."""
+  path.unlink(missing_ok=True)
+  path.touch()
+  return stat.S_IMODE(path.stat().st_mode)
 
 
 @contextlib.contextmanager
@@ -46,6 +55,7 @@ def read_json(path: Path, *, nulls: bool = False) -> dict[str, Any]:
   try:
     value = json.loads(path.read_text(encoding="utf-8-sig"))
   except ValueError as error:
+    refuse_stranger(path)
     raise ValueError(f"{path}: not valid JSON: {error}") from None
   if not isinstance(value, dict):
     raise ValueError(f"{path}: expected a JSON object")
@@ -63,6 +73,32 @@ def write_text(path: Path, text: str) -> None:
   """Writes a text file that is whole or not there."""
   with replacing(path) as partial:
     partial.write_text(text)
+
+
+def stranger(data: bytes) -> str:
+  """What stands in place of a file that was not fetched, in words; "" for anything else.
+
+  Args:
+    data: how the file begins, some hundred bytes of it.
+  """
+  head = data[:400].lstrip().lower()
+  if data.startswith(POINTER):
+    size_of = next((line[5:] for line in data[:400].splitlines() if line.startswith(b"size ")), b"")
+    whole = f" of {size(int(size_of))}" if size_of.isdigit() else ""
+    return (
+      f"a git-lfs pointer, not the file{whole} that it stands for; fetch it with "
+      "git lfs pull, or the whole model with hf download OWNER/NAME --local-dir DIR"
+    )
+  if head.startswith((b"<!doctype html", b"<html")):
+    return "a web page, not the file; what the server answered was saved in its place"
+  return ""
+
+
+def refuse_stranger(path: Path) -> None:
+  """Raises ValueError for a file that is a git-lfs pointer or a web page; see `stranger`."""
+  with open(path, "rb") as handle:
+    if what := stranger(handle.read(400)):
+      raise ValueError(f"{path}: {what}")
 
 
 class Place:

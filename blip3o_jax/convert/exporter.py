@@ -38,11 +38,12 @@ class _Piece:
   """The bytes that one parameter gives to one tensor.
 
   Attributes:
-    file: to write to. begin: of the tensor in it. code: dtype of the tensor.
+    file: to write to. tensor: its name. begin: of the tensor in it. code: dtype of the tensor.
     path, number: the parameter, and which one of those of the tensor it is.
   """
 
   file: Path
+  tensor: str
   begin: int
   code: str
   target: table.Target
@@ -105,7 +106,7 @@ def _copy(found: runs.Found, folder: Path) -> None:
   for source, place in found.export.extra:
     (folder / place).mkdir(parents=True, exist_ok=True)
     for file in source.glob("*.json"):
-      shutil.copy(file, folder / place / file.name)
+      shutil.copyfile(file, folder / place / file.name)
   if found.whole:
     system = systems.SYSTEMS[found.system]
     system.write_json(found.cfg, found.export, folder, found.tokenizer)
@@ -130,16 +131,12 @@ def _plan(found: runs.Found, folder: Path, code: str, limit: int) -> list[tuple[
       header = {n: (safetensors.DTYPES[told[n][0]], told[n][1]) for n in file.tensors}
       begins = safetensors.create(home / file.name, header, file.metadata)
       for name in file.tensors:
-        out += _pieces(home / file.name, begins[name], told[name][0], targets[name])
+        code, _ = told[name]
+        size = math.prod(targets[name].shape) * safetensors.DTYPES[code].itemsize
+        for number, path in enumerate(targets[name].paths):
+          piece = _Piece(home / file.name, name, begins[name], code, targets[name], path, number)
+          out.append((piece, size // len(targets[name].paths)))
   return out
-
-
-def _pieces(file: Path, begin: int, code: str, target: table.Target) -> list[tuple[_Piece, int]]:
-  size = math.prod(target.shape) * safetensors.DTYPES[code].itemsize // len(target.paths)
-  return [
-    (_Piece(file, begin, code, target, path, number), size)
-    for number, path in enumerate(target.paths)
-  ]
 
 
 def _targets(found: runs.Found, part: Mapping[str, Any], folder: Path) -> dict[str, table.Target]:
@@ -212,8 +209,9 @@ def _blocks(piece: _Piece, leaves: Leaves) -> Iterator[tuple[int, np.ndarray]]:
       index[0] = slice(target.layer, target.layer + 1)
     values = leaves.read(piece.path, tuple(index))
     values = stream.transpose(values[0] if stacked else values, back)
-    with np.errstate(over="ignore", invalid="ignore"):
-      values = np.ascontiguousarray(values).astype(dtype, copy=False)
+    values = np.ascontiguousarray(values)
+    if values.dtype != dtype:
+      values = table.cast(piece.tensor, values, dtype)
     yield piece.begin + (piece.number * rows + start) * row_bytes, values.reshape(-1).view(np.uint8)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from PIL import ImageOps
 
+from blip3o_jax import files
 from blip3o_jax.data.records import BadRecord
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
@@ -44,6 +45,8 @@ def decode(data: bytes | np.ndarray, name: str, *, friendly: bool = False) -> Im
         image = Image.fromarray((np.asarray(image, np.uint32) >> 8).clip(0, 255).astype(np.uint8))
     return image.convert("RGB")
   except Exception as error:  # PIL's readers raise many kinds on damaged bytes
+    if what := files.stranger(bytes(data[:400])):
+      raise BadRecord(f"{name}: {what}") from None
     raise BadRecord(f"{name}: the image cannot be decoded: {error}") from None
 
 

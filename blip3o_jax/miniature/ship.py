@@ -65,7 +65,7 @@ def ship(work: Path, output: Path, picture: Path | None) -> int:
   partial.rename(output)
   if picture is not None:
     picture.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(work / "drawings.png", picture)
+    shutil.copyfile(work / "drawings.png", picture)
   return size
 
 

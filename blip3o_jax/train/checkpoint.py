@@ -249,8 +249,8 @@ def _listing(path: epath.Path) -> str:
 def _shapes(run: epath.PathLike, path: epath.Path, item: str) -> dict[str, Any]:
   """{path: metadata with .shape} of a stored item."""
   try:
-    metadata = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).metadata(path / item)
-    return trees.flatten(metadata.item_metadata.tree)
+    # Of the handler: a Checkpointer looks for a step's metadata in the item too, and warns.
+    return trees.flatten(ocp.PyTreeCheckpointHandler().metadata(path / item).tree)
   except Exception as error:
     raise _damaged(run, path, item, error) from error
 

@@ -3,9 +3,13 @@
 Nothing else in the package reaches for the network.
 """
 
+import json
 import logging
 from pathlib import Path
 import re
+
+from blip3o_jax import files
+from blip3o_jax.weights import shards
 
 SCHEME = "hf://"
 # An owner and a name, as the hub allows them; no path of more parts, no "./", "~/" or "../".
@@ -32,7 +36,7 @@ def local_directory(source: str, *, pickles: bool = False) -> Path:
 
   Raises:
     FileNotFoundError: no directory and no id, or a repository that cannot be had: offline and not
-      in the cache, absent, private or gated; by name, with what was tried.
+      in the cache, or not all of it, absent, private or gated; by name, with what was tried.
   """
   if source and Path(source).is_dir():
     return Path(source)
@@ -72,7 +76,28 @@ def _fetch(name: str, pickles: bool) -> Path:
       f"{tried}; it is not in the local cache and could not be fetched: {_first_line(error)} "
       f"(no connection, or HF_HUB_OFFLINE is set). {by_hand}"
     ) from error
+  if lost := _missing(Path(found)):
+    raise FileNotFoundError(
+      f"{name}: the copy in the local cache ({found}) is incomplete, it lacks {', '.join(lost)}; "
+      f"fetch it again with a connection: hf download {name}. {by_hand}"
+    )
   return Path(found)
+
+
+def _missing(snapshot: Path) -> list[str]:
+  """What a snapshot lacks: one that was cut off is given as if it were whole when offline."""
+  out = shards.missing(snapshot)
+  here = {file.relative_to(snapshot).as_posix() for file in files.walk(snapshot)}
+  if not any(Path(name).suffix in files.WEIGHTS for name in here) and not out:
+    out.append("*.safetensors")
+  try:
+    values = json.loads((snapshot / "config.json").read_text())
+  except (OSError, ValueError):
+    return out
+  speaks = isinstance(values, dict) and {"vocab_size", "text_config"} & set(values)
+  if speaks and "tokenizer.json" not in here and not {"vocab.json", "merges.txt"} <= here:
+    out.append("tokenizer.json")
+  return out
 
 
 def _first_line(error: BaseException) -> str:

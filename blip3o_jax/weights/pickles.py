@@ -14,6 +14,7 @@ import zipfile
 
 import numpy as np
 
+from blip3o_jax import files
 from blip3o_jax.weights import safetensors
 from blip3o_jax.weights import wrapped
 from blip3o_jax.weights.shards import numbered
@@ -111,6 +112,7 @@ def strings(path: Path) -> set[str]:
 
 def _load(path: Path, weights: str) -> tuple[Named, str, list[str]]:
   """(tensors by name, key of their table where it was asked for, what else there is in words)."""
+  files.refuse_stranger(path)
   try:
     import torch
   except ImportError:

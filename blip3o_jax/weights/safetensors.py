@@ -11,7 +11,9 @@ from ml_dtypes import bfloat16
 import numpy as np
 from safetensors import SafetensorError
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
+from blip3o_jax import files
 from blip3o_jax.weights.shards import VARIANTS
 from blip3o_jax.weights.shards import numbered
 from blip3o_jax.weights.shards import placed
@@ -121,6 +123,15 @@ def create(
   return {name: 8 + len(text) + header[name]["data_offsets"][0] for name in tensors}
 
 
+def save(
+  tensors: Mapping[str, np.ndarray], file: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+  """Writes a safetensors file, readable by whom the umask says; the library's own is mode 0600."""
+  mode = files.usual_mode(file)
+  save_file(dict(tensors), file, metadata=None if metadata is None else dict(metadata))
+  file.chmod(mode)
+
+
 def _read_header(file: Path) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
   """The header of a file, {name: {"dtype", "shape", "data_offsets"}}, and its own metadata.
 
@@ -128,6 +139,7 @@ def _read_header(file: Path) -> tuple[dict[str, dict[str, Any]], dict[str, str]]
     ValueError: a file whose length does not fit its header, or a dtype that is not supported.
   """
   size = file.stat().st_size
+  files.refuse_stranger(file)
   with open(file, "rb") as handle:
     head = handle.read(8)
     length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
@@ -169,6 +181,7 @@ def index_map(index: Path) -> dict[str, str]:
     weight_map = dict(json.loads(index.read_text())["weight_map"])
   except (ValueError, KeyError, TypeError) as error:
     kind = "safetensors" if ".safetensors." in index.name else "pickle"
+    files.refuse_stranger(index)
     raise ValueError(f"{index}: not a {kind} index: {error!r}") from None
   for name, file in weight_map.items():
     if not isinstance(file, str) or Path(file).name != file or file == "..":

@@ -2,8 +2,11 @@
 
 from collections.abc import Collection
 from collections.abc import Mapping
+import json
 from pathlib import Path
 import re
+
+from blip3o_jax import files
 
 VARIANTS = ("", ".bf16", ".fp16")
 
@@ -40,6 +43,57 @@ def numbered(folder: Path, stem: str, suffix: str = ".safetensors") -> list[Path
       f"{', '.join(names)} {'is' if len(absent) == 1 else 'are'} absent; fetch the files again"
     )
   return [found[number] for number in wanted]
+
+
+def missing(directory: Path) -> list[str]:
+  """Weight files that a directory speaks of and lacks, at any depth, by path in it.
+
+  Those are shards that an index or their own numbers tell of, and the weights of a network that has
+  a config.json. An index of pickles does not count where there are safetensors.
+  """
+  out: list[str] = []
+  for folder in sorted({file.parent for file in files.walk(directory)} | {directory}):
+    home = folder.relative_to(directory)
+    here = {path.name for path in folder.iterdir() if path.exists()}  # no link that hangs
+    safe = any(".safetensors" in name for name in here)
+    for index in sorted(name for name in here if ".index." in name and name.endswith(".json")):
+      if ".safetensors." in index or not safe:
+        out += [str(home / file) for file in _listed(folder / index) if file not in here]
+    if not any(".index." in name for name in here):
+      out += [str(home / file) for file in _unnumbered(here)]
+    weights = any(Path(name).suffix in files.WEIGHTS or ".index." in name for name in here)
+    if not weights and "config.json" in here and _is_network(folder / "config.json"):
+      out.append(f"{home / '*.safetensors'}")
+  return list(dict.fromkeys(out))
+
+
+def _listed(index: Path) -> list[str]:
+  """The files of an index; none of a damaged one, which its reader names."""
+  try:
+    return list(dict.fromkeys(map(str, json.loads(index.read_text())["weight_map"].values())))
+  except (ValueError, KeyError, TypeError, AttributeError):
+    return []
+
+
+def _unnumbered(names: Collection[str]) -> list[str]:
+  """The names that complete sets of numbered files."""
+  out = []
+  for name in sorted(names):
+    if match := re.fullmatch(r"(.+-)(\d+)(-of-(\d+).*\.(?:safetensors|bin))", name):
+      before, _, after, count = match.groups()
+      first = f"{before}{0:0{len(count)}d}{after}" not in names
+      wanted = (f"{before}{n:0{len(count)}d}{after}" for n in range(first, int(count) + first))
+      out += [found for found in wanted if found not in names]
+  return out
+
+
+def _is_network(config: Path) -> bool:
+  """Whether a config.json is of something that has weights: of transformers, or of diffusers."""
+  try:
+    values = json.loads(config.read_text())
+    return "model_type" in values or bool(re.search("Model|Autoencoder", values["_class_name"]))
+  except (ValueError, KeyError, TypeError):
+    return False
 
 
 def placed(

@@ -159,7 +159,8 @@ class Arrays(Mapping[str, Shape]):
     manifest: of the directory.
 
   Raises:
-    FileNotFoundError, ValueError: see `read_manifest`; metadata that is damaged, by file.
+    FileNotFoundError, ValueError: see `read_manifest`; metadata that is damaged, blocks that are
+      absent, by file.
   """
 
   def __init__(self, directory: str | Path, modules: Iterable[str] | None = None):
@@ -170,6 +171,19 @@ class Arrays(Mapping[str, Shape]):
     self._facts: dict[str, tuple[Shape, Shape, np.dtype]] = {}
     for name in self.manifest["components"]:
       self._open(self.directory / FOLDER / name, asked)
+    lost = [str(file.relative_to(self.directory)) for file in self._files() if not file.is_file()]
+    if lost:
+      more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
+      raise ValueError(
+        f"{directory}: the conversion is incomplete, it lacks {', '.join(lost[:5])}{more}; "
+        "copy it again"
+      )
+
+  def _files(self) -> Iterator[Path]:
+    """The files of all blocks."""
+    for path, (shape, block, _) in self._facts.items():
+      counts = (range(-(-n // b)) for n, b in zip(shape, block, strict=True))
+      yield from (self._homes[path] / _key(cell) for cell in itertools.product(*counts))
 
   def _open(self, folder: Path, asked: set[str] | None) -> None:
     file = folder / "_METADATA"

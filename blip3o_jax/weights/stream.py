@@ -153,9 +153,10 @@ def blocks(piece: Piece) -> Iterator[tuple[int, np.ndarray]]:
       yield start, np.zeros((stop - start, *rest), piece.dtype)
     else:
       index = (slice(skip + start, skip + stop), *(slice(0, n) for n in rest))
-      # A cast may overflow; the values that do are counted afterwards, and said.
-      with np.errstate(over="ignore", invalid="ignore"):
-        yield start, np.ascontiguousarray(view[index]).astype(piece.dtype, copy=False)
+      block = np.ascontiguousarray(view[index])
+      if block.dtype != piece.dtype:
+        block = table.cast(piece.tensor, block, piece.dtype)
+      yield start, block
 
 
 def copy(piece: Piece, writer: store.Writer) -> Result:

@@ -283,18 +283,23 @@ def export(rows: Sequence[Row], params: Mapping[str, Any]) -> Iterator[tuple[str
     yield name, np.ascontiguousarray(whole)
 
 
-def cast(name: str, value: Any, dtype: Stored) -> np.ndarray:
-  """The array of tensor `name` in `dtype`.
+def cast(name: str, value: Any, dtype: Stored | np.dtype) -> np.ndarray:
+  """The array of tensor `name` in `dtype`; values that are NaN or infinite before may be.
 
   Raises:
     ValueError: a finite value that is too large for `dtype`.
   """
   before = np.asarray(value)
-  with np.errstate(over="ignore"):  # said by name below
+  with np.errstate(over="ignore", invalid="ignore"):  # said by name below
     after = before.astype(dtype)
-  if not np.array_equal(np.isfinite(before), np.isfinite(after)):
-    largest = float(np.abs(before[np.isfinite(before)].astype(np.float32)).max())
-    raise ValueError(f"{name}: {dtype} cannot hold {largest:.3g}, its largest value")
+  made = np.isfinite(before) & ~np.isfinite(after)
+  if np.any(made):
+    largest = float(np.abs(before[made].astype(np.float64)).max())
+    hint = "; bfloat16 and float32 reach further" if np.dtype(dtype) == np.float16 else ""
+    raise ValueError(
+      f"{name}: {np.dtype(dtype)} cannot hold {largest:.3g}, its largest value; the cast would "
+      f"make {np.count_nonzero(made)} infinite{hint}"
+    )
   return after
 
 

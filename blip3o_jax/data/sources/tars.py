@@ -19,6 +19,7 @@ import numpy as np
 
 from blip3o_jax.data.records import BadRecord
 from blip3o_jax.data.records import Record
+from blip3o_jax.files import refuse_stranger
 
 INDEX = "index.npz"
 VERSION = 1
@@ -183,6 +184,7 @@ def scan(file: Path) -> tuple[Columns, str]:
         else:
           found.setdefault(key, [(-1, 0)] * 3)[part] = (offset, size)
     except (tarfile.TarError, OSError) as error:
+      refuse_stranger(file)
       problem = f"truncated or damaged ({error})"
   usable = {k: v for k, v in found.items() if v[TEXT][0] >= 0 and max(v[0][0], v[2][0]) >= 0}
   if skipped or len(usable) != len(found):

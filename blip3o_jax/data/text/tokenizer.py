@@ -89,11 +89,14 @@ class Tokenizer:
       except ValueError:
         raise
       except Exception as error:  # the library raises bare Exception on bad JSON
+        files.refuse_stranger(file)
         raise ValueError(f"{file}: not a tokenizer: {error}") from None
     if not all((directory / n).is_file() for n in ("vocab.json", "merges.txt")):
       raise FileNotFoundError(
         f"{directory}: no tokenizer: expected tokenizer.json, or vocab.json and merges.txt"
       )
+    for name in ("vocab.json", "merges.txt"):
+      files.refuse_stranger(directory / name)
     from transformers import AutoTokenizer
 
     fast = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)

@@ -27,7 +27,7 @@ LOOKS_FOR = (
   "model_type blip3o_qwen or its architecture in config.json, or tensors model.latent_queries and "
   "model.dit; a Qwen2.5-VL (model_type qwen2_5_vl) with no tensors but model, visual and lm_head; "
   "an EVA tower "
-  "(vision_cfg in config.json, or a tensor cls_token with no config.json)"
+  "(vision_cfg in config.json, or a tensor cls_token or visual.cls_token with no config.json)"
 )
 # Top-level module -> the component that it is stored in.
 COMPONENTS = {
@@ -96,7 +96,7 @@ def parts(files: layout.Files) -> layout.Layout:
     notes = [_repeats(files, path, names) for path in unread]
   elif apart and cfg is not None and cfg.target == "features":
     where = "tiny.json eva, or the release's"
-    out.append(features_files.part(features_files.FOLDER, cfg.features.tower, where))
+    out.append(features_files.part(files, features_files.FOLDER, cfg.features.tower, where))
   elif not inside and not plain and cfg is not None:
     notes = ["no EVA tower: neither inside the main files nor beside them"]
   change = None

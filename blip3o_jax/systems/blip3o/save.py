@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from blip3o_jax import files
 from blip3o_jax import trees
@@ -25,6 +24,7 @@ from blip3o_jax.systems.blip3o.model import Config
 from blip3o_jax.systems.blip3o.prompts import SPECIAL
 from blip3o_jax.systems.parts import decoder_files
 from blip3o_jax.systems.parts import layout
+from blip3o_jax.weights import safetensors
 from blip3o_jax.weights import table
 from blip3o_jax.weights.table import Stored
 
@@ -93,14 +93,14 @@ def write_weights(
     for name, value in table.export(rows, params)
   }
   directory.mkdir(parents=True, exist_ok=True)
-  save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+  safetensors.save(tensors, directory / "model.safetensors", {"format": "pt"})
 
 
 def copy_tokenizer(source: Path, directory: Path) -> None:
   """Copies the files of a tokenizer."""
   for name in TOKENIZER_FILES:
     if (source / name).is_file():
-      shutil.copy(source / name, directory / name)
+      shutil.copyfile(source / name, directory / name)
 
 
 def special_ids(ids: Tokenizer) -> dict[str, int]:

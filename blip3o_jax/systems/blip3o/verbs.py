@@ -382,9 +382,10 @@ def load(directory: str | Path, *, dtype: layers.Dtype = "float32", decoder: boo
     cfg = released.whole(loading.config_of(blip3o, directory), dtype)
   tokenizer = Tokenizer.load(loading.tokenizer_of(directory), prompts.SPECIAL)
   released.check_tokens(home, tokenizer.special)
-  system = loading.load(blip3o, cfg, directory, dtype=dtype)
+  # The smaller part first: what is wrong with it is said before the language model is read.
   found = _decoder_of(directory) if decoder else None
   drawn = None if found is None else painter_files.load(found, cfg.grid, dtype)
+  system = loading.load(blip3o, cfg, directory, dtype=dtype)
   return Model(cfg, settings, system, drawn, tokenizer)
 
 

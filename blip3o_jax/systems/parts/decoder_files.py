@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from flax import nnx
-from safetensors.numpy import save_file
 
 from blip3o_jax import trees
 from blip3o_jax.models import autoencoder
@@ -22,6 +21,7 @@ from blip3o_jax.systems.parts import layout
 from blip3o_jax.systems.parts.diffusers_files import FOLDER
 from blip3o_jax.systems.parts.diffusers_files import FOLDERS
 from blip3o_jax.systems.parts.diffusers_files import STEM
+from blip3o_jax.weights import safetensors
 from blip3o_jax.weights import table
 from blip3o_jax.weights.rows import autoencoder as autoencoder_rows
 from blip3o_jax.weights.rows import unet as unet_rows
@@ -199,7 +199,7 @@ def save(
       folder = home / FOLDERS[network]
       found = table.export(rows_of(network, (), folder), mine)
       tensors = {name: table.cast(name, v, dtype) for name, v in found}
-      save_file(tensors, folder / f"{STEM}.safetensors")
+      safetensors.save(tensors, folder / f"{STEM}.safetensors")
 
 
 def write_json(cfg: Any, home: Path, networks: Collection[str]) -> None:

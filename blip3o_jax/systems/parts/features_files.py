@@ -1,8 +1,10 @@
 """The feature encoder in files: an EVA tower inside a model's main files, or in its own."""
 
+from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Mapping
 import dataclasses
+import re
 from typing import Any
 
 from flax import nnx
@@ -18,6 +20,11 @@ from blip3o_jax.weights.rows import eva_vit as eva_rows
 
 PREFIX = "model.gen_vision_tower.vision_tower.model."  # of the tower inside main files
 FOLDER = "eva_clip_vision_tower"  # of a tower beside them
+CLIP = "visual."  # of a tower inside the files of a whole EVA-CLIP
+NOT_READ = {
+  rf"(?!{re.escape(CLIP)}).*": "of a CLIP, whose tower alone is read",
+  rf"{re.escape(CLIP)}(norm|head)\..*": "of a CLIP's output; the features are those before it",
+}
 # Kinds of parts: main files that hold the tower, and files of the tower alone.
 INSIDE, ALONE = "model", "tower"
 # Fields of the tower's own config; the released one has its norms after the residual branches.
@@ -41,7 +48,7 @@ TOWER = Known(
         "pt_hw_seq_len", "xattn"),
 )  # fmt: skip
 ALONE_TOWER = dataclasses.replace(TOWER, unset={"postnorm": False})
-CLIP = Known(
+CLIP_CONFIG = Known(
   read={"vision_cfg": dict},
   fixed={"quick_gelu": (False,)},
   free=(*known.TRANSFORMERS, "custom_text", "embed_dim", "text_cfg"),
@@ -53,13 +60,15 @@ def alone(files: layout.Files) -> bool:
   """Whether a folder is that of a tower alone."""
   if files.has("config.json"):
     return "vision_cfg" in files.json("config.json")
-  return "cls_token" in files.names()
+  names = files.names()
+  return f"{_prefix(names)}cls_token" in names
 
 
 def rows(kind: str, names: Iterable[str]) -> list[table.Row]:
   """The table of the tower, paths in full; inside main files with the whitening, which is ours."""
   if kind == ALONE:
-    return table.prefixed(eva_rows.rows(names), "", "encoder/tower/")
+    names = list(names)
+    return table.prefixed(eva_rows.rows(names), _prefix(names), "encoder/tower/")
   return [
     *table.prefixed(eva_rows.rows(names), PREFIX, "encoder/tower/"),
     table.row("model.gen_feature_whiten.mean", "encoder/whiten/mean"),
@@ -102,20 +111,26 @@ def part_alone(files: layout.Files) -> layout.Part:
       tiny = files.json("tiny.json")
       cfg = config(tiny, f"{files.directory / 'tiny.json'}", "float32")
     else:
-      CLIP.check(where, values)
+      CLIP_CONFIG.check(where, values)
       found = ALONE_TOWER.check(f"{where} vision_cfg", values["vision_cfg"])
       cfg = _sizes(found, "float32")
-    return part("", cfg, "config.json vision_cfg")
+    return part(files, "", cfg, "config.json vision_cfg")
   except KeyError as error:
     raise ValueError(f"{files.directory}: vision_cfg lacks the field {error}") from None
 
 
-def part(folder: str, cfg: eva_vit.Config, where: str) -> layout.Part:
-  """The part of a tower in files of its own; `where` tells its sizes."""
+def part(files: layout.Files, folder: str, cfg: eva_vit.Config, where: str) -> layout.Part:
+  """The part of a tower in files of its own, or of a CLIP; `where` tells its sizes."""
+  prefix = _prefix(files.names(folder))
   shapes = layout.shapes(lambda: eva_vit.EvaVit(cfg, rngs=nnx.Rngs(0)), "encoder/tower/")
-  return layout.Part(
-    ALONE, folder, layout.MAIN, ("encoder",), shapes, fields=fields(cfg, "", where)
-  )
+  left = NOT_READ if prefix else {}
+  told = fields(cfg, prefix, where)
+  return layout.Part(ALONE, folder, layout.MAIN, ("encoder",), shapes, left, fields=told)
+
+
+def _prefix(names: Collection[str]) -> str:
+  """What stands before the tower's names: "visual." in a CLIP's files."""
+  return CLIP if f"{CLIP}cls_token" in names else ""
 
 
 def fields(cfg: eva_vit.Config, prefix: str, where: str) -> tuple[layout.Field, ...]:

@@ -227,6 +227,8 @@ def load(
   filled, left = fill(system, cfg, resolve(names), wanted, leaves)
   if left:
     shown = f"nothing fills {len(left)} parameters, first {next(iter(left))}"
+    if seen := sorted(layout.Files(names[-1]).names())[:2]:
+      shown += f"; the tensors of the files are named {', '.join(seen)}, ..."
     raise ValueError(f"{', '.join(names)}: {shown}")
   return Network(graphdef, trees.unflatten({path: filled[path] for path in wanted}))
 

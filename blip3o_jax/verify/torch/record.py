@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from blip3o_jax.data.text.tokenizer import Tokenizer
 from blip3o_jax.systems.blip3o import recordings as of_system
@@ -18,6 +17,7 @@ from blip3o_jax.verify.torch import decoder
 from blip3o_jax.verify.torch import system
 from blip3o_jax.verify.torch.checkpoint import Checkpoint
 from blip3o_jax.weights import hub
+from blip3o_jax.weights import safetensors
 from blip3o_jax.weights.safetensors import Tensors
 
 Arrays = dict[str, np.ndarray]
@@ -117,5 +117,5 @@ def save(made: Arrays, file: Path) -> None:
   """Writes a recording under another name and renames it."""
   file.parent.mkdir(parents=True, exist_ok=True)
   partial = file.with_name(f".{file.name}.partial")
-  save_file({n: np.asarray(v, order="C") for n, v in sorted(made.items())}, partial)
+  safetensors.save({n: np.asarray(v, order="C") for n, v in sorted(made.items())}, partial)
   partial.replace(file)
