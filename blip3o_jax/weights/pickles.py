@@ -4,6 +4,7 @@ A pickle can run code when it is loaded. torch's `weights_only` refuses all but 
 containers, and nothing here is called without the user's word.
 """
 
+import argparse
 from collections.abc import Iterator
 from collections.abc import Mapping
 from pathlib import Path
@@ -118,10 +119,16 @@ def _load(path: Path, weights: str) -> tuple[Named, str, list[str]]:
   except ImportError:
     raise ValueError(f"{path}: reading a pickle needs torch; install blip3o-jax[test]") from None
   try:
-    found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    with torch.serialization.safe_globals(_plain()):
+      found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
   except Exception as error:  # whatever a damaged or hostile file makes torch raise
-    text = " ".join(str(error).split())[:300]
-    raise ValueError(f"{path}: not a file of weights alone: {text}") from None
+    text = " ".join(str(error).split())
+    if held := re.search(r"\bGLOBAL (\S+) was not", text):
+      text = (
+        f"it holds objects ({held[1]}) that are made by running code; save its tensors alone, "
+        "torch.save(model.state_dict(), FILE)"
+      )
+    raise ValueError(f"{path}: not a file of weights alone: {text[:300]}") from None
   if not isinstance(found, dict) or not found:
     raise ValueError(f"{path}: expected a dict of tensors, found {type(found).__name__}")
   tables = _tables(found, torch.Tensor) or {"": found}
@@ -143,6 +150,13 @@ def _load(path: Path, weights: str) -> tuple[Named, str, list[str]]:
       )
   taken = {k: v for k, v in tables[key].items() if isinstance(v, torch.Tensor)}
   return taken, key if weights and _under(key, weights) else "", notes
+
+
+def _plain() -> list[Any]:
+  """Kinds of values that runs keep beside tensors, and whose making runs no code of the file."""
+  multiarray = np._core.multiarray  # type: ignore[attr-defined]
+  kinds = [multiarray._reconstruct, multiarray.scalar, np.ndarray, np.dtype, argparse.Namespace]
+  return kinds + [type(np.dtype(code)) for code in "?bhilqBHILQefd"]
 
 
 def _tables(found: Mapping[Any, Any], kind: type, depth: int = DEPTH) -> dict[str, Named]:

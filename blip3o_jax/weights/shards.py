@@ -48,8 +48,8 @@ def numbered(folder: Path, stem: str, suffix: str = ".safetensors") -> list[Path
 def missing(directory: Path) -> list[str]:
   """Weight files that a directory speaks of and lacks, at any depth, by path in it.
 
-  Those are shards that an index or their own numbers tell of, and the weights of a network that has
-  a config.json. An index of pickles does not count where there are safetensors.
+  Those are shards that an index or their own numbers tell of, and the weights of a network of
+  diffusers that has a config.json. An index of pickles does not count beside safetensors.
   """
   out: list[str] = []
   for folder in sorted({file.parent for file in files.walk(directory)} | {directory}):
@@ -88,10 +88,9 @@ def _unnumbered(names: Collection[str]) -> list[str]:
 
 
 def _is_network(config: Path) -> bool:
-  """Whether a config.json is of something that has weights: of transformers, or of diffusers."""
+  """Whether a config.json is of a network of diffusers, whose weights lie beside it."""
   try:
-    values = json.loads(config.read_text())
-    return "model_type" in values or bool(re.search("Model|Autoencoder", values["_class_name"]))
+    return bool(re.search("Model|Autoencoder", json.loads(config.read_text())["_class_name"]))
   except (ValueError, KeyError, TypeError):
     return False
 

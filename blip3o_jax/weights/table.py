@@ -140,7 +140,8 @@ class WeightsError(ValueError):
     self.faults = list(faults)
     shown = "\n  ".join(self.faults[:60])
     more = f"\n  ... and {len(self.faults) - 60} more" if len(self.faults) > 60 else ""
-    super().__init__(f"{where}: {len(self.faults)} fault(s)\n  {shown}{more}")
+    listed = f"{len(self.faults)} fault(s)\n  {shown}{more}"
+    super().__init__(f"{where}: {listed if len(self.faults) > 1 else shown}")
 
 
 def plan(

@@ -222,7 +222,10 @@ def save_pickle(path: Path, what: str) -> None:
 @pytest.mark.parametrize(
   ("what", "message"),
   [
-    ("code", "not a file of weights alone"),
+    (
+      "code",
+      r"not a file of weights alone: it holds objects \(getattr\) that are made by running code",
+    ),
     ("a list", "expected a dict of tensors, found list"),
     ("numbers", "'w' is int, expected a tensor"),
     ("int8", "w is stored as torch.int8.*quantised"),

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from blip3o_jax import files
 from blip3o_jax.data import images
 from blip3o_jax.data.records import BadRecord
 
@@ -89,3 +90,8 @@ def test_friendly_reads_exif_and_16_bits():
   Image.fromarray(np.full((4, 4), 128 * 257, np.uint16)).save(deep, "PNG")
   assert np.asarray(images.decode(deep.getvalue(), "x")).max() == 255
   assert set(np.asarray(images.decode(deep.getvalue(), "x", friendly=True)).flat) == {128}
+
+
+def test_a_pointer_in_place_of_a_picture():
+  with pytest.raises(BadRecord, match=r"x\.jpg: a git-lfs pointer, not the file"):
+    images.decode(files.POINTER + b"v1\noid sha256:00\nsize 1000\n", "x.jpg")

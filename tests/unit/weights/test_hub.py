@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import checkpoints
 import huggingface_hub
 import pytest
 
+import blip3o_jax
 from blip3o_jax.weights import hub
 
 NAME = "BLIP3o/BLIP3o-Model-8B"
@@ -21,6 +23,7 @@ def fetched(monkeypatch, tmp_path) -> list[tuple[str, list[str]]]:
 
   monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
   monkeypatch.chdir(tmp_path)
+  (tmp_path / "model.safetensors").write_bytes(b"")
   return asked
 
 
@@ -100,3 +103,61 @@ def test_a_repository_that_is_not_given_out(monkeypatch, tmp_path):
   monkeypatch.chdir(tmp_path)
   with pytest.raises(FileNotFoundError, match=r"absent, private or gated \(NotFound: 401.*hf auth"):
     hub.local_directory(NAME)
+
+
+# A cache that holds a part ------------------------------------------------------------------------
+
+
+def link_away(home: Path) -> None:
+  """As when the file that a snapshot points to was cleared away."""
+  (home / "model-00002-of-00002.safetensors").unlink()
+  (home / "model-00002-of-00002.safetensors").symlink_to(home / "gone")
+
+
+LACKS = {
+  "a shard": (
+    lambda s: (s / "model-00002-of-00002.safetensors").unlink(),
+    "model-00002-of-00002.s",
+  ),
+  "what a link stands for": (link_away, "model-00002-of-00002.safetensors"),
+  "the tokenizer": (lambda s: (s / "tokenizer.json").unlink(), "tokenizer.json"),
+  "all weights": (lambda s: [p.unlink() for p in s.glob("model*")], r"\*\.safetensors"),
+  "the UNet's weights": (
+    lambda s: next((s / "diffusion-decoder" / "unet").glob("*.safetensors")).unlink(),
+    r"diffusion-decoder/unet/\*\.safetensors",
+  ),
+  "a shard, and its index": (
+    lambda s: [(s / n).unlink() for n in ("model.safetensors.index.json", SHARD)],
+    "model-00001-of-00002.safetensors",
+  ),
+}
+SHARD = "model-00001-of-00002.safetensors"
+
+
+@pytest.fixture
+def cached(monkeypatch, tmp_path) -> Path:
+  """The snapshot of a repository in a cache of huggingface_hub, offline."""
+  home = tmp_path / "hub" / f"models--{NAME.replace('/', '--')}"
+  snapshot = home / "snapshots" / ("0" * 40)
+  checkpoints.copy(snapshot)
+  (home / "refs").mkdir()
+  (home / "refs" / "main").write_text("0" * 40)
+  monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+  monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+  monkeypatch.chdir(tmp_path)
+  return snapshot
+
+
+def test_a_snapshot_that_is_whole(cached):
+  assert hub.local_directory(NAME) == cached
+
+
+@pytest.mark.parametrize("kind", LACKS)
+def test_a_snapshot_that_is_not_whole(cached, kind):
+  damage, lacks = LACKS[kind]
+  damage(cached)
+  with pytest.raises(
+    FileNotFoundError, match=rf"is incomplete, it lacks {lacks}.*fetch it again"
+  ) as e:
+    blip3o_jax.load(NAME)
+  assert "\n" not in str(e.value)

@@ -12,6 +12,7 @@ from ml_dtypes import bfloat16
 import numpy as np
 import pytest
 
+from blip3o_jax import files
 from blip3o_jax.data.records import BadRecord
 from blip3o_jax.data.sources import tars
 
@@ -146,3 +147,9 @@ def test_tool(folder):
     env=os.environ | {"PYTHONPATH": str(ROOT)},
   )
   assert "5 records in 2 tars: 5 with an image, 0 with cached features" in done.stdout
+
+
+def test_a_pointer_in_place_of_a_tar(folder):
+  (folder / "b.tar").write_bytes(files.POINTER + b"v1\noid sha256:00\nsize 1000\n")
+  with pytest.raises(ValueError, match=r"b\.tar: a git-lfs pointer, not the file of 1\.0 kB"):
+    tars.TarSource(folder)
