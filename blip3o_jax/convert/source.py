@@ -77,7 +77,7 @@ def look(
   if only and set(only) != set(known):
     modules = {module for module, part in system.COMPONENTS.items() if part in only}
   files = layout.Files(directory, allow_pickle=allow_pickle, weights=weights)
-  described = system.parts(files)
+  files, described = opened.described(system, files)
   taken = [p for p in described.parts if modules is None or modules & set(p.modules)]
   found = [opened.take(system, files, part, modules) for part in taken]
   parts = [part for part in found if part.params]
@@ -90,7 +90,9 @@ def look(
   for part in parts:
     for path in _strays(directory / part.part.folder, part):
       unread.append(path)
-      what = "a pickle beside the safetensors" if path.suffix == ".bin" else "no weights of it"
+      what = (
+        "a pickle beside the safetensors" if path.suffix == ".bin" else "none of the files taken"
+      )
       notes.append(f"{path.relative_to(directory)}: skipped, {what}")
   leaves = opened.Released(parts, str(directory))
   return Found(directory, name, described, tuple(parts), leaves, tuple(notes), tuple(unread))

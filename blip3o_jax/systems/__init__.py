@@ -217,7 +217,8 @@ def of(directory: str | Path) -> str:
   values = files.json("config.json")
   if not values:
     raise FileNotFoundError(
-      f"{path}: no config.json, and no files of a model that is known; looked for{wanted}"
+      f"{path}: no config.json, and no files of a model that is known{files.others()}; "
+      f"looked for{wanted}"
     )
   seen = ", ".join(f"{key} {values.get(key)!r}" for key in ("model_type", "_class_name"))
   raise ValueError(

@@ -1,5 +1,7 @@
 """PyTorch's pickled weights (`.bin`), weights only; their bytes are mapped, not loaded.
 
+Files of torch before 1.6, which are no archives, are loaded whole.
+
 A pickle can run code when it is loaded. torch's `weights_only` refuses all but tensors and plain
 containers, and nothing here is called without the user's word.
 """
@@ -39,9 +41,9 @@ class Pickles(Reader):
     weights: the key of the table to take of files that hold several; "" is the model itself.
 
   Raises:
-    ValueError: torch is absent; a file that is damaged, of the layout before torch 1.6, or holds
-      anything but tensors, or several tables of which none is known to be the model's; a dtype that
-      is not supported; a name that occurs twice; files that disagree with their index.
+    ValueError: torch is absent; a file that is damaged, or holds anything but tensors, or several
+      tables of which none is known to be the model's; a dtype that is not supported; a name that
+      occurs twice; files that disagree with their index.
   """
 
   def __init__(self, paths: list[Path], index: Path | None = None, weights: str = ""):
@@ -107,20 +109,25 @@ def strings(path: Path) -> set[str]:
     found = {str(value) for kind, value, _ in pickletools.genops(data) if kind.name in kinds}
   except (OSError, ValueError, StopIteration, zipfile.BadZipFile):
     return set()
-  # Keys and places of the bytes of tensors, which stand among the names.
-  return {s for s in found if not re.fullmatch(r"\d+|storage|little|big|cpu|(cuda|meta)(:\d+)?", s)}
+  # Without keys and places of bytes, which stand among the names, versions, file names.
+  other = r"storage|little|big|cpu|(cuda|meta)(:\d+)?|\d.*|.*[^\w.].*"
+  return {text for text in found if not re.fullmatch(other, text, re.DOTALL)}
 
 
 def _load(path: Path, weights: str) -> tuple[Named, str, list[str]]:
   """(tensors by name, key of their table where it was asked for, what else there is in words)."""
   files.refuse_stranger(path)
+  with open(path, "rb") as handle:
+    if handle.read(9)[8:] == b"{":
+      raise ValueError(f"{path}: no pickle but safetensors by its content; name it so")
+  zipped = zipfile.is_zipfile(path)  # files of torch before 1.6 are none, and cannot be mapped
   try:
     import torch
   except ImportError:
     raise ValueError(f"{path}: reading a pickle needs torch; install blip3o-jax[test]") from None
   try:
     with torch.serialization.safe_globals(_plain()):
-      found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+      found = torch.load(path, map_location="cpu", mmap=zipped, weights_only=True)
   except Exception as error:  # whatever a damaged or hostile file makes torch raise
     text = " ".join(str(error).split())
     if held := re.search(r"\bGLOBAL (\S+) was not", text):

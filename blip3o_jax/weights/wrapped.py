@@ -50,8 +50,11 @@ def is_average(key: str) -> bool:
   return any(AVERAGE.fullmatch(word) for word in key.split("."))
 
 
-def take(stored: Iterable[str], weights: str = "") -> Taken:
+def take(stored: Iterable[str], weights: str = "", prefix: str = "") -> Taken:
   """The model's own tensors, or the average of the prefix `weights` where there is one.
+
+  Args:
+    prefix: taken off too where all names have it.
 
   Raises:
     ValueError: two names that become one.
@@ -76,9 +79,9 @@ def take(stored: Iterable[str], weights: str = "") -> Taken:
     notes.append(left_out(left))
   if chosen and set(tables[""]) - COUNTERS:
     notes.append(f"{len(tables[''])} tensors of the model itself are left out")
-  names, prefix = _stripped(taken)
-  if prefix:
-    notes.append(f"{prefix} is taken off the names")
+  names, found = _stripped(taken, (prefix, *OUTER) if prefix else OUTER)
+  if found:
+    notes.append(f"{found} is taken off the names")
   return Taken(names, tuple(notes), chosen)
 
 
@@ -90,11 +93,11 @@ def left_out(averages: Iterable[str]) -> str:
   )
 
 
-def unwrap(reader: Reader, weights: str = "") -> Reader:
+def unwrap(reader: Reader, weights: str = "", prefix: str = "") -> Reader:
   """The tensors of files under their names proper; the reader itself where nothing was added.
 
   Args:
-    weights: the prefix of an average to take where there is one, see `take`.
+    weights, prefix: see `take`.
 
   Raises:
     ValueError: adapters that are not merged; two names that become one.
@@ -107,7 +110,7 @@ def unwrap(reader: Reader, weights: str = "") -> Reader:
       "that they make; merge them (peft: merge_and_unload) and save the model"
     )
   try:
-    taken = take([*reader, *sorted(reader.absent)], "" if reader.chosen else weights)
+    taken = take([*reader, *sorted(reader.absent)], "" if reader.chosen else weights, prefix)
   except ValueError as error:
     raise ValueError(f"{place}: {error}") from None
   if len(taken.names) == len(reader) + len(reader.absent) and not taken.notes:
@@ -149,12 +152,20 @@ class View(Reader):
     return self._inner.view(self._names[name])
 
 
-def _stripped(names: Mapping[str, str]) -> tuple[dict[str, str], str]:
+def common(names: Iterable[str]) -> list[str]:
+  """The prefixes that all names have, the shortest first, each with its dot; [] for no names."""
+  names = list(names)
+  words = names[0].split(".")[:-1] if names else []
+  found = [".".join(words[:count]) + "." for count in range(1, len(words) + 1)]
+  return [prefix for prefix in found if all(name.startswith(prefix) for name in names)]
+
+
+def _stripped(names: Mapping[str, str], outer: Iterable[str]) -> tuple[dict[str, str], str]:
   """({name without prefixes: stored}, the prefixes in words)."""
   found: list[str] = []
   bare = list(names)
   while bare:
-    prefix = next((p for p in OUTER if all(name.startswith(p) for name in bare)), "")
+    prefix = next((p for p in outer if all(name.startswith(p) for name in bare)), "")
     if not prefix and _twice(bare):
       prefix = "model."
     inner = [m for name in bare if (m := INNER.search(name))]

@@ -62,7 +62,8 @@ def recognises(files: layout.Files) -> bool:
   if any(name.startswith(OWN) for name in names):
     return True
   plain = values.get("model_type") == "qwen2_5_vl"
-  return plain and {name.partition(".")[0] for name in names} <= {"model", "visual", "lm_head"}
+  tops = {name.partition(".")[0] for name in names if "." in name}  # a pickle has other strings
+  return plain and tops <= {"model", "visual", "lm_head"}
 
 
 def is_plain(files: layout.Files) -> bool:

@@ -37,10 +37,19 @@ class Files:
   Args:
     directory: of a model, or of a part of one. allow_pickle: `.bin` files may be read.
     weights: which table to take of files that hold several, such as "ema"; "" is the model itself.
+    prefix: taken off the names of tensors where all have it, see `opened.described`.
   """
 
-  def __init__(self, directory: str | Path, *, allow_pickle: bool = False, weights: str = ""):
-    self.directory, self.allow_pickle, self.weights = Path(directory), allow_pickle, weights
+  def __init__(
+    self,
+    directory: str | Path,
+    *,
+    allow_pickle: bool = False,
+    weights: str = "",
+    prefix: str = "",
+  ):
+    self.directory, self.allow_pickle = Path(directory), allow_pickle
+    self.weights, self.prefix = weights, prefix
 
   def has(self, path: str) -> bool:
     """Whether a file or folder is there."""
@@ -65,7 +74,9 @@ class Files:
       ValueError: a damaged index or header; two tensors of one name.
     """
     place = self.directory / folder
-    return frozenset(wrapped.take(_stored(place, stems), self.weights).names)
+    stored = _stored(place, stems)
+    words = {name for name in stored if "." not in name}  # no prefix; in a pickle often no name
+    return frozenset(words | wrapped.take(stored - words, self.weights, self.prefix).names.keys())
 
   def tensors(self, folder: str = "", stems: Sequence[str] = MAIN) -> Reader:
     """The tensors of a folder: safetensors where there are any, else pickles if they may be read.
@@ -76,7 +87,7 @@ class Files:
     place, missing = self.directory / folder, None
     for stem in stems:
       try:
-        return wrapped.unwrap(safetensors.Tensors(place, stem), self.weights)
+        return wrapped.unwrap(safetensors.Tensors(place, stem), self.weights, self.prefix)
       except FileNotFoundError as error:
         if "holds neither" not in str(error):
           raise
@@ -90,18 +101,24 @@ class Files:
           "fetch safetensors"
         )
       if paths:
-        return wrapped.unwrap(pickles.Pickles(paths, index, self.weights), self.weights)
+        found = pickles.Pickles(paths, index, self.weights)
+        return wrapped.unwrap(found, self.weights, self.prefix)
     assert missing is not None
-    others = sorted(p.name for p in place.iterdir() if p.suffix in files.WEIGHTS)
-    if not others:
-      raise missing
-    raise FileNotFoundError(
-      f"{missing}; there is {', '.join(others[:5])}, and weights are read under the names "
+    raise FileNotFoundError(f"{missing}{self.others(folder, stems)}")
+
+  def others(self, folder: str = "", stems: Sequence[str] = MAIN) -> str:
+    """In words, which weight files of other names a folder holds; "" for none."""
+    place = self.directory / folder
+    found = sorted(p.name for p in place.iterdir() if p.suffix in files.WEIGHTS)
+    if not found:
+      return ""
+    return (
+      f"; there is {', '.join(found[:5])}, and weights are read under the names "
       f"{stems[0]}.safetensors and {stems[-1]}.bin"
     )
 
 
-def _stored(place: Path, stems: Sequence[str]) -> Collection[str]:
+def _stored(place: Path, stems: Sequence[str]) -> set[str]:
   """The names of the tensors in the weight files of a folder, as they are stored."""
   for stem in stems:
     for index in place.glob(f"{stem}.safetensors.index*.json"):

@@ -15,10 +15,12 @@ from blip3o_jax import trees
 from blip3o_jax.systems.parts.layout import Describes
 from blip3o_jax.systems.parts.layout import Field
 from blip3o_jax.systems.parts.layout import Files
+from blip3o_jax.systems.parts.layout import Layout
 from blip3o_jax.systems.parts.layout import Part
 from blip3o_jax.systems.parts.layout import faults
 from blip3o_jax.weights import stream
 from blip3o_jax.weights import table
+from blip3o_jax.weights import wrapped
 from blip3o_jax.weights.table import Index
 from blip3o_jax.weights.table import Reader
 from blip3o_jax.weights.table import Shape
@@ -67,10 +69,8 @@ class Opened:
     names = list(self.tensors)
     if not names or not self.rows or any(re.fullmatch(taken, name) for name in names):
       return ""
-    words = names[0].split(".")[:-1]
-    while words and not all(name.startswith(".".join(words) + ".") for name in names):
-      words.pop()
-    where = f"all begin with {'.'.join(words)}." if words else f"the first is {names[0]}"
+    shared = wrapped.common(names)
+    where = f"all begin with {shared[-1]}" if shared else f"the first is {names[0]}"
     looked = ", ".join(r.name.replace("{}", "0") for r in self.rows[:2])
     return f"no tensor has a name that is known: of {len(names)} {where}; expected {looked}, ..."
 
@@ -81,6 +81,30 @@ class Opened:
     """Names of tensors that no row of the table takes."""
     rx = "|".join(table.pattern(r.name) for r in self.rows)
     return [name for name in self.tensors if not re.fullmatch(rx, name)]
+
+
+def described(system: Describes, files: Files) -> tuple[Files, Layout]:
+  """What a directory holds, as the system says; with the files to read it by.
+
+  A prefix that all names of a part have, and without which a table knows them, is taken off.
+  """
+  found = system.parts(files)
+  if files.prefix:
+    return files, found
+  for part in found.parts:
+    names, home = files.names(part.folder, part.stems), files.directory / part.folder
+    for prefix in ("", *wrapped.common(names)):
+      bare = {name.removeprefix(prefix) for name in names}
+      known = "|".join(table.pattern(r.name) for r in system.rows_of(part.kind, bare, home))
+      if not any(re.fullmatch(known, name) for name in bare):
+        continue
+      if prefix:
+        more = Files(
+          files.directory, allow_pickle=files.allow_pickle, weights=files.weights, prefix=prefix
+        )
+        return more, system.parts(more)
+      break
+  return files, found
 
 
 def take(system: Describes, files: Files, part: Part, only: Collection[str] | None) -> Opened:
@@ -181,9 +205,9 @@ def fitting(system: Describes, directory: str | Path, wanted: Mapping[str, Shape
     FileNotFoundError, ValueError: files that are absent or damaged. WeightsError: what does not
       fit, by tensor.
   """
-  files = Files(directory)
+  files, found_there = described(system, Files(directory))
   asked = {trees.top(p) for p in wanted}
-  parts = [p for p in system.parts(files).parts if asked & set(p.modules)]
+  parts = [p for p in found_there.parts if asked & set(p.modules)]
   found = [_fitting(system, files, part, wanted) for part in parts]
   for note in dict.fromkeys(note for part in found if part for note in part.tensors.notes):
     logging.warning("%s", note)

@@ -151,6 +151,7 @@ TAKEN: dict[str, Row] = {
     lambda s, v: save(s, {n.replace("mlp.", "mlp._checkpoint_wrapped_module."): v[n] for n in v}),
     "_checkpoint_wrapped_module. is taken off",
   ),
+  "a prefix of no framework": Row(prefixed("mllm.net."), "mllm.net. is taken off"),
   "a tied head in the index alone": Row(tied),
   "a stale twin": Row(twin),
   "metadata null": Row(bare),
@@ -247,10 +248,23 @@ def elsewhere(source: Path, values: Values) -> None:
 
 ADAPTER = "base_model.model.model.layers.0.mlp.up_proj.lora_A.default.weight"
 REFUSED: dict[str, tuple[Callable[[Path, Values], None], tuple[str, ...], str]] = {
-  "a prefix that is not known": (
-    prefixed("net."),
+  "names of another model": (
+    lambda s, v: save(s, {f"net.h.{i}.attn": np.ones(3, np.float32) for i in range(9)}),
     (),
-    r"no tensor has a name that is known: of \d+ all begin with net\.; expected",
+    r"no tensor has a name that is known: of 9 all begin with net\.h\.; expected ",
+  ),
+  "a pickle under a name of safetensors": (
+    lambda s, v: (s / "model.safetensors").write_bytes(b"PK\x03\x04" + bytes(99)),
+    (),
+    r"no safetensors but a file of torch\.save; name it pytorch_model\.bin",
+  ),
+  "safetensors under a name of pickles": (
+    lambda s, v: (
+      checkpoints.write(s, v),
+      (s / "model.safetensors").rename(s / "pytorch_model.bin"),
+    ),
+    ("--allow-pickle",),
+    "pytorch_model.bin: no pickle but safetensors by its content",
   ),
   "adapters": (
     lambda s, v: save(s, under("base_model.model.", v) | {ADAPTER: np.ones((4, 64), np.float32)}),
@@ -461,6 +475,26 @@ def test_a_pickle_whose_table_is_not_known(make, message, source, values, tmp_pa
 
 
 @pytest.mark.torch
+def test_a_plain_qwen_pickled_by_torch_before_1_6(tmp_path):
+  """Its names are behind a training script's, and it is no archive."""
+  torch = pytest.importorskip("torch")
+  source = checkpoints.plain_qwen(tmp_path / "source", tied=True)
+  found = {n: v.astype(np.float32) for n, v in checkpoints.tensors(source).items()}
+  for file in source.glob("model*"):
+    file.unlink()
+  convert = command("convert")
+  for old in (False, True):
+    made = {"model": {f"module.{n}": torch.from_numpy(v) for n, v in found.items()}, "epoch": 3}
+    file = source / "pytorch_model.bin"
+    torch.save(made, file, _use_new_zipfile_serialization=not old)
+    out = tmp_path / f"out{old}"
+    options = ("--allow-pickle", "--vocab-size", "keep", "--only", "backbone")
+    assert convert("import", "--source", source, "--output", out, *options) == 0
+    got = store.Arrays(out).read("backbone/norm/scale", (slice(0, 64),))
+    np.testing.assert_array_equal(got, found["model.norm.weight"])
+
+
+@pytest.mark.torch
 def test_shards_of_pickles(source, values, tmp_path):
   """A stale twin in one of them; with the index that says which counts, and without any index."""
   pytest.importorskip("torch")
@@ -480,6 +514,22 @@ def test_shards_of_pickles(source, values, tmp_path):
   for out in ("unlisted", "listed"):
     found = store.Arrays(tmp_path / out).read("backbone/norm/scale", (slice(0, 64),))
     np.testing.assert_array_equal(found, values[old])
+
+
+@pytest.mark.parametrize("prefix", ["model.vision.", checkpoints.TOWER])
+def test_a_tower_under_the_names_of_a_model(prefix, tmp_path, capsys):
+  found = {
+    n.replace(checkpoints.TOWER, prefix): v
+    for n, v in checkpoints.tensors().items()
+    if n.startswith(checkpoints.TOWER)
+  }
+  source, out = tmp_path / "source", tmp_path / "out"
+  checkpoints.write(source, found)
+  shutil.copy(checkpoints.TINY / "eva_clip_vision_tower" / "config.json", source)
+  assert command("convert")("import", "--source", source, "--output", out) == 0
+  assert f"{prefix} is taken off the names" in capsys.readouterr().err
+  got = store.Arrays(out).read("encoder/tower/cls_token", (slice(None),) * 3)
+  np.testing.assert_array_equal(got, found[f"{prefix}cls_token"])
 
 
 @pytest.mark.parametrize("own", ["model_type", "vision_cfg", ""])
