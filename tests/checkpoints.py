@@ -22,6 +22,15 @@ def tensors(folder: Path = TINY, stem: str = "model") -> Values:
   return {name: found.read(name) for name in found}
 
 
+def shifted(values: Values) -> Values:
+  """Other values under the same names: an average."""
+  return {name: (v + 1).astype(v.dtype) for name, v in values.items()}
+
+
+def under(prefix: str, values: Values) -> Values:
+  return {prefix + name: v for name, v in values.items()}
+
+
 def write(folder: Path, values: Values, *, shards: int = 1, stem: str = "model") -> None:
   """Writes one file, or several and their index; older ones of the stem are removed."""
   folder.mkdir(parents=True, exist_ok=True)

@@ -90,13 +90,15 @@ def _missing(snapshot: Path) -> list[str]:
   """What a snapshot lacks: one that was cut off is given as if it were whole when offline."""
   out = shards.missing(snapshot)
   here = {file.relative_to(snapshot).as_posix() for file in files.walk(snapshot)}
-  if not any(Path(name).suffix in files.WEIGHTS for name in here) and not out:
-    out.append("*.safetensors")
   try:
     values = json.loads((snapshot / "config.json").read_text())
   except (OSError, ValueError):
-    return out
-  speaks = isinstance(values, dict) and {"vocab_size", "text_config"} & set(values)
+    values = None
+  # A language model has its weights beside its config.json, and a tokenizer.
+  speaks = isinstance(values, dict) and bool({"vocab_size", "text_config"} & set(values))
+  weights = [n for n in here if Path(n).suffix in files.WEIGHTS and not (speaks and "/" in n)]
+  if not weights and not out:
+    out.append("*.safetensors")
   if speaks and "tokenizer.json" not in here and not {"vocab.json", "merges.txt"} <= here:
     out.append("tokenizer.json")
   return out

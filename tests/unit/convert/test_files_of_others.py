@@ -4,7 +4,6 @@ One row a kind. Values of the miniature go in under other names, with company or
 command's `import` must give the right ones, or one line that says what a person can do.
 """
 
-import argparse
 from collections.abc import Callable
 import dataclasses
 import json
@@ -36,30 +35,6 @@ LOOKED_AT = {
   "backbone/norm/scale": "model.norm.weight",
   "slots/embedding": "model.latent_queries",
 }
-
-
-@pytest.fixture(scope="module")
-def values() -> Values:
-  """The tensors that the rows are about, those of the language model and the generator."""
-  left_out = ("visual.", "model.gen_")
-  return {n: v for n, v in checkpoints.tensors().items() if not n.startswith(left_out)}
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-  """The miniature's JSON files, without weights."""
-  leave = shutil.ignore_patterns("*.safetensors*", "eva_clip_vision_tower", "diffusion-decoder")
-  shutil.copytree(checkpoints.TINY, tmp_path / "source", ignore=leave)
-  return tmp_path / "source"
-
-
-def shifted(values: Values) -> Values:
-  """Other values under the same names: an average."""
-  return {name: (v + 1).astype(v.dtype) for name, v in values.items()}
-
-
-def under(prefix: str, values: Values) -> Values:
-  return {prefix + name: v for name, v in values.items()}
 
 
 def save(source: Path, values: Values) -> None:
@@ -103,7 +78,7 @@ def left_behind(source: Path, values: Values) -> None:
   (source / INDEX).write_text(text)
 
 
-def bare(source: Path, values: Values) -> None:
+def without_metadata(source: Path, values: Values) -> None:
   save(source, values)
   index(source, lambda found: found.update(metadata=None))
 
@@ -123,11 +98,13 @@ def beside(prefix: str, own: str = "") -> Callable[[Path, Values], None]:
   """Files with the model, under `own`, and its average under a prefix."""
   counters = {"model_ema.decay": np.float32(0.9999), "model_ema.num_updates": np.int64(7)}
   more = counters if prefix == "model_ema." else {}
-  return lambda s, v: save(s, under(own, v) | under(prefix, shifted(v)) | more)
+  return lambda s, v: save(
+    s, checkpoints.under(own, v) | checkpoints.under(prefix, checkpoints.shifted(v)) | more
+  )
 
 
 def prefixed(prefix: str, **more: np.ndarray) -> Callable[[Path, Values], None]:
-  return lambda s, v: save(s, under(prefix, v) | more)
+  return lambda s, v: save(s, checkpoints.under(prefix, v) | more)
 
 
 TAKEN: dict[str, Row] = {
@@ -139,7 +116,9 @@ TAKEN: dict[str, Row] = {
     beside("ema.model.", "model."), "'ema' is taken", ("--weights", "ema"), average=True
   ),
   "an average alone": Row(
-    lambda s, v: save(s, under("ema_model.", shifted(v))), "'ema_model' is taken", average=True
+    lambda s, v: save(s, checkpoints.under("ema_model.", checkpoints.shifted(v))),
+    "'ema_model' is taken",
+    average=True,
   ),
   "compiled": Row(prefixed("_orig_mod."), "_orig_mod. is taken off"),
   "data parallel": Row(prefixed("module."), "module. is taken off"),
@@ -154,25 +133,25 @@ TAKEN: dict[str, Row] = {
   "a prefix of no framework": Row(prefixed("mllm.net."), "mllm.net. is taken off"),
   "a tied head in the index alone": Row(tied),
   "a stale twin": Row(twin),
-  "metadata null": Row(bare),
+  "metadata null": Row(without_metadata),
   "shards without an index": Row(unlisted),
   "an index left behind": Row(left_behind),
 }
 
 
 @pytest.mark.parametrize("kind", TAKEN)
-def test_right_values_come_in_and_go_out(kind, source, values, tmp_path, capsys):
+def test_right_values_come_in_and_go_out(kind, bare, values, tmp_path, capsys):
   row, convert = TAKEN[kind], command("convert")
-  row.make(source, values)
+  row.make(bare, values)
   out = tmp_path / "out"
   options = (*ASKED, *row.options)
-  assert convert("import", "--source", source, "--output", out, *options) == 0
+  assert convert("import", "--source", bare, "--output", out, *options) == 0
   said = capsys.readouterr().err
   assert row.says in said
   if not row.says:
     assert "left out" not in said
     assert "taken off" not in said
-  wanted = shifted(values) if row.average else values
+  wanted = checkpoints.shifted(values) if row.average else values
   arrays = store.Arrays(out)
   for path, name in LOOKED_AT.items():
     whole = arrays.read(path, tuple(slice(0, n) for n in arrays[path]))
@@ -191,14 +170,17 @@ def test_right_values_come_in_and_go_out(kind, source, values, tmp_path, capsys)
 # Loading ------------------------------------------------------------------------------------------
 
 
-def test_layers_of_several_dtypes_under_a_prefix_are_loaded(source):
+def test_layers_of_several_dtypes_under_a_prefix_are_loaded(bare):
   """As numpy they have no common dtype; float32 holds the values of both."""
   found = checkpoints.tensors()
   kinds = {"model.layers.0.": np.float16, "model.layers.1.": bfloat16}
   for start, kind in kinds.items():
     found |= {n: v.astype(kind) for n, v in found.items() if n.startswith(start)}
-  save(source, under("module.", found) | under("ema.", {"x": np.ones(3, np.float32)}))
-  model = blip3o_jax.load(source)
+  save(
+    bare,
+    checkpoints.under("module.", found) | checkpoints.under("ema.", {"x": np.ones(3, np.float32)}),
+  )
+  model = blip3o_jax.load(bare)
   stack = trees.flatten(model.system.params)["backbone/layers/mlp/up_proj/kernel"]
   for i in range(3):
     own = found[f"model.layers.{i}.mlp.up_proj.weight"]
@@ -267,7 +249,9 @@ REFUSED: dict[str, tuple[Callable[[Path, Values], None], tuple[str, ...], str]] 
     "pytorch_model.bin: no pickle but safetensors by its content",
   ),
   "adapters": (
-    lambda s, v: save(s, under("base_model.model.", v) | {ADAPTER: np.ones((4, 64), np.float32)}),
+    lambda s, v: save(
+      s, checkpoints.under("base_model.model.", v) | {ADAPTER: np.ones((4, 64), np.float32)}
+    ),
     (),
     r"holds 1 tensors of adapters such as .*lora_A.*merge them \(peft: merge_and_unload\)",
   ),
@@ -314,11 +298,11 @@ REFUSED: dict[str, tuple[Callable[[Path, Values], None], tuple[str, ...], str]] 
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_one_line_says_what_it_is(kind, source, values, tmp_path, capsys):
+def test_one_line_says_what_it_is(kind, bare, values, tmp_path, capsys):
   make, options, message = REFUSED[kind]
-  make(source, values)
+  make(bare, values)
   convert, out = command("convert"), tmp_path / "out"
-  assert convert("import", "--source", source, "--output", out, *ASKED, *options) == 1
+  assert convert("import", "--source", bare, "--output", out, *ASKED, *options) == 1
   lines = capsys.readouterr().err.strip().splitlines()
   error = " ".join(lines[[line.startswith("error:") for line in lines].index(True) :])
   assert len(error) < 1000
@@ -327,10 +311,10 @@ def test_one_line_says_what_it_is(kind, source, values, tmp_path, capsys):
   assert [p.name for p in tmp_path.iterdir()] == ["source"]
 
 
-def test_an_export_whose_cast_overflows(source, values, tmp_path, capsys):
-  too_large(source, values)
+def test_an_export_whose_cast_overflows(bare, values, tmp_path, capsys):
+  too_large(bare, values)
   convert = command("convert")
-  assert convert("import", "--source", source, "--output", tmp_path / "a", *ASKED) == 0
+  assert convert("import", "--source", bare, "--output", tmp_path / "a", *ASKED) == 0
   done = convert(
     "export", "--source", tmp_path / "a", "--output", tmp_path / "b", "--dtype", "float16"
   )
@@ -340,226 +324,8 @@ def test_an_export_whose_cast_overflows(source, values, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "preprocessor_config.json"])
-def test_a_pointer_for_a_file_that_is_loaded(name, source, values):
-  save(source, values)
-  (source / name).write_text(POINTER)
+def test_a_pointer_for_a_file_that_is_loaded(name, bare, values):
+  save(bare, values)
+  (bare / name).write_text(POINTER)
   with pytest.raises(ValueError, match=f"{name}: a git-lfs pointer"):
-    blip3o_jax.load(source)
-
-
-# Pickles, and a tower inside a CLIP ---------------------------------------------------------------
-
-
-def pickled(source: Path, made: object, name: str = "pytorch_model.bin") -> None:
-  import torch
-
-  def tensors(node: object) -> object:
-    if isinstance(node, dict):
-      return {k: tensors(v) for k, v in node.items()}
-    return torch.from_numpy(np.array(node)) if isinstance(node, np.ndarray) else node
-
-  torch.save(tensors(made), source / name)
-
-
-def optimizer(values: Values) -> dict[str, object]:
-  return {"state": {0: {"exp_avg": values["model.norm.weight"]}}, "param_groups": [{"lr": 0.1}]}
-
-
-Nested = Callable[[Values], object]
-PICKLES: dict[str, tuple[Nested, tuple[str, ...], str, bool]] = {
-  "model and ema": (
-    lambda v: {
-      "model": v,
-      "ema": shifted(v),
-      "step": 3,
-      "args": argparse.Namespace(lr=np.float64(1)),
-    },
-    (),
-    "an average, 'ema' (",
-    False,
-  ),
-  "its ema": (
-    lambda v: {"model": v, "ema": shifted(v)},
-    ("--weights", "ema"),
-    "'ema' is taken, not 'mod",
-    True,
-  ),
-  "state_dict and ema_state_dict": (
-    lambda v: {"state_dict": v, "ema_state_dict": shifted(v), "epoch": 1},
-    (),
-    "an average, 'ema_state_dict' (",
-    False,
-  ),
-  "an average in a table of its own": (
-    lambda v: {"model": v, "ema": {"decay": 0.9, "shadow": shifted(v)}},
-    ("--weights", "ema"),
-    "'ema.shadow' is taken",
-    True,
-  ),
-  "an average without names": (
-    lambda v: {"model": v, "ema": {"shadow_params": [1.0]}},
-    (),
-    "'ema' beside the model has no",
-    False,
-  ),
-  "an average among the tensors of Lightning": (
-    lambda v: {
-      "state_dict": under("model.", v) | under("model_ema.", shifted(v)),
-      "callbacks": {"x": {"best": v[HEAD]}},
-      "optimizer_states": {"0": optimizer(v)},
-    },
-    ("--weights", "model_ema"),
-    "the average 'model_ema' is taken",
-    True,
-  ),
-  "DeepSpeed's model states": (
-    lambda v: {
-      "module": under("module.", v),
-      "optimizer": optimizer(v),
-      "buffer_names": ["x"],
-      "param_shapes": {"x": [3, 4]},
-      **{f"more_{i}": i for i in range(12)},
-    },
-    (),
-    "module. is taken off",
-    False,
-  ),
-  "one of two, by name": (
-    lambda v: {"generator": v, "critic": {"w": v[HEAD]}},
-    ("--weights", "generator"),
-    "'generator' is taken, not 'critic'",
-    False,
-  ),
-}
-
-
-@pytest.mark.torch
-@pytest.mark.parametrize("kind", PICKLES)
-def test_the_right_table_of_a_pickle(kind, source, values, tmp_path, capsys):
-  pytest.importorskip("torch")
-  make, options, says, average = PICKLES[kind]
-  pickled(source, make(values))
-  out = tmp_path / "out"
-  done = command("convert")(
-    "import", "--source", source, "--output", out, *ASKED, "--allow-pickle", *options
-  )
-  assert done == 0
-  assert says in capsys.readouterr().err
-  wanted = shifted(values) if average else values
-  np.testing.assert_array_equal(
-    store.Arrays(out).read("backbone/norm/scale", (slice(0, 64),)), wanted["model.norm.weight"]
-  )
-
-
-@pytest.mark.torch
-@pytest.mark.parametrize(
-  ("make", "message"),
-  [
-    (
-      lambda v: {"generator": v, "critic": {"w": v[HEAD]}},
-      r"several tables of tensors, 'generator' \(\d+ tensors\), 'critic' \(1 .*--weights NAME",
-    ),
-    (lambda v: {"module": v | {HEAD: np.zeros(0, np.float32)}}, "ZeRO 3.*zero_to_fp32.py"),
-    (lambda v: {"model": v, "module": v}, "several tables of tensors, 'model'"),
-  ],
-)
-def test_a_pickle_whose_table_is_not_known(make, message, source, values, tmp_path, capsys):
-  pytest.importorskip("torch")
-  pickled(source, make(values))
-  options = ("--source", source, "--output", tmp_path / "out", "--allow-pickle", *ASKED)
-  assert command("convert")("import", *options) == 1
-  error = capsys.readouterr().err.strip()
-  assert "\n" not in error
-  with pytest.raises(ValueError, match=message):
-    raise ValueError(error)
-
-
-@pytest.mark.torch
-def test_a_plain_qwen_pickled_by_torch_before_1_6(tmp_path):
-  """Its names are behind a training script's, and it is no archive."""
-  torch = pytest.importorskip("torch")
-  source = checkpoints.plain_qwen(tmp_path / "source", tied=True)
-  found = {n: v.astype(np.float32) for n, v in checkpoints.tensors(source).items()}
-  for file in source.glob("model*"):
-    file.unlink()
-  convert = command("convert")
-  for old in (False, True):
-    made = {"model": {f"module.{n}": torch.from_numpy(v) for n, v in found.items()}, "epoch": 3}
-    file = source / "pytorch_model.bin"
-    torch.save(made, file, _use_new_zipfile_serialization=not old)
-    out = tmp_path / f"out{old}"
-    options = ("--allow-pickle", "--vocab-size", "keep", "--only", "backbone")
-    assert convert("import", "--source", source, "--output", out, *options) == 0
-    got = store.Arrays(out).read("backbone/norm/scale", (slice(0, 64),))
-    np.testing.assert_array_equal(got, found["model.norm.weight"])
-
-
-@pytest.mark.torch
-def test_shards_of_pickles(source, values, tmp_path):
-  """A stale twin in one of them; with the index that says which counts, and without any index."""
-  pytest.importorskip("torch")
-  old, names = "model.norm.weight", sorted(values)
-  halves = [{n: values[n] for n in names[i::2]} for i in (0, 1)]
-  own = next(i for i, half in enumerate(halves) if old in half)
-  files = [f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)]
-  for half, file in zip(halves, files, strict=True):
-    pickled(source, half, file)
-  convert = command("convert")
-  options = ("import", "--source", source, *ASKED, "--allow-pickle", "--output")
-  assert convert(*options, tmp_path / "unlisted") == 0
-  pickled(source, halves[1 - own] | {old: values[old] + 7}, files[1 - own])
-  places = {n: file for half, file in zip(halves, files, strict=True) for n in half}
-  (source / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
-  assert convert(*options, tmp_path / "listed") == 0
-  for out in ("unlisted", "listed"):
-    found = store.Arrays(tmp_path / out).read("backbone/norm/scale", (slice(0, 64),))
-    np.testing.assert_array_equal(found, values[old])
-
-
-@pytest.mark.parametrize("prefix", ["model.vision.", checkpoints.TOWER])
-def test_a_tower_under_the_names_of_a_model(prefix, tmp_path, capsys):
-  found = {
-    n.replace(checkpoints.TOWER, prefix): v
-    for n, v in checkpoints.tensors().items()
-    if n.startswith(checkpoints.TOWER)
-  }
-  source, out = tmp_path / "source", tmp_path / "out"
-  checkpoints.write(source, found)
-  shutil.copy(checkpoints.TINY / "eva_clip_vision_tower" / "config.json", source)
-  assert command("convert")("import", "--source", source, "--output", out) == 0
-  assert f"{prefix} is taken off the names" in capsys.readouterr().err
-  got = store.Arrays(out).read("encoder/tower/cls_token", (slice(None),) * 3)
-  np.testing.assert_array_equal(got, found[f"{prefix}cls_token"])
-
-
-@pytest.mark.parametrize("own", ["model_type", "vision_cfg", ""])
-def test_the_tower_of_a_whole_clip(own, tmp_path, capsys):
-  """Beside a model, with a config of its own, and with sizes alone."""
-  found = {
-    n.removeprefix(checkpoints.TOWER): v
-    for n, v in checkpoints.tensors().items()
-    if n.startswith(checkpoints.TOWER)
-  }
-  more = {"logit_scale": 4.6, "text.ln_final.weight": 1.0, "visual.head.weight": 2.0}
-  clip = under("visual.", found) | {n: np.float32([x]) for n, x in more.items()}
-  home = source = tmp_path / "source"
-  if own == "model_type":
-    checkpoints.copy(source, decoder=False)
-    kept = {n: v for n, v in checkpoints.tensors().items() if not n.startswith(checkpoints.TOWER)}
-    checkpoints.write(source, kept)
-    home = source / "eva_clip_vision_tower"
-  checkpoints.write(home, clip)
-  if own == "vision_cfg":
-    shutil.copy(checkpoints.TINY / "eva_clip_vision_tower" / "config.json", source)
-  elif not own:
-    shutil.copy(checkpoints.TINY / "tiny.json", source)
-  convert, out = command("convert"), tmp_path / "out"
-  assert convert("import", "--source", source, "--output", out, "--only", "encoder") == 0
-  said = capsys.readouterr().err
-  assert "dropped: text.ln_final, 1 tensor(s), of a CLIP, whose tower alone is read" in said
-  assert "dropped: visual.head, 1 tensor(s), of a CLIP's output" in said
-  got = store.Arrays(out).read("encoder/tower/cls_token", (slice(None),) * 3)
-  np.testing.assert_array_equal(got, found["cls_token"])
-  if own == "model_type":
-    tower = trees.flatten(blip3o_jax.load(source).system.params)["encoder/tower/cls_token"]
-    np.testing.assert_array_equal(tower, found["cls_token"])
+    blip3o_jax.load(bare)
