@@ -11,10 +11,5 @@ def run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
   parser.add_argument("folder")
   parser.add_argument("--partial", action="store_true", help="use what is whole of truncated tars")
   options = parser.parse_args(args)
-  index = tars.index_folder(options.folder, partial=options.partial)
-  images, _, features = (index["offset"] >= 0).sum(0)
-  print(
-    f"{len(index['tar'])} records in {len(index['tars'])} tars: {images} with an image, "
-    f"{features} with cached features"
-  )
+  print(tars.summary(tars.index_folder(options.folder, partial=options.partial)))
   return 0

@@ -43,11 +43,27 @@ def text_bytes(record: Record) -> int:
   return len((record.prompt + record.answer + "".join(q + a for q, a in record.turns)).encode())
 
 
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """Records of a source that stay together, as a tar does.
+
+  Fields:
+    name: of the part. records: how many. fingerprint: equal for the same records in the same order;
+      of two parts with one fingerprint the shorter is the beginning of the longer.
+  """
+
+  name: str
+  records: int
+  fingerprint: str
+
+
 class Source(Protocol):
   """Random access to records. Reading is thread-safe; a record does not depend on what came before.
 
   `source[i]` raises BadRecord for a record that is damaged. `lengths()` is int64[n]: the bytes of
-  each record's text, exactly or nearly, cheap to get; prompt buckets are chosen by it.
+  each record's text, exactly or nearly, cheap to get; prompt buckets are chosen by it. `parts()` is
+  what it is made of, and `places()` int64[n] where each record stands in the parts, one after
+  another: a run that goes on with other data finds by them what it has seen.
   """
 
   def __len__(self) -> int: ...
@@ -55,6 +71,10 @@ class Source(Protocol):
   def __getitem__(self, index: int, /) -> Record: ...
 
   def lengths(self) -> np.ndarray: ...
+
+  def parts(self) -> list[Part]: ...
+
+  def places(self) -> np.ndarray: ...
 
 
 class Subset:
@@ -71,3 +91,9 @@ class Subset:
 
   def lengths(self) -> np.ndarray:
     return self._source.lengths()[self._indices]
+
+  def parts(self) -> list[Part]:
+    return self._source.parts()
+
+  def places(self) -> np.ndarray:
+    return self._source.places()[self._indices]

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 import tokenizers
 
+from blip3o_jax.data.records import Part
 from blip3o_jax.data.records import text_bytes
 
 TINY = Path(__file__).parents[1] / "data" / "tiny-blip3o"
@@ -27,6 +28,13 @@ class InMemory:
 
   def lengths(self):
     return np.array([text_bytes(record) for record in self.records], np.int64)
+
+  def parts(self):
+    said = "".join(record.name for record in self.records)
+    return [Part("memory", len(self.records), said)]
+
+  def places(self):
+    return np.arange(len(self.records))
 
 
 def jpeg(seed, width=40, height=30):

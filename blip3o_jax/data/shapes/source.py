@@ -4,12 +4,14 @@ Knows which texts go with a scene for which purpose; scenes, pixels and words ar
 """
 
 import dataclasses
+import hashlib
 import itertools
 from pathlib import Path
 
 import numpy as np
 
 from blip3o_jax.data import shapes
+from blip3o_jax.data.records import Part
 from blip3o_jax.data.records import Record
 from blip3o_jax.data.records import text_bytes
 
@@ -122,6 +124,18 @@ class EmbeddedSource:
   def lengths(self) -> np.ndarray:
     """Bytes of each record's text, int64[n]; words are made for it, pictures are not."""
     return np.array([text_bytes(self._text(i)[1]) for i in range(self._count)], np.int64)
+
+  def parts(self) -> list[Part]:
+    """One part; with more records of the same texts it begins alike."""
+    default = Mixture()
+    texts = {k: v for k, v in vars(self._mixture).items() if v != getattr(default, k)}
+    said = repr((self._split, sorted(texts.items()))).encode()
+    digest = hashlib.blake2b(said, digest_size=16).hexdigest()
+    return [Part(f"shapes {self._split}", self._count, digest)]
+
+  def places(self) -> np.ndarray:
+    """Each record's place in its part, int64[n]."""
+    return np.arange(self._count)
 
   def __getitem__(self, index: int, /) -> Record:
     scene, record = self._text(index)

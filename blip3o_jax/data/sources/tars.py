@@ -4,13 +4,13 @@ Members `KEY.jpg|jpeg|png|webp`, `KEY.txt` (UTF-8 caption) and `KEY.npy` (cached
 is a KEY with a caption and a picture or features (spec 8). Nothing is unpacked.
 """
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 import contextlib
+import hashlib
 import io
 import os
 from pathlib import Path
 import tarfile
-from typing import BinaryIO
 import zlib
 
 from absl import logging
@@ -18,15 +18,17 @@ from ml_dtypes import bfloat16
 import numpy as np
 
 from blip3o_jax.data.records import BadRecord
+from blip3o_jax.data.records import Part
 from blip3o_jax.data.records import Record
-from blip3o_jax.files import refuse_stranger
+from blip3o_jax.data.sources import members
+from blip3o_jax.data.sources.members import TEXT
+from blip3o_jax.data.sources.members import Columns
+from blip3o_jax.data.sources.members import Place
 
 INDEX = "index.npz"
-VERSION = 1
-PARTS = {"jpg": 0, "jpeg": 0, "png": 0, "webp": 0, "txt": 1, "npy": 2}
-IMAGE, TEXT, FEATURES = 0, 1, 2
-_BLOCK = 512
-Columns = dict[str, np.ndarray]
+VERSION = 2
+PER_RECORD = ("key", "offset", "size", "sparse")
+COUNTED = (*members.LEFT, "again")
 
 
 class TarSource:
@@ -39,16 +41,20 @@ class TarSource:
 
   Raises:
     FileNotFoundError: no such folder, or no tar in it.
-    ValueError: a tar that is truncated or damaged.
+    ValueError: a tar that is truncated or damaged, or no tar.
   """
 
   def __init__(self, folder: str | Path, *, partial: bool = False):
     self.folder = Path(folder)
     self._index = index_folder(self.folder, partial=partial)
     self._tars = self._index["tars"].tolist()
+    self._stats = [tuple(stat) for stat in self._index["stat"].tolist()]
     for tar, whole in zip(self._tars, self._index["whole"], strict=True):
       if not whole:
         logging.warning("%s: truncated; only its whole records are used", self.folder / tar)
+    told = _told(dict(zip(COUNTED, self._index["left"].sum(0).tolist(), strict=True)))
+    if told:
+      logging.warning("%s: %s", self.folder, told)
 
   def __len__(self) -> int:
     return len(self._index["tar"])
@@ -61,25 +67,44 @@ class TarSource:
     """uint32[n]: a hash of each record's key that does not change when tars are added."""
     return np.array([zlib.crc32(key) for key in self._index["key"]], np.uint32)
 
+  def parts(self) -> list[Part]:
+    """The tars, by what their records are called and where they lie."""
+    index, out = self._index, []
+    bounds = np.searchsorted(index["tar"], np.arange(len(self._tars) + 1)).tolist()
+    for tar, first, end in zip(self._tars, bounds[:-1], bounds[1:], strict=True):
+      digest = hashlib.blake2b(b"\0".join(index["key"][first:end].tolist()), digest_size=16)
+      for name in ("offset", "size"):
+        digest.update(np.ascontiguousarray(index[name][first:end]))
+      out.append(Part(tar, end - first, digest.hexdigest()))
+    return out
+
+  def places(self) -> np.ndarray:
+    """Each record's place in its parts, int64[n]."""
+    return np.arange(len(self))
+
   def __getitem__(self, index: int, /) -> Record:
-    """Reads one record; raises BadRecord for bytes that are gone, text that is not UTF-8, or
+    """Reads one record; raises BadRecord for a tar that was changed, text that is not UTF-8, or
     features of an unknown form."""
-    tar = self._tars[self._index["tar"][index]]
-    name = f"{tar}:{self._index['key'][index].decode()}"
+    number = self._index["tar"][index]
+    tar, key = self._tars[number], self._index["key"][index]
+    name = f"{tar}:{_printable(key.decode('utf-8', 'backslashreplace'))}"
     parts: list[bytes | None] = [None, None, None]
     try:
       with open(self.folder / tar, "rb", buffering=0) as file:
+        found = os.fstat(file.fileno())
+        changed = (found.st_size, found.st_mtime_ns) != self._stats[number]
         for part in range(3):
-          offset, size = self._index["offset"][index, part], self._index["size"][index, part]
-          if offset >= 0:
-            parts[part] = os.pread(file.fileno(), int(size), int(offset))
-            if len(parts[part]) != size:  # type: ignore[arg-type]
-              raise BadRecord(f"{name}: the tar ends inside it; was it changed while in use?")
-    except OSError as error:
+          offset, size, sparse = (self._index[c][index, part] for c in ("offset", "size", "sparse"))
+          if offset >= 0 and not changed:
+            parts[part] = members.read(file, Place(int(offset), int(size), bool(sparse)))
+            changed = len(parts[part]) != size  # type: ignore[arg-type]
+        if changed:
+          raise BadRecord(f"{name}: the tar was changed while in use; start the run again")
+    except (OSError, tarfile.TarError) as error:
       raise BadRecord(f"{name}: cannot be read: {error}") from None
     image, text, features = parts
     try:
-      prompt = (text or b"").decode("utf-8")
+      prompt = members.caption(text or b"")
     except UnicodeDecodeError as error:
       raise BadRecord(f"{name}: the caption is not UTF-8: {error}") from None
     grid = None if features is None else read_features(features, name)
@@ -120,20 +145,17 @@ def index_folder(folder: str | Path, *, partial: bool = False, write: bool = Tru
     write: put the index beside the tars (a temporary name, then a rename).
 
   Returns:
-    tars str[m], stat int64[m, 2] (bytes, modification time in ns), whole bool[m], and per record
-    tar int32[n], key bytes[n], offset int64[n, 3], size int64[n, 3] (image, text, features; offset
-    -1 where absent).
+    tars str[m], stat int64[m, 2] (bytes, modification time in ns), whole bool[m], left
+    int64[m, len(COUNTED)] (what is no record, and records whose key stands in the tar before), and
+    per record tar int32[n], key bytes[n], offset int64[n, 3], size int64[n, 3] (image, text,
+    features; offset -1 where absent), sparse bool[n, 3] (a member with holes, at its header).
 
   Raises:
     FileNotFoundError: no such folder, or no tar in it.
-    ValueError: a truncated or damaged tar, or no record at all.
+    ValueError: a truncated or damaged tar, a file that is no tar, or no record at all.
   """
   folder = Path(folder)
-  files = sorted(folder.glob("*.tar"))
-  if not files:
-    raise FileNotFoundError(
-      f"{folder}: {'no *.tar in it' if folder.is_dir() else 'no such folder'}"
-    )
+  files = _tars(folder)
   stats = {file.name: _stat(file) for file in files}
   old, fresh = _read(folder / INDEX), {}
   if old is not None:
@@ -141,74 +163,85 @@ def index_folder(folder: str | Path, *, partial: bool = False, write: bool = Tru
     fresh = {name: j for j, (name, stat) in enumerate(old_stats) if stats.get(name) == tuple(stat)}
     if list(fresh) == list(stats) and len(old["tars"]) == len(stats):
       return old
-  pieces, whole = [], []
+  pieces, whole, left = [], [], []
   for i, file in enumerate(files):
     if old is not None and file.name in fresh:
-      chosen = old["tar"] == fresh[file.name]
-      piece = {k: old[k][chosen] for k in ("key", "offset", "size")}
-      whole.append(bool(old["whole"][fresh[file.name]]))
+      j = fresh[file.name]
+      piece = {k: old[k][old["tar"] == j] for k in PER_RECORD}
+      whole.append(bool(old["whole"][j]))
+      left.append(old["left"][j].tolist())
     else:
-      piece, problem = scan(file)
+      piece, counts, first, problem = members.scan(file)
       whole.append(not problem)
+      left.append([counts[kind] for kind in COUNTED])
       if problem and not partial:
         raise ValueError(
           f"{file}: {problem}; {len(piece['key'])} records are whole. Fetch it again, or accept "
           f"them with tools/index_tars.py --partial"
         )
+      if told := _told(counts, first):
+        logging.warning("%s: %s", file, told)
     pieces.append(piece | {"tar": np.full(len(piece["key"]), i, np.int32)})
-  out = {k: np.concatenate([p[k] for p in pieces]) for k in ("tar", "key", "offset", "size")}
+  out = {k: np.concatenate([p[k] for p in pieces]) for k in ("tar", *PER_RECORD)}
   if not len(out["tar"]):
-    raise ValueError(f"{folder}: no record in {len(files)} tars (KEY.txt with KEY.jpg or KEY.npy)")
+    told = _told(dict(zip(COUNTED, np.sum(left, 0).tolist(), strict=True)))
+    needs = "KEY.txt with KEY.jpg or KEY.npy"
+    raise ValueError(f"{folder}: no record in {len(files)} tars ({needs}); {told or 'empty'}")
   tars = {"tars": np.array(list(stats)), "stat": np.array(list(stats.values()), np.int64)}
-  out |= tars | {"whole": np.array(whole)}
+  out |= tars | {"whole": np.array(whole), "left": np.array(left, np.int64)}
   if write:
     _write(folder / INDEX, out)
   return out
 
 
-def scan(file: Path) -> tuple[Columns, str]:
-  """The records of one tar (key, offset, size, as in `index_folder`), and what is wrong with it.
-
-  The second value is empty for a good tar. A record that the end of the file cuts is left out.
-  """
-  found: dict[str, list[tuple[int, int]]] = {}
-  end, problem = file.stat().st_size, ""
-  skipped = 0
-  with open(file, "rb") as stream:
-    try:
-      for name, offset, size in _members(stream, end):
-        key, _, extension = name.rpartition(".")
-        part = PARTS.get(extension.lower())
-        if part is None or not key:
-          skipped += 1
-        else:
-          found.setdefault(key, [(-1, 0)] * 3)[part] = (offset, size)
-    except (tarfile.TarError, OSError) as error:
-      refuse_stranger(file)
-      problem = f"truncated or damaged ({error})"
-  usable = {k: v for k, v in found.items() if v[TEXT][0] >= 0 and max(v[0][0], v[2][0]) >= 0}
-  if skipped or len(usable) != len(found):
-    text = "%s: %d members of other kinds and %d keys without caption or picture are left out"
-    logging.warning(text, file, skipped, len(found) - len(usable))
-  table = np.array(list(usable.values()), np.int64).reshape(-1, 3, 2)
-  keys = np.array([key.encode() for key in usable], np.bytes_)
-  return {"key": keys, "offset": table[..., 0], "size": table[..., 1]}, problem
+def summary(index: Columns) -> str:
+  """An index in a line: records, and what of."""
+  images, _, features = (index["offset"] >= 0).sum(0)
+  return (
+    f"{len(index['tar'])} records in {len(index['tars'])} tars: {images} with an image, "
+    f"{features} with cached features"
+  )
 
 
-def _members(stream: BinaryIO, end: int) -> Iterator[tuple[str, int, int]]:
-  """(name, offset, size) of the regular members; raises tarfile.ReadError where the tar is cut."""
-  position = 0
-  with tarfile.open(fileobj=stream, mode="r:") as tar:
-    while (member := tar.next()) is not None:
-      if member.offset_data + member.size > end:
-        raise tarfile.ReadError(f"{member.name} needs byte {member.offset_data + member.size}")
-      position = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
-      tar.members = []  # type: ignore[attr-defined]  # or it would keep every header
-      if member.isreg():
-        yield member.name.removeprefix("./"), member.offset_data, member.size
-  stream.seek(position)
-  if stream.read(_BLOCK) != bytes(_BLOCK):
-    raise tarfile.ReadError(f"no end mark at byte {position} of {end}")
+def _tars(folder: Path) -> list[Path]:
+  """The tars of a folder, in the order of their names; raises FileNotFoundError for none."""
+  if folder.is_file():
+    raise FileNotFoundError(f"{folder}: a file; expected the folder that holds it")
+  if not folder.is_dir():
+    raise FileNotFoundError(f"{folder}: no such folder")
+  # A Mac leaves ._NAME.tar beside a tar on disks of others.
+  files = sorted(file for file in folder.glob("*.tar") if not file.name.startswith("."))
+  if files:
+    return files
+  hint = ""
+  if packed := sorted(f.name for ending in ("gz", "tgz") for f in folder.glob(f"*.{ending}")):
+    hint = f"; undo the compression of {packed[0]} and others with gunzip"
+  elif below := sorted(folder.glob("*/*.tar")):
+    hint = f"; name the folder that holds them, such as {below[0].parent}"
+  elif split := sorted(f.name for f in folder.glob("*.tar.*")):
+    hint = f"; join parts such as {split[0]} with cat"
+  raise FileNotFoundError(f"{folder}: no *.tar in it{hint}")
+
+
+def _told(counts: Mapping[str, int], first: Mapping[str, str] | None = None) -> str:
+  """What was counted, in words; "" where there is nothing to say. first: an example of each."""
+
+  def words(kind: str, what: str) -> str:
+    example = f", the first {_printable(first[kind])}" if first and kind in first else ""
+    return f"{counts[kind]} {what}{example}"
+
+  left = [words(kind, what) for kind, what in members.LEFT.items() if counts[kind]]
+  out = [f"left out: {'; '.join(left)}"] if left else []
+  if counts["again"]:
+    out.append(words("again", "records have a key that stands in their tar more than once"))
+  return ". ".join(out)
+
+
+def _printable(name: str) -> str:
+  """A name with what cannot be printed as escapes."""
+  if name.isprintable():
+    return name
+  return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def _stat(file: Path) -> tuple[int, int]:

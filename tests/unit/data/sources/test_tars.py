@@ -14,6 +14,7 @@ import pytest
 
 from blip3o_jax import files
 from blip3o_jax.data.records import BadRecord
+from blip3o_jax.data.sources import members as members_of
 from blip3o_jax.data.sources import tars
 
 ROOT = Path(__file__).parents[4]
@@ -47,8 +48,8 @@ def test_random_access(folder):
 def test_index_is_reused_until_a_tar_changes(folder, monkeypatch):
   tars.TarSource(folder)
   scanned = []
-  scan = tars.scan
-  monkeypatch.setattr(tars, "scan", lambda file: scanned.append(file.name) or scan(file))
+  scan = members_of.scan
+  monkeypatch.setattr(members_of, "scan", lambda file: scanned.append(file.name) or scan(file))
   tars.TarSource(folder)
   assert scanned == []
   write_tar(folder / "b.tar", members(4, 3))
@@ -121,7 +122,7 @@ def test_damaged_members_are_named(tmp_path, member, match):
 def test_a_tar_that_shrinks_while_in_use(folder):
   source = tars.TarSource(folder)
   (folder / "b.tar").write_bytes(b"")
-  with pytest.raises(BadRecord, match=r"b\.tar:000003: the tar ends inside it"):
+  with pytest.raises(BadRecord, match=r"b\.tar:000003: the tar was changed while in use"):
     source[3]
   (folder / "b.tar").unlink()
   with pytest.raises(BadRecord, match="cannot be read"):
