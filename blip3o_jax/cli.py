@@ -87,7 +87,7 @@ def train(args: list[str]) -> int:
     metavar="FILE[:ARG]",
     help="a config file, or the name of a released stage, and what it is asked for",
   )
-  parser.add_argument("--workdir", required=True, metavar="DIR", help="the folder of the run")
+  parser.add_argument("--workdir", metavar="DIR", help="the folder of the run")
   parser.add_argument(
     "--config.FIELD", dest="_", metavar="VALUE", help="any field, e.g. --config.optimizer.lr=3e-5"
   )
@@ -101,7 +101,14 @@ def train(args: list[str]) -> int:
   from blip3o_jax import config
   from blip3o_jax import recipes
 
+  if not options.show and not options.workdir:
+    parser.error("the following arguments are required: --workdir")
+  from blip3o_jax.train import run
+
   values = config.load(options.config, overrides, recipes.RELEASED)
+  written = config.load(options.config, named=recipes.RELEASED)
+  if said := run.shorten(values, written, overrides):
+    print(f"a shorter run: {said}", file=sys.stderr)
   if options.show:
     print("\n".join(config.lines(values)))
     return 0
@@ -117,7 +124,11 @@ def train(args: list[str]) -> int:
   logging.use_absl_handler()
   distributed.initialize(options.coordinator, options.processes, options.process)
   done = loop.start(values, systems.SYSTEMS, options.workdir)
-  print(f"{'interrupted' if done.interrupted else 'finished'} at step {done.step}")
+  if done.first == done.step:
+    before = f"finished before, at step {done.step} (config.steps is {values.steps})"
+    print(f"nothing was trained: the run was {before}")
+  else:
+    print(f"{'interrupted' if done.interrupted else 'finished'} at step {done.step}")
   return 0
 
 

@@ -1,22 +1,29 @@
 """Records become batches: a pure function of (seed, step), the same on any number of processes.
 
-Each epoch shuffles the records of every prompt bucket, cuts them into full batches and mixes the
-batches of all buckets; so shapes are static and one program is compiled a bucket. The position is
-one integer, the step. Knows no system, no task and no jax.
+Rows of a batch are of one prompt bucket (see `order`), so shapes are static and one program is
+compiled a bucket. Where a run stands is what `Pipeline.position` says. Knows no system, no task and
+no jax.
 """
 
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import functools
+import hashlib
 import math
 import threading
+from typing import Any
 from typing import Literal
 from typing import Protocol
 
 from absl import logging
 import numpy as np
 
+from blip3o_jax.data import order as orders
+from blip3o_jax.data.order import Leg
+from blip3o_jax.data.order import Order
 from blip3o_jax.data.records import BadRecord
+from blip3o_jax.data.records import Part
 from blip3o_jax.data.records import Record
 from blip3o_jax.data.records import Source
 from blip3o_jax.data.records import Subset
@@ -86,6 +93,17 @@ class Data:
       raise ValueError(f"holdout {self.holdout} is not a share in [0, 1)")
     if self.source == "tars" and self.split not in ("train", "test"):
       raise ValueError(f"split {self.split!r} of a folder of tars: expected 'train' or 'test'")
+    unread = {"shapes"}
+    if self.source == "shapes":
+      unread = {"holdout", "friendly"} | ({"path"} if not self.features else set())
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if field.name in unread and value != field.default:
+        without = " without features" if field.name == "path" else ""
+        raise ValueError(
+          f"{field.name} {value!r}: source {self.source!r} does not read it{without}, so leave it "
+          f"at {field.default!r}"
+        )
 
   def check_task(self, *known: str) -> None:
     """For a system: raises ValueError for a task that is none of those it has."""
@@ -107,13 +125,6 @@ class Transform(Protocol):
   def tokens(self, record: Record, /) -> int:
     """Tokens that the record's row needs, uncut; 0 where there is nothing to choose by."""
     ...
-
-
-@dataclasses.dataclass(frozen=True)
-class _Epoch:
-  members: tuple[np.ndarray, ...]  # for each bucket its records, in this epoch's order
-  bucket: np.ndarray  # int[steps], which bucket
-  start: np.ndarray  # int[steps], where its batch begins
 
 
 class Pipeline:
@@ -150,15 +161,13 @@ class Pipeline:
     lengths = np.zeros(len(source), np.int64)
     if len(self.buckets) > 1:
       lengths = estimate_lengths(source, self._transforms[0])
-    self._members = _divide(lengths, self.buckets, cfg.batch)
-    self._counts = [len(m) // cfg.batch for m in self._members]
-    self.steps_per_epoch = sum(self._counts)
+    self._order = Order(lengths, self.buckets, cfg.batch, seed=cfg.seed, shuffle=cfg.shuffle)
+    self.steps_per_epoch = self._order.steps_per_epoch
     if not self.steps_per_epoch:
       raise ValueError(f"{len(source)} records do not fill one batch of {cfg.batch}")
     self.replaced = 0
     self._lock = threading.Lock()
-    self._epochs: dict[int, _Epoch] = {}
-    self._cache: dict[int, Arrays] = {}
+    self._cache: dict[tuple[int, int], Arrays] = {}
 
   @property
   def rows(self) -> int:
@@ -171,55 +180,103 @@ class Pipeline:
 
   def row_at(self, step: int, row: int) -> Arrays:
     """One of this process's rows of a step, the `row`-th of them; `stack` joins them."""
-    epoch, at = divmod(step, self.steps_per_epoch)
-    bucket = int(self._epoch(epoch).bucket[at])
-    return self._record(self._index(epoch, at, row), bucket, epoch)
-
-  def _index(self, epoch: int, at: int, row: int) -> int:
-    """The record of a row, by its index in the source."""
-    order = self._epoch(epoch)
-    members = order.members[int(order.bucket[at])]
-    return int(members[order.start[at] + self._rows[row]])
+    epoch, bucket, records = self._order.at(step)
+    return self._record(int(records[self._rows[row]]), bucket, epoch)
 
   def ids_at(self, step: int) -> list[int]:
     """The records of this process's rows at a step, by their index in the source, row by row.
 
     Where a record is damaged, another stands in for it.
     """
-    epoch, at = divmod(step, self.steps_per_epoch)
-    return [self._index(epoch, at, row) for row in range(self.rows)]
+    return self._order.at(step)[2][self._rows].tolist()
 
   def bucket_at(self, step: int) -> int:
     """The bucket of a step, without reading a record."""
-    epoch, at = divmod(step, self.steps_per_epoch)
-    return self.buckets[int(self._epoch(epoch).bucket[at])]
+    return self.buckets[self._order.at(step)[1]]
 
-  def _epoch(self, epoch: int) -> _Epoch:
-    with self._lock:
-      if epoch not in self._epochs:
-        while len(self._epochs) > 1:  # the neighbours of an epoch's border are both in use
-          del self._epochs[min(self._epochs)]
-        self._epochs[epoch] = self._shuffled(epoch)
-      return self._epochs[epoch]
+  def position(self, step: int) -> dict[str, Any]:
+    """Where a run stands before a step, ready for JSON; `resume` reads it.
 
-  def _shuffled(self, epoch: int) -> _Epoch:
-    counts, size = self._counts, self.cfg.batch
-    bucket = np.repeat(np.arange(len(counts)), counts)
-    start = np.concatenate([np.arange(n) * size for n in counts])
-    if not self.cfg.shuffle:
-      return _Epoch(tuple(self._members), bucket, start)
-    members = tuple(
-      np.random.default_rng((self.cfg.seed, epoch, b)).permutation(m)
-      for b, m in enumerate(self._members)
+    samples: trained on so far. epoch: in progress. seen: the records that it had, marked among all
+    of `parts`, which the source consists of. order: the fingerprint of all batches. leg: since when
+    they have been in this order, and what the epoch had before.
+    """
+    epoch, seen = self._order.seen(step)
+    leg = self._order.leg
+    begun = {"step": leg.step, "samples": leg.samples, "epoch": leg.epoch}
+    return {
+      "samples": self._order.samples(step),
+      "epoch": epoch,
+      "seen": self._marked(seen),
+      "parts": [dataclasses.astuple(part) for part in self._parts],
+      "order": self._fingerprint,
+      "leg": begun | {"seen": self._marked(leg.seen)},
+      **{name: getattr(self.cfg, name) for name in ("batch", "seed", "shuffle", "buckets")},
+    }
+
+  def resume(self, found: Mapping[str, Any], step: int) -> str:
+    """Goes on before `step` from what `position` gave there, with these records in these batches.
+
+    Returns:
+      "" where nothing changed: every batch is as it would have been. Else what changed and what
+      that means: the epoch in progress goes on with what it had not had.
+
+    Raises:
+      ValueError: marks of records that cannot be read.
+    """
+    before = [Part(*part) for part in found["parts"]]
+    if found["order"] == self._fingerprint:
+      leg = found["leg"]
+      seen = self._marks(leg["seen"], before)
+      self._order.begin(Leg(leg["step"], leg["samples"], leg["epoch"], seen))
+      return ""
+    seen = self._marks(found["seen"], before)
+    self._order.begin(Leg(step, found["samples"], found["epoch"], seen))
+    changes = orders.differences(before, self._parts)
+    for name in ("batch", "seed", "shuffle", "buckets"):
+      old, new = found[name], getattr(self.cfg, name)
+      if old != (list(new) if isinstance(new, tuple) else new):
+        changes.append(f"{name} {old} -> {new}")
+    had, steps = int(seen.sum()), self._order.steps_left
+    left = len(self.source) - had
+    over = left - steps * self.cfg.batch
+    return (
+      f"{'; '.join(changes) or 'which records are chosen, or their lengths, changed'}. "
+      f"{found['samples']} samples were trained on; the epoch in progress had {had} of these "
+      f"{len(self.source)} records, which do not come again in it, and goes on with the other "
+      f"{left} in {steps} steps" + (f", {over} of them left over" if over else "")
     )
-    mixed = np.random.default_rng((self.cfg.seed, epoch, len(counts))).permutation(len(bucket))
-    return _Epoch(members, bucket[mixed], start[mixed])
+
+  @functools.cached_property
+  def _parts(self) -> list[Part]:
+    return self.source.parts()
+
+  @functools.cached_property
+  def _fingerprint(self) -> str:
+    places = hashlib.blake2b(np.ascontiguousarray(self.source.places(), "<i8")).hexdigest()
+    return self._order.fingerprint(*(part.fingerprint for part in self._parts), places)
+
+  def _marked(self, seen: np.ndarray) -> str:
+    """Marks of the source's records as text, among all of its parts; "" for none."""
+    if not seen.any():
+      return ""
+    out = np.zeros(sum(part.records for part in self._parts), bool)
+    out[self.source.places()] = seen
+    return orders.pack(out)
+
+  def _marks(self, text: str, before: Sequence[Part]) -> np.ndarray:
+    """Marks of this source's records from the text of one with the parts `before`."""
+    if not text:
+      return np.zeros(0, bool)
+    seen = orders.unpack(text, sum(part.records for part in before))
+    seen = orders.moved(seen, before, self._parts)[self.source.places()]
+    return seen if seen.any() else np.zeros(0, bool)
 
   def _record(self, index: int, bucket: int, epoch: int) -> Arrays:
     """One record's arrays; a damaged one is replaced by another of its bucket, the same always."""
-    if index in self._cache:
-      return self._cache[index]
-    at, members = index, self._members[bucket]
+    if (index, bucket) in self._cache:
+      return self._cache[index, bucket]
+    at, members = index, self._order.members(epoch, bucket)
     for attempt in range(ATTEMPTS):
       try:
         rng = np.random.default_rng((self.cfg.seed, epoch, at))
@@ -233,7 +290,7 @@ class Pipeline:
     else:
       raise BadRecord(f"{ATTEMPTS} replacements of record {index} are damaged too; is the data?")
     if self.cfg.cache:
-      self._cache[index] = out
+      self._cache[index, bucket] = out
     return out
 
   def _count(self, index: int, other: int, error: BadRecord) -> None:
@@ -285,19 +342,6 @@ def estimate_lengths(source: Source, transform: Transform) -> np.ndarray:
     template = max(template, bare)
     ratio = max(ratio, (transform.tokens(record) - bare) / max(text_bytes(record), 1))
   return template + np.ceil(source.lengths() * ratio).astype(np.int64)
-
-
-def _divide(lengths: np.ndarray, buckets: tuple[int, ...], batch: int) -> list[np.ndarray]:
-  """The records of each bucket; those of a bucket that fills no batch move to the next larger."""
-  which = np.minimum(np.searchsorted(buckets, lengths), len(buckets) - 1)
-  for b in range(len(buckets) - 1):
-    if np.count_nonzero(which == b) < batch:
-      which[which == b] = b + 1
-  members = [np.flatnonzero(which == b) for b in range(len(buckets))]
-  if 0 < len(members[-1]) < batch < len(lengths):
-    text = "%d records of bucket %d never occur: they do not fill a batch of %d"
-    logging.warning(text, len(members[-1]), buckets[-1], batch)
-  return members
 
 
 def stack(rows: Sequence[Arrays]) -> Arrays:

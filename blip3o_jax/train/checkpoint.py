@@ -1,12 +1,14 @@
 """Checkpoints of a run: trained leaves, optimiser, average, and a JSON record. Orbax, asynchronous.
 
 A run directory holds `checkpoints/<step>/` with the items `params`, `opt`, `ema` (when on), `step`
-(JSON: format version, configs, the sources of frozen leaves) and `data` (JSON: the position).
+(JSON: format version, configs, the sources of frozen leaves) and `data` (JSON: the position, see
+`data.pipeline.Pipeline.position`).
 On disk every tree is nested dicts with string keys. Frozen leaves are never written.
 """
 
 from collections.abc import Mapping
 import dataclasses
+import types
 from typing import Any
 from typing import Literal
 
@@ -22,6 +24,7 @@ from blip3o_jax.train.state import TrainState
 FORMAT_VERSION = 1
 FOLDER = "checkpoints"
 Item = Literal["params", "ema"]
+NOWHERE: Mapping[str, Any] = types.MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +69,12 @@ class Writer:
       ),
     )
 
-  def save(self, state: TrainState) -> None:
-    """Saves one state (once a step); its buffers may be donated as soon as this returns."""
+  def save(self, state: TrainState, position: Mapping[str, Any] = NOWHERE) -> None:
+    """Saves one state (once a step); its buffers may be donated as soon as this returns.
+
+    Args:
+      position: of the run in its data, JSON-ready.
+    """
     step = int(state.step)
     if step == self.last:
       return
@@ -77,7 +84,7 @@ class Writer:
     items["step"] = ocp.args.JsonSave(
       {"format_version": FORMAT_VERSION, "step": step, **self.record}
     )
-    items["data"] = ocp.args.JsonSave({"position": step})
+    items["data"] = ocp.args.JsonSave({"position": step, **position})
     self._manager.save(step, args=ocp.args.Composite(**items), force=True)
     self.last = step
 
@@ -141,9 +148,8 @@ def read_record(run: epath.PathLike, step: int = -1) -> dict[str, Any]:
     ValueError: a damaged record, or one written by a newer version of this package.
   """
   path = _step_path(run, step)
+  record = _read_json(run, path, "step")
   try:
-    handler = ocp.Checkpointer(ocp.JsonCheckpointHandler())
-    record = handler.restore(path / "step", args=ocp.args.JsonRestore())
     version = int(record["format_version"])
   except Exception as error:
     raise _damaged(run, path, "step", error) from error
@@ -153,6 +159,19 @@ def read_record(run: epath.PathLike, step: int = -1) -> dict[str, Any]:
       "package reads; use a newer blip3o_jax"
     )
   return record
+
+
+def read_position(run: epath.PathLike, step: int = -1) -> dict[str, Any]:
+  """Where a run stood in its data at a checkpoint; raises like `read_record`."""
+  return _read_json(run, _step_path(run, step), "data")
+
+
+def _read_json(run: epath.PathLike, path: epath.Path, item: str) -> dict[str, Any]:
+  try:
+    handler = ocp.Checkpointer(ocp.JsonCheckpointHandler())
+    return handler.restore(path / item, args=ocp.args.JsonRestore())
+  except Exception as error:
+    raise _damaged(run, path, item, error) from error
 
 
 def restore_params(

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
 import dataclasses
+import itertools
 import json
 import signal
 import threading
@@ -32,6 +33,7 @@ from blip3o_jax.train.run import parse
 from blip3o_jax.train.setup import Compiled
 from blip3o_jax.train.setup import Setup
 from blip3o_jax.train.setup import first_state
+from blip3o_jax.train.setup import go_on
 from blip3o_jax.train.setup import open_data
 from blip3o_jax.train.setup import prepare
 from blip3o_jax.train.state import TrainState
@@ -49,10 +51,12 @@ class Finished:
 
   Attributes:
     step: the last one done. interrupted: ended by SIGTERM before `steps`, after saving.
+    first: the step that this call went on from; `step`, where there was nothing left to train.
     module: the trained model (its average when on). metrics: the last ones logged.
   """
 
   step: int
+  first: int
   interrupted: bool
   module: nnx.Module
   metrics: dict[str, metrics.Value]
@@ -71,8 +75,8 @@ def run(run: Run, system: Any, workdir: epath.PathLike) -> Finished:
 
   Args:
     run: the config. system: see `systems.System`.
-    workdir: gets config.json, metrics.jsonl, tensorboard/, samples/, profile/, records/ and
-      checkpoints/.
+    workdir: made when the first batch is there, so that a run that is refused leaves none; gets
+      config.json, metrics.jsonl, tensorboard/, samples/, profile/, records/ and checkpoints/.
 
   Raises:
     ValueError: configs, data, weights or checkpoints that do not fit; NonFiniteError (a ValueError)
@@ -85,10 +89,13 @@ def run(run: Run, system: Any, workdir: epath.PathLike) -> Finished:
     "blip3o_jax %s, JAX %s, workdir %s", blip3o_jax.__version__, jax.__version__, workdir
   )
   configs = config.to_dict(run)
+  if workdir.exists() and not workdir.is_dir():
+    raise NotADirectoryError(f"{workdir}: a file; expected the folder of a run")
 
   # ---- 2 to 5. mesh; data and batch spec; model, partition, table; optimiser, shardings ----
   setup = prepare(run, system)
   data = open_data(setup, run.data)
+  go_on(data, workdir)
   held_out = open_data(setup, run.eval_data) if cfg.log.eval_every else None
   sample: Sample | None = None
   if cfg.log.samples_every:
@@ -99,11 +106,14 @@ def run(run: Run, system: Any, workdir: epath.PathLike) -> Finished:
     stack.enter_context(metrics.without_chatter())
     stack.enter_context(jax.set_mesh(setup.mesh))
     # ---- 6. arrays: resume, or init_from, or fresh -----------------------------------------
-    if jax.process_index() == 0:
-      workdir.mkdir(parents=True, exist_ok=True)
-      (workdir / "config.json").write_text(json.dumps(configs, indent=2) + "\n")
     state, frozen, used = first_state(setup, workdir)
     first = int(state.step)
+    loaded = stack.enter_context(Loader(data, first, cfg.steps))
+    batches = iter(stack.enter_context(distributed.Prefetch(loaded, setup.mesh, cfg.batch)))
+    head = list(itertools.islice(batches, 1))  # raises for data that cannot be used
+    if head and jax.process_index() == 0:
+      workdir.mkdir(parents=True, exist_ok=True)
+      (workdir / "config.json").write_text(json.dumps(configs, indent=2) + "\n")
 
     # ---- 7. compile: at the first batch of each shape, timed, memory printed ----------------
     compiled = Compiled(setup)
@@ -115,16 +125,14 @@ def run(run: Run, system: Any, workdir: epath.PathLike) -> Finished:
       metrics.Writer(workdir, first, cfg.steps, tensorboard=cfg.log.tensorboard)
     )
     ids = metrics.RecordIds(workdir, first, setup.rows) if cfg.log.record_ids else None
-    loaded = stack.enter_context(Loader(data, first, cfg.steps))
-    batches = stack.enter_context(distributed.Prefetch(loaded, setup.mesh, cfg.batch))
     loop = Loop(Files(workdir, saver, writer, ids), setup, compiled, frozen, data, held_out, sample)
-    state, interrupted = loop(state, iter(batches))
+    state, interrupted = loop(state, itertools.chain(head, batches))
 
     # ---- 9. finish -------------------------------------------------------------------------
     loop.save(state)
     saver.wait()
   module = setup.part.module(state.ema or state.params, frozen)
-  return Finished(int(state.step), interrupted, module, loop.latest)
+  return Finished(int(state.step), first, interrupted, module, loop.latest)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +203,7 @@ class Loop:
   def save(self, state: TrainState) -> None:
     """Saves a state unless it is bad, which raises."""
     self._check(state)
-    self.files.saver.save(state)
+    self.files.saver.save(state, self.data.position(int(state.step)))
 
   def _check(self, state: TrainState) -> None:
     bad = int(state.bad)

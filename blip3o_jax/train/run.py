@@ -6,7 +6,10 @@ of `Train`.
 """
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
+import math
+import re
 from typing import Any
 from typing import Literal
 
@@ -148,7 +151,36 @@ def parse(values: ConfigDict | Mapping[str, Any], systems: Mapping[str, Any]) ->
   samples = config.build(Samples, rest.pop("samples", {}), "config.samples")
   train = config.build(Train, rest)
   first, second = (
-    dataclasses.replace(config.build(Data, d, f"config.{n}"), batch=train.batch)
-    for n, d in (("data", data), ("eval_data", held_out))
+    _data(d, f"config.{n}", train.batch) for n, d in (("data", data), ("eval_data", held_out))
   )
   return Run(name, model, train, first, second, tokenizer, samples)
+
+
+def _data(values: Mapping[str, Any], path: str, batch: int) -> Data:
+  """A config of data, with the batch of the run; raises ValueError where it has one of its own."""
+  out = config.build(Data, values, path)
+  if out.batch not in (Data.batch, batch):
+    raise ValueError(f"{path}.batch: {out.batch} is not read; config.batch is the run's, {batch}")
+  return dataclasses.replace(out, batch=batch)
+
+
+def shorten(values: ConfigDict, written: ConfigDict, fixed: Sequence[str]) -> str:
+  """Shortens the warm-up of a run that was made shorter than its config file says, by the ratio.
+
+  Args:
+    values: the config, which is changed. written: as the file gives it. fixed: the overrides, as
+      "--config.field=value"; a warm-up that one of them gives stays.
+
+  Returns:
+    what was changed, in words, or "".
+  """
+  name = "optimizer.warmup_steps"
+  if any(re.match(rf"--?config\.{re.escape(name)}(=|$)", word) for word in fixed):
+    return ""
+  steps, before = values.get("steps"), written.get("steps")
+  warm = values.get("optimizer", {}).get("warmup_steps")
+  if not all(type(x) is int and x > 0 for x in (steps, before, warm)) or steps >= before:
+    return ""
+  short = math.ceil(warm * steps / before)
+  values.optimizer.warmup_steps = short
+  return f"config.{name} {warm} -> {short}, as config.steps is {steps} and not {before}"

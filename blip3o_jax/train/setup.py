@@ -131,6 +131,35 @@ def open_data(setup: Setup, cfg: Data) -> Pipeline:
   return Pipeline(open_source(cfg), made, cfg, setup.rows)
 
 
+def go_on(data: Pipeline, workdir: epath.PathLike) -> None:
+  """Puts the data where the latest checkpoint of a run stood, and says what changed since.
+
+  Raises:
+    ValueError: a checkpoint that does not say where, and other batches than the run had.
+  """
+  if not checkpoint.steps(workdir):
+    return
+  record, found = checkpoint.read_record(workdir), checkpoint.read_position(workdir)
+  if "order" in found:
+    if said := data.resume(found, record["step"]):
+      logging.warning("the data changed since step %d: %s", record["step"], said)
+    return
+  # Of a version that kept the step alone, from which only the same batches can be counted.
+  before = record.get("data", {}) | {"batch": record["train"].get("batch", data.cfg.batch)}
+  fields = ("batch", "seed", "shuffle", "buckets", "records", "holdout", "split")
+  now = {name: getattr(data.cfg, name) for name in fields}
+  changed = changes({k: before.get(k, v) for k, v in now.items()}, now)
+  where = f"{checkpoint.folder(workdir)}/{record['step']}"
+  if changed:
+    raise ValueError(
+      f"{where}: does not say which records the run has seen (an earlier version wrote it), so it "
+      f"cannot go on with {', '.join(changed)}; go on with the values it had, or give the run "
+      "another workdir and this one as init_from"
+    )
+  text = "%s does not say which records the run has seen: taken to be those there are now"
+  logging.warning(text, where)
+
+
 class Compiled:
   """The step and the held-out loss, compiled once for each shape of batch."""
 

@@ -84,10 +84,21 @@ class Mixture:
       )
     if self.turns == 1 and self.descriptions + self.text_questions > 1:
       raise ValueError("descriptions and text_questions together exceed 1")
-    for field, known in (("categories", shapes.CATEGORIES), ("kinds", shapes.KINDS)):
-      unknown = set(getattr(self, field)) - set(known)
+    unread: tuple[str, ...] = ("categories",) if self.turns > 1 else ()
+    if not self.questions:
+      asked = "descriptions text_questions turns reading seeing places growing kinds"
+      unread = tuple(asked.split())
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if field.name in unread and value != field.default:
+        raise ValueError(
+          f"{field.name} {value!r}: not read with questions {self.questions} and turns "
+          f"{self.turns}, so leave it at {field.default!r}"
+        )
+    for name, known in (("categories", shapes.CATEGORIES), ("kinds", shapes.KINDS)):
+      unknown = set(getattr(self, name)) - set(known)
       if unknown:
-        raise ValueError(f"{field}: {sorted(unknown)} are none of {', '.join(known)}")
+        raise ValueError(f"{name}: {sorted(unknown)} are none of {', '.join(known)}")
 
 
 class EmbeddedSource:
