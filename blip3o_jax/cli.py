@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 import functools
 import importlib
+import math
 import os
 from pathlib import Path
 import sys
 import time
 from typing import Any
+import warnings
 
 import blip3o_jax
 from blip3o_jax import files
@@ -142,19 +144,29 @@ def _describe(verb: str, what: str) -> argparse.ArgumentParser:
   )
 
 
-def _at_least(least: float, kind: Callable[[str], Any] = int) -> Callable[[str], Any]:
-  """An argparse type: a number that is not below `least`."""
+def _at_least(
+  least: float, kind: Callable[[str], Any] = int, below: float = math.inf
+) -> Callable[[str], Any]:
+  """An argparse type: a number that is not below `least`, and finite."""
 
   def read(text: str) -> Any:
     try:
       value = kind(text)
     except ValueError:
       raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-    if value < least:
-      raise argparse.ArgumentTypeError(f"{text}: expected {least} or more")
+    if not least <= value < below:
+      most = "" if below == math.inf else f", below {below}"
+      raise argparse.ArgumentTypeError(f"{text}: expected {least} or more{most}, and finite")
     return value
 
   return read
+
+
+def _said(text: str) -> str:
+  """An argparse type: a text with a word in it."""
+  if not text.strip():
+    raise argparse.ArgumentTypeError(f"{text!r} is empty; say what is wanted")
+  return text
 
 
 def _parser(verb: str, what: str) -> argparse.ArgumentParser:
@@ -166,9 +178,36 @@ def _parser(verb: str, what: str) -> argparse.ArgumentParser:
   )
   parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
   parser.add_argument(
-    "--seed", type=_at_least(0), default=0, help="image i uses seed + i (default 0)"
+    "--seed",
+    type=_at_least(0, below=2**64),
+    default=0,
+    help="image i uses seed + i (default 0), below 2**64",
+  )
+  parser.add_argument(
+    "--friendly",
+    action=argparse.BooleanOptionalAction,
+    default=True,
+    help="pictures upright as EXIF says, what is transparent on white, 16-bit grey scaled; "
+    "--no-friendly reads them as released inference does",
   )
   return parser
+
+
+def _with_texts(parser: argparse.ArgumentParser, what: str) -> None:
+  """Adds texts, and the picture before them, to a parser."""
+  from blip3o_jax.data import shapes
+
+  many = "+" if what == "prompt" else "*"
+  ask = "" if what == "prompt" else "without one, questions are read from the terminal; "
+  known = f"the miniature knows: {shapes.SUMMARY} (all words: docs/miniature.md)"
+  parser.add_argument(what, nargs=many, type=_said, help=ask + known)
+  parser.add_argument("--image", type=Path, help=f"a picture that each {what} begins with")
+  parser.add_argument(
+    "--max-pixels",
+    type=_at_least(0),
+    default=0,
+    help="the most that a picture keeps (0: as the model says, and what the prompt has room for)",
+  )
 
 
 def _load(options: argparse.Namespace, verb: str) -> Any:
@@ -181,7 +220,10 @@ def _load(options: argparse.Namespace, verb: str) -> Any:
 
   name = shipped.NAME if options.model is None else options.model
   if options.model is None:
-    print(f"no --model: the miniature that ships with the package ({name})", file=sys.stderr)
+    from blip3o_jax.data import shapes
+
+    text = f"no --model: the miniature that ships with the package ({name}), which knows "
+    print(f"{text}{shapes.SUMMARY}", file=sys.stderr)
   start = time.monotonic()
   model = blip3o_jax.load(options.model, dtype=options.dtype, verb=verb)
   print(f"loaded {name} in {time.monotonic() - start:.1f} s", file=sys.stderr)
@@ -206,7 +248,7 @@ def _save(images: Any, output: Path) -> None:
 def generate(args: list[str]) -> int:
   """Draws pictures of prompts."""
   parser = _parser("generate", "Draws a picture of each prompt.")
-  parser.add_argument("prompt", nargs="+")
+  _with_texts(parser, "prompt")
   parser.add_argument("--output", type=_png, default=Path("generated.png"))
   parser.add_argument(
     "--steps", type=_at_least(0), default=0, help="of the feature sampler (0: as the model says)"
@@ -221,13 +263,12 @@ def generate(args: list[str]) -> int:
     "--scale", type=_at_least(0, float), default=0.0, help="guidance (0: as the model says)"
   )
   parser.add_argument("--sampler", choices=("euler", "heun"), help="(default: as the model says)")
-  parser.add_argument("--image", type=Path, help="a picture that each prompt begins with")
   options = parser.parse_args(args)
-  images = [_open(options.image)] * len(options.prompt) if options.image else []
+  images = [_open(options.image, options.friendly)] * len(options.prompt) if options.image else []
   model = _load(options, "generate")
   seeds = [options.seed + i for i in range(len(options.prompt))]
   given = vars(options) | {"images": images}
-  known = ("images", "steps", "scale", "sampler", "pixel_steps")
+  known = ("images", "steps", "scale", "sampler", "pixel_steps", "max_pixels")
   asked = {name: given[name] for name in known if given[name]}
   _save(model.generate(options.prompt, seeds, **asked), options.output)
   return 0
@@ -236,17 +277,15 @@ def generate(args: list[str]) -> int:
 def chat(args: list[str]) -> int:
   """Answers questions, about a picture or without one."""
   parser = _parser("chat", "Answers questions, about a picture or without one.")
-  parser.add_argument(
-    "question", nargs="*", help="without one, questions are read from the terminal"
-  )
-  parser.add_argument("--image", type=Path)
+  _with_texts(parser, "question")
   parser.add_argument("--length", type=_at_least(1), default=64, help="most tokens of an answer")
   parser.add_argument(
     "--temperature", type=_at_least(0, float), default=0.0, help="0 takes the likeliest token"
   )
   options = parser.parse_args(args)
-  image = _open(options.image) if options.image else None
+  image = _open(options.image, options.friendly) if options.image else None
   model = _load(options, "chat")
+  asked = {"max_pixels": options.max_pixels} if options.max_pixels else {}
   for question in options.question or _typed():
     (answer,) = model.chat(
       [question],
@@ -254,18 +293,21 @@ def chat(args: list[str]) -> int:
       length=options.length,
       temperature=options.temperature,
       seed=options.seed,
+      **asked,
     )
     print(answer, flush=True)
   return 0
 
 
 def _typed() -> Iterator[str]:
-  """Questions typed at a terminal, until the end of input."""
+  """Questions typed at a terminal, until the end of input; an empty line asks nothing."""
   while True:
     try:
-      yield input("> " if sys.stdin.isatty() else "")
+      question = input("> " if sys.stdin.isatty() else "")
     except EOFError:
       return
+    if question.strip():
+      yield question
 
 
 def reconstruct(args: list[str]) -> int:
@@ -280,7 +322,7 @@ def reconstruct(args: list[str]) -> int:
     help="of the pixel decoder (0: as the model says)",
   )
   options = parser.parse_args(args)
-  images = [_open(path) for path in options.image]
+  images = [_open(path, options.friendly) for path in options.image]
   model = _load(options, "reconstruct")
   seeds = [options.seed + i for i in range(len(images))]
   _save(model.reconstruct(images, seeds, pixel_steps=options.pixel_steps), options.output)
@@ -294,12 +336,17 @@ def _png(text: str) -> Path:
   return Path(text)
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path, friendly: bool) -> Any:
+  """The picture of a file as RGB, see `images.rgb`."""
+  from PIL import Image
+
   from blip3o_jax.data import images
 
   if not path.is_file():
     raise FileNotFoundError(f"{path}: no such image file")
-  return images.decode(path.read_bytes(), str(path))
+  with warnings.catch_warnings():  # a photo of 100 megapixels is no attack
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    return images.decode(path.read_bytes(), str(path), friendly=friendly)
 
 
 if __name__ == "__main__":

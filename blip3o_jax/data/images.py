@@ -1,15 +1,20 @@
 """Pictures as arrays, as the reference's processors make them: numpy and PIL, on the host.
 
-Source: spec 1.8 (Qwen), 2.4 (EVA). All resizing is PIL's antialiased bicubic filter on uint8.
+Source: spec 1.8 (Qwen), 2.4 (EVA). All resizing is PIL's antialiased bicubic filter on uint8, the
+width first and then the height (`RESIZE`).
 """
 
+import contextlib
 import io
 import math
+import struct
+from typing import Any
 
 import einops
 import numpy as np
 from PIL import Image
 from PIL import ImageOps
+from PIL import UnidentifiedImageError
 
 from blip3o_jax import files
 from blip3o_jax.data.records import BadRecord
@@ -19,35 +24,114 @@ STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 MIN_PIXELS = 3136
 MAX_PIXELS = 12_845_056
 MAX_RATIO = 200
+# Each pass of a resize rounds to uint8, so that the order decides up to 4 levels of a photo. The
+# release's Pillow and torch take the width first, whatever the sizes; Pillow 13 by itself takes the
+# height first where that shrinks more. What is made of pictures says which it was.
+RESIZE = "horizontal first"
 
 
-def decode(data: bytes | np.ndarray, name: str, *, friendly: bool = False) -> Image.Image:
+# What is often found where a picture is expected: how it begins, and what to do.
+_OTHERS = (
+  (b"version https://git-lfs", "a git-lfs pointer; fetch the picture with: git lfs pull"),
+  (b"%PDF", "a PDF; save its page as JPEG or PNG"),
+  (b"<svg", "an SVG drawing; save it as PNG"),
+  (b"<?xml", "an XML file, perhaps an SVG drawing; save it as PNG"),
+  (b"<!doctype", "a web page; fetch the picture itself"),
+  (b"<html", "a web page; fetch the picture itself"),
+)
+_HEIF = (b"ftyphei", b"ftyphev", b"ftypmif1", b"ftypmsf1")
+
+
+def decode(data: bytes | np.ndarray, name: str, *, friendly: bool = True) -> Image.Image:
   """An encoded picture, or a uint8[h, w, 3] array, as an RGB image of PIL.
 
   Args:
     data: the file's bytes; of an animation the first frame counts.
     name: how an error calls it.
-    friendly: apply the EXIF orientation and scale 16-bit grey. The reference does neither, and
-      clips 16 bits to white; the default follows it.
+    friendly: see `rgb`.
 
   Raises:
     BadRecord: bytes that do not decode to a picture, or an array of another kind.
   """
   if isinstance(data, np.ndarray):
-    if data.dtype != np.uint8 or data.ndim != 3 or data.shape[2] != 3:
-      raise BadRecord(f"{name}: an image array is uint8[h, w, 3], not {data.dtype}{data.shape}")
-    return Image.fromarray(data)
+    return rgb(data, name)
   try:
-    image: Image.Image = Image.open(io.BytesIO(data))
-    if friendly:
-      image = ImageOps.exif_transpose(image)
-      if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image, np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-    return image.convert("RGB")
+    image = Image.open(io.BytesIO(data))
+    image.load()
+  except UnidentifiedImageError:  # which names an object in memory
+    raise BadRecord(f"{name}: the image cannot be decoded: {_found(data)}") from None
+  except Image.DecompressionBombError as error:
+    raise BadRecord(
+      f"{name}: the image cannot be decoded: {error} Make it smaller first."
+    ) from None
   except Exception as error:  # PIL's readers raise many kinds on damaged bytes
     if what := files.stranger(bytes(data[:400])):
       raise BadRecord(f"{name}: {what}") from None
     raise BadRecord(f"{name}: the image cannot be decoded: {error}") from None
+  return rgb(image, name, friendly=friendly)
+
+
+def _found(data: bytes) -> str:
+  """What bytes are that are no picture, for an error."""
+  start = data[:64].lstrip().lower()
+  if not data:
+    return "the file is empty"
+  if data[4:12].startswith(_HEIF):
+    return "HEIC, which Pillow does not read; save it as JPEG or PNG"
+  known = (text for mark, text in _OTHERS if start.startswith(mark.lower()))
+  return next(known, "of no format that Pillow knows (JPEG, PNG, WebP, GIF, TIFF, ...)")
+
+
+def rgb(image: Any, name: str, *, friendly: bool = True) -> Image.Image:
+  """A picture of any mode as RGB, without metadata.
+
+  Args:
+    image: of PIL, or uint8[h, w, 3].
+    name: how an error calls it.
+    friendly: turn it upright as EXIF says, lay what is transparent on white as transformers 5 does,
+      and scale 16-bit grey. Released inference does none of these: a turned photo lies on its side,
+      the hidden colours of transparent pixels appear, and 16 bits are clipped to white.
+
+  Raises:
+    BadRecord: no such picture; an empty one; 32-bit values, whose range nobody knows.
+  """
+  if isinstance(image, np.ndarray):
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+      raise BadRecord(
+        f"{name}: an image array is uint8[h, w, 3], not {image.dtype}{list(image.shape)}"
+      )
+    return Image.fromarray(image)
+  if not isinstance(image, Image.Image):
+    raise BadRecord(
+      f"{name}: expected a picture, of PIL or an array uint8[h, w, 3], got {type(image).__name__}"
+    )
+  if 0 in image.size:
+    raise BadRecord(f"{name}: an image of {image.width} x {image.height} pixels is empty")
+  try:
+    out = _friendly(image) if friendly else image.convert("RGB")
+  except Exception as error:  # the file is read here, see `decode`
+    raise BadRecord(f"{name}: the image cannot be decoded: {error}") from None
+  out.info = {}  # so that nobody turns it again
+  return out
+
+
+def _friendly(image: Image.Image) -> Image.Image:
+  """See `rgb`."""
+  with contextlib.suppress(KeyError, OSError, SyntaxError, TypeError, ValueError, struct.error):
+    image = ImageOps.exif_transpose(image)  # damaged EXIF says nothing of the picture
+  clear = image.info.get("transparency")
+  if image.mode[0] in "IF":
+    values = np.asarray(image)
+    # A PNG of 16 bits is "I" in older versions of Pillow.
+    wide = not 255 < values.max() < 65536 or values.min() < 0
+    if image.mode == "F" or (image.mode == "I" and wide):
+      raise ValueError(f"values of 32 bits (mode {image.mode}) have no known range; save 8 or 16")
+    eight = (values.astype(np.uint32) >> 8).astype(np.uint8)
+    return Image.fromarray(np.where(values == clear, 255, eight).astype(np.uint8)).convert("RGB")
+  if clear is not None or "A" in image.getbands() or "a" in image.getbands():
+    image = image.convert("RGBA")
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+  return image.convert("RGB")
 
 
 def smart_resize(
@@ -60,13 +144,12 @@ def smart_resize(
 ) -> tuple[int, int]:
   """(height, width) in multiples of `factor` nearest to the picture's, within the pixel limits.
 
-  Each side stays at least `factor`, where the reference would crash on a thin picture (spec 1.8).
+  A picture with a side below `factor` is enlarged, as in transformers 5. Each side stays at least
+  `factor`, where the reference would crash on a thin picture (spec 1.8).
 
   Raises:
-    ValueError: a side below `factor`, or a ratio of sides above 200.
+    ValueError: a ratio of sides above 200.
   """
-  if min(height, width) < factor:
-    raise ValueError(f"an image of {width} x {height}: both sides must be at least {factor} pixels")
   if max(height, width) / min(height, width) > MAX_RATIO:
     raise ValueError(
       f"an image of {width} x {height}: one side exceeds {MAX_RATIO} times the other"
@@ -78,7 +161,7 @@ def smart_resize(
   elif h * w < min_pixels:
     beta = math.sqrt(min_pixels / (height * width))
     h, w = (factor * math.ceil(s * beta / factor) for s in (height, width))
-  return h, w
+  return max(factor, h), max(factor, w)
 
 
 def patchify(
@@ -165,6 +248,8 @@ def signed(x: np.ndarray) -> np.ndarray:
 
 
 def _resize(image: Image.Image, width: int, height: int) -> np.ndarray:
-  if image.size != (width, height):
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
+  """In the order that `RESIZE` names, which Pillow of one version or another would choose."""
+  for size in ((width, image.height), (width, height)):
+    if image.size != size:
+      image = image.resize(size, Image.Resampling.BICUBIC)
   return np.asarray(image)

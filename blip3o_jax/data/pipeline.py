@@ -56,7 +56,7 @@ class Data:
     values: of `images`: normalised as EVA takes them, or in [-1, 1] for an autoencoder's latents;
       "pixels" always gives the latter.
     squash: resize to a square, whatever the ratio, instead of cutting out the centre.
-    friendly: see `images.decode`.
+    friendly: see `images.rgb`.
     shuffle: off keeps the order of the source, for evaluation. seed: of the order.
     threads, prefetch: batches loaded at a time, and kept ready. cache: keep transformed records.
     strict: raise for a damaged record, instead of taking another with a warning.
@@ -75,7 +75,7 @@ class Data:
   features: bool = False
   values: Literal["clip", "signed"] = "clip"
   squash: bool = False
-  friendly: bool = False
+  friendly: bool = True
   shuffle: bool = True
   seed: int = 0
   threads: int = 8
@@ -89,6 +89,8 @@ class Data:
     for name in ("batch", "threads", "prefetch"):
       if getattr(self, name) < 1:
         raise ValueError(f"{name} {getattr(self, name)} is not positive")
+    if self.seed < 0:
+      raise ValueError(f"seed {self.seed}: expected 0 or more")
     if not 0 <= self.holdout < 1:
       raise ValueError(f"holdout {self.holdout} is not a share in [0, 1)")
     if self.source == "tars" and self.split not in ("train", "test"):

@@ -13,6 +13,7 @@ import numpy as np
 
 from blip3o_jax import layers
 from blip3o_jax import trees
+from blip3o_jax.data import shapes
 from blip3o_jax.data.text.tokenizer import Tokenizer
 from blip3o_jax.miniature import parts as frozen_parts
 from blip3o_jax.miniature import sizes
@@ -34,6 +35,7 @@ SETTINGS = released.Settings(
   max_pixels=sizes.SHAPES_IMAGE**2,
   steps=20,
   scale=2.0,
+  words=shapes.WORDS,
 )
 STORED: table.Stored = "float16"  # what the exported model's tensors are in its files
 

@@ -156,9 +156,10 @@ class System(Protocol):
     """A loaded model with the verbs of VERBS, as the commands call them.
 
     `generate(prompts, seeds, **options) -> uint8[n, H, W, 3]`, options of the command that were
-    given: images, steps, scale, sampler, pixel_steps; ValueError for one that the system has not.
-    `chat(questions, images, *, length, temperature, seed) -> [answer]`; `reconstruct(images, seeds,
-    *, pixel_steps) -> uint8[n, H, W, 3]`.
+    given: images, steps, scale, sampler, pixel_steps, max_pixels; ValueError for one that the
+    system has not. `chat(questions, images, *, length, temperature, seed) -> [answer]`, and
+    max_pixels where it was given; `reconstruct(images, seeds, *, pixel_steps) -> uint8[n, H, W,
+    3]`. Seeds are below 2**64. ValueError, which names the part, where a result is not finite.
     """
 
   # Proof -----------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ class Train:
 
   Attributes:
     steps: updates. batch: samples of an update over all devices. accumulate: micro-batches of it.
-    seed: of parameters and of all noise.
+    seed: of parameters and of all noise, below 2**64.
     trainable: regexes of the whole paths of trained leaves; all others are frozen.
     frozen_dtype: how frozen leaves are stored. cast_params: cast what bfloat16 layers use once a
       step, not in each layer.
@@ -58,6 +58,8 @@ class Train:
     for name in ("steps", "batch", "accumulate"):
       if getattr(self, name) < 1:
         raise ValueError(f"{name} {getattr(self, name)}: expected at least 1")
+    if not 0 <= self.seed < 2**64:
+      raise ValueError(f"seed {self.seed}: expected 0 or more, below 2**64")
     ways = self.mesh.replica * max(self.mesh.fsdp, 1)
     if self.batch % (self.accumulate * ways):
       raise ValueError(
@@ -83,6 +85,9 @@ class Samples:
   Attributes:
     prompts: captions. decoder: a directory in the released layout whose pixel decoder draws, for a
       system that trains none. steps, scale, pixel_steps: of the samplers; 0 takes the settings'.
+
+  Raises:
+    ValueError: a number that no sampler takes, a prompt that is empty.
   """
 
   decoder: str = ""
@@ -90,6 +95,15 @@ class Samples:
   steps: int = 0
   scale: float = 0.0
   pixel_steps: int = 0
+
+  def __post_init__(self) -> None:
+    if min(self.steps, self.pixel_steps) < 0 or not 0 <= self.scale < math.inf:
+      raise ValueError(
+        f"samples: steps {self.steps}, scale {self.scale}, pixel_steps {self.pixel_steps}: "
+        "expected 0 or more, and finite"
+      )
+    if not all(prompt.strip() for prompt in self.prompts):
+      raise ValueError(f"samples.prompts {self.prompts}: one of them is empty")
 
 
 @dataclasses.dataclass(frozen=True)

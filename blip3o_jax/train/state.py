@@ -71,8 +71,12 @@ class Partition:
 
 
 def named_key(seed: int, name: str) -> jax.Array:
-  """The key of one use ("params", "train", ...) in a run."""
-  return jax.random.fold_in(jax.random.key(seed), KEYS[name])
+  """The key of one use ("params", "train", ...) in a run, whose seed is below 2**64.
+
+  Below 2**32 it is made of `jax.random.key`, which would drop the high half of a larger one.
+  """
+  words = np.asarray([seed >> 32, seed & 0xFFFFFFFF], np.uint32)
+  return jax.random.fold_in(jax.random.wrap_key_data(words, impl="threefry2x32"), KEYS[name])
 
 
 def partition(

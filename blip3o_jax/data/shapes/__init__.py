@@ -40,6 +40,8 @@ from blip3o_jax.data.shapes.scenes import Split
 from blip3o_jax.data.shapes.scenes import scene
 from blip3o_jax.data.shapes.scenes import scene_at
 from blip3o_jax.data.shapes.scenes import scene_of
+from blip3o_jax.data.shapes.words import SUMMARY
+from blip3o_jax.data.shapes.words import WORDS
 
 __all__ = [
   "CATEGORIES",
@@ -53,6 +55,8 @@ __all__ = [
   "SHAPES",
   "SIZE",
   "SPLITS",
+  "SUMMARY",
+  "WORDS",
   "Category",
   "Kind",
   "Object",

@@ -40,6 +40,7 @@ class Settings:
     min_pixels, max_pixels: bounds of an image in a prompt (spec 1.8).
     prompt_form: whether the assistant header of a generation prompt is closed (spec 10.2 F1).
     steps, scale: of the feature sampler.
+    words: all that a model of few words knows, in small letters; empty for a model of any words.
   """
 
   null: Null = "space"
@@ -50,6 +51,7 @@ class Settings:
   prompt_form: Literal["inference", "training"] = "inference"
   steps: int = 30
   scale: float = 3.0
+  words: tuple[str, ...] = ()
 
 
 EVA = "eva-clip"

@@ -24,6 +24,7 @@ from blip3o_jax.diffusion import flow
 from blip3o_jax.layers import Dtype
 from blip3o_jax.models import eva_vit
 from blip3o_jax.models import qwen_vision
+from blip3o_jax.systems.blip3o import batches
 from blip3o_jax.systems.blip3o import rows as names
 from blip3o_jax.systems.blip3o import verbs
 from blip3o_jax.systems.blip3o.recordings import SAMPLES
@@ -218,7 +219,7 @@ def _generate(model: verbs.Model, given: Inputs, wanted: Inputs) -> Outputs:
   ids = given["prompt_ids"].tolist()
   if len(ids) != 1:
     raise ValueError(f"prompt_ids of {len(ids)} rows, expected one")
-  bucket = chat.bucket_of(len(ids[0]), verbs.BUCKETS)
+  bucket = chat.bucket_of(len(ids[0]), batches.BUCKETS)
   tokens, segments = chat.pad_left(ids, bucket, model.tokenizer.pad)
   noise = last(given["noise"])
   out = {"query_hidden": np.asarray(_slots(graphdef, params, tokens, segments), np.float32)}
@@ -307,7 +308,7 @@ def _prompts(model: verbs.Model, given: Inputs) -> tuple[np.ndarray, np.ndarray]
         f"train.input_ids[{b}]: expected {count} times id {model.tokenizer.image} from {start} on"
       )
   rows = [row[:start] for row, start in zip(ids.tolist(), starts, strict=True)]
-  longest = chat.bucket_of(max(starts), verbs.BUCKETS)
+  longest = chat.bucket_of(max(starts), batches.BUCKETS)
   return chat.pad_left(rows, longest, model.tokenizer.pad)
 
 

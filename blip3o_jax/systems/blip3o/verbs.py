@@ -1,8 +1,8 @@
 """A loaded model and its verbs: prompts to pictures, pictures and questions to text, and back.
 
-Brings the system, its pixel decoder and the tokenizer of one directory together. Prompts are padded
-to one of a few lengths and batches to powers of two, answers live in a static cache, and what is a
-number is an argument, so a second call compiles nothing.
+Brings the system, its pixel decoder and the tokenizer of one directory together. Prompts and their
+number are padded to a few sizes (`batches`), answers live in a static cache, and what is a number
+is an argument, so a second call compiles nothing.
 """
 
 from collections.abc import Mapping
@@ -10,43 +10,39 @@ from collections.abc import Sequence
 from concurrent import futures
 import functools
 import math
+import operator
 from pathlib import Path
 from typing import Any
 from typing import Literal
+from typing import get_args
 
 import jax
 import numpy as np
-from PIL import Image
 
 from blip3o_jax import layers
 from blip3o_jax.data import images as pictures
-from blip3o_jax.data.text import chat
-from blip3o_jax.data.text import mrope
 from blip3o_jax.data.text.tokenizer import Tokenizer
 from blip3o_jax.diffusion import flow
-from blip3o_jax.models import qwen_vision
 from blip3o_jax.systems import blip3o
+from blip3o_jax.systems.blip3o import batches
 from blip3o_jax.systems.blip3o import layout as files_of
 from blip3o_jax.systems.blip3o import prompts
 from blip3o_jax.systems.blip3o import released
 from blip3o_jax.systems.parts import buckets
 from blip3o_jax.systems.parts import decoding
 from blip3o_jax.systems.parts import diffusers_files
+from blip3o_jax.systems.parts import finite
 from blip3o_jax.systems.parts import layout
 from blip3o_jax.systems.parts import loading
 from blip3o_jax.systems.parts import others
 from blip3o_jax.systems.parts import painter
 from blip3o_jax.systems.parts import painter_files
+from blip3o_jax.systems.parts import seeds as seed_arrays
 from blip3o_jax.systems.parts.network import Network
 from blip3o_jax.train import checkpoint
 
 VERBS = ("generate", "chat", "reconstruct")
 Sampler = Literal["euler", "heun"]
-# Lengths that prompts are padded to; a longer generation prompt is cut, a longer question refused.
-BUCKETS = (32, 64, 160, 448)
-PICTURE_BUCKETS = (64, 160, 448, 1024, 2048, 4096)
-CHAT_BUCKETS = (32, 64, 160, 512, 1024, 2048, 4096)
-PATCHES = 16  # the fewest that a picture is padded to
 
 
 class Model:
@@ -68,6 +64,7 @@ class Model:
   ):
     self.cfg, self.settings, self.tokenizer = cfg, settings, tokenizer
     self.system, self.decoder = system, decoder
+    self._batches = batches.Batches(cfg, settings, tokenizer)
     self._null: np.ndarray | None = None
     self._painted: set[int] = set()  # numbers of pictures whose programs are compiled
 
@@ -76,68 +73,85 @@ class Model:
     texts: Sequence[str],
     seeds: Sequence[int],
     *,
-    images: Sequence[Image.Image | None] = (),
+    images: Sequence[batches.Picture | None] = (),
+    steps: int = 0,
+    scale: float = 0.0,
+    sampler: Sampler = "euler",
+    max_pixels: int = 0,
+  ) -> np.ndarray:
+    """Captions to features float32[B, h, w, C]. Zeros mean the settings'.
+
+    Args:
+      seeds: one an image, each from 0 to 2**64 - 1.
+      images: a picture or None for each caption; a prompt with a picture asks to draw after it. Of
+        PIL or uint8[h, w, 3]; see `data.images.rgb`.
+      max_pixels: see `chat`.
+
+    Raises:
+      ValueError: lists that are empty or of different lengths, what is no text, seed or picture, a
+        number out of its range; an output that is not finite, which names the part.
+    """
+    asked = dict(steps=steps, scale=scale, sampler=sampler)
+    return self._draw(*self._asked(texts, seeds, images, max_pixels, **asked), **asked)
+
+  def _asked(
+    self,
+    texts: Sequence[str],
+    seeds: Sequence[int],
+    images: Sequence[batches.Picture | None] = (),
+    max_pixels: int = 0,
+    *,
+    steps: int = 0,
+    scale: float = 0.0,
+    sampler: Sampler = "euler",
+  ) -> tuple[dict[str, Any], np.ndarray]:
+    """The padded prompt and the seeds of what is asked for, all of it checked; see `features`."""
+    if sampler not in get_args(Sampler):
+      raise ValueError(f"sampler {sampler!r}: expected one of {', '.join(get_args(Sampler))}")
+    _check(0, steps=steps, scale=scale, max_pixels=max_pixels)
+    prompt, noise = self._batches.drawing(texts, images, max_pixels), seed_arrays.words(seeds)
+    if len(texts) != len(noise):
+      raise ValueError(f"{len(texts)} prompts but {len(noise)} seeds")
+    return prompt, noise
+
+  def _draw(
+    self,
+    prompt: Mapping[str, Any],
+    noise: np.ndarray,
+    *,
     steps: int = 0,
     scale: float = 0.0,
     sampler: Sampler = "euler",
   ) -> np.ndarray:
-    """Captions to features float32[B, h, w, C]; one seed an image. Zeros mean the settings'.
-
-    Args:
-      images: a picture or None for each caption; a prompt with a picture asks to draw after it.
-
-    Raises:
-      ValueError: as many seeds as texts are expected, and as many images or none.
-    """
-    if len(texts) != len(seeds):
-      raise ValueError(f"{len(texts)} prompts but {len(seeds)} seeds")
-    if not any(image is not None for image in images):
-      form = self.settings.prompt_form
-      rows = [
-        prompts.generation_ids(self.tokenizer, t, limit=BUCKETS[-1], form=form) for t in texts
-      ]
-      return self._draw(rows, seeds, steps, scale, sampler)
-    patches, grids = self._patches(images)
-    places = self._places(images, grids)
-    rows = [self._prompt(text, n) for text, n in zip(texts, places, strict=True)]
-    return self._draw(rows, seeds, steps, scale, sampler, self._pictures(patches, grids, len(rows)))
-
-  def _prompt(self, text: str, places: Sequence[int]) -> list[int]:
-    """Ids that ask for a drawing, after the picture of so many places that the prompt may have."""
-    form = self.settings.prompt_form
-    if not places:
-      return prompts.generation_ids(self.tokenizer, text, limit=BUCKETS[-1], form=form)
-    return prompts.edit_ids(self.tokenizer, text, *places, limit=PICTURE_BUCKETS[-1], form=form)
-
-  def _draw(
-    self,
-    rows: list[list[int]],
-    seeds: Sequence[int],
-    steps: int,
-    scale: float,
-    sampler: Sampler,
-    pictures: Mapping[str, Any] | None = None,
-  ) -> np.ndarray:
-    count = buckets.power(len(rows))
-    tokens, segments = self._pad(rows, PICTURE_BUCKETS if pictures else BUCKETS)
-    prompt = {"tokens": tokens, "segments": segments, **(pictures or {})}
     scale = scale or self.settings.scale
     table = flow.table(steps or self.settings.steps)
     guided = None if scale == 1 else np.float32(scale)
-    noise = buckets.seeds(seeds, count)
-    return np.asarray(draw(self.system, prompt, noise, table, guided, sampler))[: len(rows)]
+    padded = buckets.repeat_last(noise, len(prompt["tokens"]))
+    out = np.asarray(draw(self.system, prompt, padded, table, guided, sampler))[: len(noise)]
+    if not np.isfinite(out).all():
+      finite.check(_condition(self.system, prompt), "language model", self.system)
+      raise finite.fault("denoiser", self.system)
+    return out
 
   def generate(
     self, texts: Sequence[str], seeds: Sequence[int], *, pixel_steps: int = 0, **options: Any
   ) -> np.ndarray:
-    """Captions to pictures uint8[B, H, W, 3]; the result of one does not depend on the others.
+    """Captions to pictures uint8[B, H, W, 3].
 
-    The options, `images`, `steps`, `scale` and `sampler`, are those of `features`.
+    A picture does not depend on the others, nor on its place among them. Their number is padded to
+    a power of two, for each of which there is a program of its own, and two programs round
+    differently: a picture alone may differ by a level from the same among four.
+
+    The options, `images`, `steps`, `scale`, `sampler` and `max_pixels`, and what is raised are
+    those of `features`.
     """
     decoder = self._painter()  # before any long work
+    _check(0, pixel_steps=pixel_steps)
+    prompt, noise = self._asked(texts, seeds, **options)
+    drawing = {name: options[name] for name in ("steps", "scale", "sampler") if name in options}
     with futures.ThreadPoolExecutor(1) as beside:  # the programs that paint compile meanwhile
       painting = beside.submit(self._compile_painter, decoder, buckets.power(len(texts)))
-      features = self.features(texts, seeds, **options)
+      features = self._draw(prompt, noise, **drawing)
       painting.result()
     return self.paint(features, seeds, pixel_steps=pixel_steps)
 
@@ -155,18 +169,32 @@ class Model:
       self._painted.add(rows)
 
   def reconstruct(
-    self, images: Sequence[Image.Image], seeds: Sequence[int], *, pixel_steps: int = 0
+    self, images: Sequence[batches.Picture], seeds: Sequence[int], *, pixel_steps: int = 0
   ) -> np.ndarray:
-    """Pictures through encoder and pixel decoder, without the language model (spec 5.6)."""
+    """Pictures through encoder and pixel decoder, without the language model (spec 5.6).
+
+    Args, Raises: as `features`; what `generate` returns is a list of pictures.
+    """
+    self._painter()
+    _check(0, pixel_steps=pixel_steps)
+    if len(seed_arrays.words(seeds)) != len(batches.images_of(images, None, "image")):
+      raise ValueError(f"{len(images)} images but {len(seeds)} seeds")
     null = None
     if self.settings.null != "zeros":  # the reference's reconstruction compares with black
       null = self._black()
     return self.paint(self.encode(images), seeds, pixel_steps=pixel_steps, null=null)
 
-  def encode(self, images: Sequence[Image.Image]) -> np.ndarray:
-    """Features float32[B, h, w, C] of pictures, squashed to the tower's square (spec 5.6)."""
+  def encode(self, images: Sequence[batches.Picture]) -> np.ndarray:
+    """Features float32[B, h, w, C] of pictures, squashed to the tower's square (spec 5.6).
+
+    Raises:
+      ValueError: see `features`; None among the pictures.
+    """
     size = self.cfg.features.tower.image_size
-    squashed = np.stack([pictures.square(i, size, squash=True) for i in images])
+    found = batches.images_of(images, None, "image")
+    if None in found:
+      raise ValueError(f"image {found.index(None) + 1}: expected a picture, got None")
+    squashed = np.stack([pictures.square(i, size, squash=True) for i in found if i is not None])
     return self._targets(pictures.normalise(squashed))
 
   def _black(self) -> np.ndarray:
@@ -176,7 +204,9 @@ class Model:
 
   def _targets(self, images: np.ndarray) -> np.ndarray:
     padded = buckets.repeat_last(images, buckets.power(len(images)))
-    return np.asarray(_targets(self.system, padded))[: len(images)]
+    out = np.asarray(_targets(self.system, padded))[: len(images)]
+    finite.check(out, "image encoder (features)", self.system)
+    return out
 
   def paint(
     self,
@@ -189,8 +219,16 @@ class Model:
     """Features float32[B, h, w, C] to pictures uint8[B, H, W, 3].
 
     Raises:
-      ValueError: a model without a pixel decoder.
+      ValueError: a model without a pixel decoder; features of another shape, or not finite; others
+        as in `features`.
     """
+    _check(0, pixel_steps=pixel_steps)
+    shape = (self.cfg.grid, self.cfg.grid, self.cfg.channels)
+    features = np.asarray(features, np.float32)
+    if features.shape[1:] != shape or not len(features) or not np.isfinite(features).all():
+      raise ValueError(
+        f"features of {list(features.shape)}: expected finite [B, h, w, C] = [B, {shape}]"
+      )
     return painter.paint(
       self._painter(),
       features,
@@ -205,7 +243,8 @@ class Model:
     if self._null is None and self.settings.null == "space":
       # The raw string, without template (spec 5.5-2), from a seed of its own.
       ids = [*self.tokenizer.encode(" "), self.tokenizer.image_start]
-      self._null = self._draw([ids], [0], 0, 0.0, "euler")
+      prompt = self._batches.padded([ids], batches.BUCKETS)
+      self._null = self._draw(prompt, seed_arrays.words([0]))
     elif self._null is None and self.settings.null == "black":
       self._null = self._black()
     return self._null
@@ -213,41 +252,37 @@ class Model:
   def chat(
     self,
     questions: Sequence[str],
-    images: Sequence[Image.Image | None],
+    images: Sequence[batches.Picture | None],
     *,
     length: int = 64,
     temperature: float = 0.0,
     seed: int = 0,
     limits: decoding.Limits | None = None,
+    max_pixels: int = 0,
   ) -> list[str]:
     """Answers of at most `length` tokens; each question may have one picture before it.
 
-    Greedy at temperature 0. `limits` are on what may be said.
+    Greedy at temperature 0.
+
+    Args:
+      images: a picture (of PIL or uint8[h, w, 3]; see `data.images.rgb`) or None for each question.
+      seed: of what is drawn, from 0 to 2**64 - 1.
+      limits: on what may be said.
+      max_pixels: the most that a picture keeps of its pixels; 0 is what the model says. A picture
+        for which the prompt has no room is shrunk further, with a warning.
 
     Raises:
-      ValueError: a conversation longer than the largest bucket, or a picture of unusable size.
+      ValueError: lists that are empty or of different lengths, what is no text, seed or picture, a
+        number out of its range; a conversation longer than the largest bucket; scores that are not
+        finite.
     """
     cfg, limits = self.cfg, limits or decoding.Limits()
-    patches, grids = self._patches(images)
-    places = self._places(images, grids)
-    ids = [
-      chat.chat_ids(self.tokenizer, question, n, system=prompts.SYSTEM)
-      for question, n in zip(questions, places, strict=True)
-    ]
-    tokens, segments = self._pad(ids, CHAT_BUCKETS)
-    count = len(tokens)
-    positions, deltas = mrope.mrope_positions(
-      tokens[: len(ids)], segments[: len(ids)], grids, cfg.image_token, cfg.visual.merge
-    )
-    prompt = {
-      "tokens": tokens,
-      "segments": segments,
-      "positions": np.moveaxis(buckets.repeat_last(np.moveaxis(positions, 1, 0), count), 0, 1),
-      "deltas": buckets.repeat_last(deltas, count),
-      **self._pictures(patches, grids, count),
-    }
+    _check(1, length=length)
+    _check(0, temperature=temperature, max_pixels=max_pixels)
+    (words,) = seed_arrays.words([seed])
+    prompt = self._batches.asking(questions, images, max_pixels)
     rules = decoding.rules(
-      count,
+      len(prompt["tokens"]),
       length,
       min(self.tokenizer.size, cfg.backbone.vocab_size),
       self._ends(),
@@ -255,9 +290,11 @@ class Model:
       temperature=temperature,
       limits=limits,
     )
-    drawn = np.uint32(seed) if temperature > 0 else None
-    out = np.asarray(answer(self.system, prompt, rules, drawn))
-    return [self._until_end(row) for row in out[: len(ids), :length]]
+    drawn = words if temperature > 0 else None
+    out = np.asarray(answer(self.system, prompt, rules, drawn))[: len(questions), :length]
+    if (out == decoding.BROKEN).any():
+      raise finite.fault("language model", self.system)
+    return [self._until_end(row) for row in out]
 
   def _ends(self) -> tuple[int, ...]:
     return (self.tokenizer.im_end, self.tokenizer.pad)
@@ -267,60 +304,18 @@ class Model:
     stop = min([ids.index(e) for e in self._ends() if e in ids], default=len(ids))
     return self.tokenizer.decode(ids[:stop]).strip()
 
-  def _pad(self, rows: list[list[int]], lengths: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and segments int32[B', P] of prompts, the last one repeated up to a power of two."""
-    longest = max(len(r) for r in rows)
-    if longest > lengths[-1]:
-      raise ValueError(f"a prompt of {longest} tokens is longer than the limit of {lengths[-1]}")
-    length, count = chat.bucket_of(longest, lengths), buckets.power(len(rows))
-    tokens, segments = chat.pad_left(rows, length, self.tokenizer.pad)
-    return buckets.repeat_last(tokens, count), buckets.repeat_last(segments, count)
 
-  def _patches(
-    self, images: Sequence[Image.Image | None]
-  ) -> tuple[list[np.ndarray], list[tuple[int, int]]]:
-    """Patches and grids of the pictures that there are, in order."""
-    vision, settings = self.cfg.visual, self.settings
-    found = [
-      pictures.qwen_image(
-        image,
-        min_pixels=settings.min_pixels,
-        max_pixels=settings.max_pixels,
-        patch_size=vision.patch_size,
-        merge=vision.merge,
-        temporal_patch_size=vision.temporal_patch_size,
-      )
-      for image in images
-      if image is not None
-    ]
-    return [rows for rows, _ in found], [grid for _, grid in found]
-
-  def _places(
-    self, images: Sequence[Image.Image | None], grids: Sequence[tuple[int, int]]
-  ) -> list[list[int]]:
-    """For each prompt the number of places of its picture, [] without one."""
-    counts = iter(math.prod(grid) // self.cfg.visual.merge**2 for grid in grids)
-    return [[] if image is None else [next(counts)] for image in images]
-
-  def _pictures(
-    self, patches: Sequence[np.ndarray], grids: Sequence[tuple[int, int]], rows: int
-  ) -> dict[str, Any]:
-    """`patches` and `layout` of the pictures of prompts, absent ones behind them; {} for none.
-
-    A row that is repeated beyond `rows` looks at absent pictures, and nobody at it.
-    """
-    if not grids:
-      return {}
-    vision, count = self.cfg.visual, buckets.power(rows)
-    n = buckets.fine(max(len(p) for p in patches), max(PATCHES, vision.merge**2))
-    n = -(-n // vision.merge**2) * vision.merge**2
-    stacked = np.zeros((count, n, patches[0].shape[1]), np.float32)
-    for i, p in enumerate(patches):
-      stacked[i, : len(p)] = p
-    layout = qwen_vision.layout(grids, n, vision)
-    room = count - len(grids)
-    layout = jax.tree.map(lambda x: np.pad(x, ((0, room), *((0, 0),) * (x.ndim - 1))), layout)
-    return {"patches": stacked, "layout": layout}
+def _check(least: int, **numbers: float) -> None:
+  """Raises ValueError for a number below `least`, or none at all; steps, pixels, tokens: whole."""
+  for name, value in numbers.items():
+    whole = name not in ("scale", "temperature")
+    try:
+      number = float(operator.index(value) if whole else value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+      number = math.nan
+    if not least <= number < math.inf:
+      kind = "a whole number" if whole else "a finite number"
+      raise ValueError(f"{name} {value!r}: expected {kind}, {least} or more")
 
 
 @functools.partial(jax.jit, static_argnums=5)
@@ -335,12 +330,19 @@ def draw(
   """Features float[B, h, w, C] of padded prompts (see `Blip3o.generate`).
 
   Args:
-    noise: float32[B, h, w, C], or a seed for each row, uint32[B].
+    noise: float32[B, h, w, C], or a seed for each row, uint32[B, 2] (`parts.seeds`).
   """
   module = network.module()
-  if noise.ndim == 1:
-    noise = flow.noise(noise, (module.cfg.grid, module.cfg.grid, module.cfg.channels))
+  if noise.ndim == 2:
+    noise = flow.noise(
+      seed_arrays.keys(noise), (module.cfg.grid, module.cfg.grid, module.cfg.channels)
+    )
   return module.generate(prompt, noise, steps, scale, sampler)
+
+
+@jax.jit
+def _condition(network: Network, prompt: Mapping[str, Any]) -> jax.Array:
+  return network.module().condition(**prompt)
 
 
 @jax.jit
@@ -355,13 +357,13 @@ def answer(
   rules: decoding.Rules,
   seed: jax.Array | None,
 ) -> jax.Array:
-  """Ids int32[B, L] after padded prompts (see `decoding.write`); greedy without a seed.
+  """Ids int32[B, L] after padded prompts (see `decoding.write`); greedy without a seed, uint32[2].
 
   `prompt` is what `decoding.write` takes, and `patches` and `layout` of its pictures, if any.
   """
   module = network.module()
   inputs = module.embed(prompt["tokens"], prompt.get("patches"), prompt.get("layout"))
-  key = None if seed is None else jax.random.key(seed)
+  key = None if seed is None else seed_arrays.keys(seed[None])[0]
   return decoding.write(module.backbone, inputs, prompt, rules, key)
 
 

@@ -1,7 +1,5 @@
 """The few shapes that calls are padded to, so that another number of rows compiles nothing."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 
@@ -19,8 +17,3 @@ def fine(n: int, least: int) -> int:
 def repeat_last(x: np.ndarray, count: int) -> np.ndarray:
   """[B, ...] -> [count, ...]: the last row as often as there are rows too few."""
   return np.concatenate([x, np.repeat(x[-1:], count - len(x), 0)]) if count > len(x) else x
-
-
-def seeds(values: Sequence[int], count: int) -> np.ndarray:
-  """Seeds as uint32[count], the last one repeated."""
-  return repeat_last(np.asarray(values, np.uint32), count)

@@ -8,6 +8,7 @@ that another one compiles nothing; only whether ids are drawn at all is static.
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import math
 from typing import Any
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from blip3o_jax.systems.parts import buckets
 
 LENGTHS = 16  # the shortest bucket of an answer
 STOPS = 8
+BROKEN = -2  # in place of an id
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Limits:
   begin: str = ""
 
   def __post_init__(self) -> None:
-    if self.top_k < 0 or not 0 < self.top_p <= 1 or self.penalty <= 0:
+    if self.top_k < 0 or not 0 < self.top_p <= 1 or not 0 < self.penalty < math.inf:
       raise ValueError(
         f"top_k {self.top_k}, top_p {self.top_p}, penalty {self.penalty}: expected 0 or more, "
         "above 0 and up to 1, above 0"
@@ -125,7 +127,8 @@ def write(
     key: of the draw; None takes the likeliest id.
 
   Returns:
-    int32[B, L]; what lies beyond the length or after a stop is the filling id.
+    int32[B, L]; what lies beyond the length or after a stop is the filling id. `BROKEN` stands
+    where the scores are not finite, and ends the row.
   """
   tokens, positions = prompt["tokens"], prompt["positions"]
   (batch, start), length = tokens.shape, rules.forced.shape[1]
@@ -133,11 +136,13 @@ def write(
 
   def pick(hidden: jax.Array, step: jax.Array, said: jax.Array) -> jax.Array:
     scores = _limited(language.logits(hidden[:, -1:])[:, 0], said, rules)
+    best = jnp.max(scores, -1)  # NaN where one score is
     if key is None:
       token = jnp.argmax(scores, -1)
     else:
       scores = _filtered(scores / jnp.maximum(rules.temperature, 1e-6), rules)
       token = jax.random.categorical(jax.random.fold_in(key, step), scores)
+    token = jnp.where(jnp.isfinite(best), token, BROKEN)
     forced = jax.lax.dynamic_index_in_dim(jnp.asarray(rules.forced), step, 1, keepdims=False)
     return jnp.where(forced >= 0, forced, token).astype(jnp.int32)
 
@@ -148,6 +153,9 @@ def write(
   out = jnp.full((batch, length), rules.fill, jnp.int32).at[:, 0].set(first)
   stops = jnp.asarray(rules.stops)
   State = tuple[jax.Array, ...]
+
+  def ended(token: jax.Array) -> jax.Array:
+    return jnp.isin(token, stops) | (token == BROKEN)
 
   def more(state: tuple[State, Any]) -> jax.Array:
     step, _, done, _ = state[0]
@@ -162,9 +170,9 @@ def write(
     said = said.at[rows, last[:, 0]].set(True)
     token = jnp.where(done, rules.fill, pick(hidden, step, said))
     out = jax.lax.dynamic_update_slice_in_dim(out, token[:, None], step, 1)
-    return (step + 1, out, done | jnp.isin(token, stops), said), cache
+    return (step + 1, out, done | ended(token), said), cache
 
-  state: State = (jnp.int32(1), out, jnp.isin(first, stops), said)
+  state: State = (jnp.int32(1), out, ended(first), said)
   return jax.lax.while_loop(more, advance, (state, cache))[0][1]
 
 

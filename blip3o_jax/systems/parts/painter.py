@@ -25,6 +25,8 @@ from blip3o_jax.models import unet
 from blip3o_jax.systems.parts import buckets
 from blip3o_jax.systems.parts import decoder_files
 from blip3o_jax.systems.parts import features as feature_space
+from blip3o_jax.systems.parts import finite
+from blip3o_jax.systems.parts import seeds as seed_arrays
 from blip3o_jax.systems.parts.network import Network
 
 AXES: Any = unet.Condition(keys_values=1, pooled=0, time_ids=0)  # type: ignore[arg-type]
@@ -104,10 +106,13 @@ class PixelDecoder(nnx.Module):
     return (mean - cfg.shift_factor) * cfg.scaling_factor
 
   def pixels(self, latents: jax.Array) -> jax.Array:
-    """Scaled latents float[B, h, w, C] -> images float32[B, H, W, 3] in [0, 1], not rounded."""
+    """Scaled latents float[B, h, w, C] -> images float32[B, H, W, 3] in [0, 1], not rounded.
+
+    What is not finite becomes NaN; clipped, infinity would be black or white.
+    """
     cfg = self.cfg.autoencoder
     x = self.autoencoder.decode(latents / cfg.scaling_factor + cfg.shift_factor)
-    return jnp.clip(x / 2 + 0.5, 0.0, 1.0)
+    return jnp.where(jnp.isfinite(x), jnp.clip(x / 2 + 0.5, 0.0, 1.0), jnp.nan)
 
 
 def build(cfg: Config, rngs: nnx.Rngs) -> PixelDecoder:
@@ -124,14 +129,21 @@ def paint(
   scale: float = 3.0,
   null: Any = None,
 ) -> np.ndarray:
-  """Features float[B, h, w, C] to pictures uint8[B, H, W, 3], each from its own seed.
+  """Features float[B, h, w, C] to pictures uint8[B, H, W, 3], each from its own seed below 2**64.
 
   Another number of pictures up to the next power of two, of steps, another scale or null compiles
   nothing. Arguments and errors: as `sample`.
+
+  Raises:
+    ValueError: a seed that is none; an output that is not finite, which names the part.
   """
-  noise = np.asarray(seeds, np.uint32)
-  images = _pixels(network, _latents(network, features, noise, steps, scale, null))
-  return np.round(np.asarray(images)[: len(noise)] * np.float32(255)).astype(np.uint8)
+  noise = seed_arrays.words(seeds)
+  latents = _latents(network, features, noise, steps, scale, null)
+  images = np.asarray(_pixels(network, latents))[: len(noise)]
+  if not np.isfinite(images).all():
+    finite.check(np.asarray(latents)[: len(noise)], "UNet", network)
+    raise finite.fault("autoencoder", network)
+  return np.round(images * np.float32(255)).astype(np.uint8)
 
 
 def compile_for(network: Network, rows: int, shape: Sequence[int], *, guided: bool) -> None:
@@ -144,7 +156,7 @@ def compile_for(network: Network, rows: int, shape: Sequence[int], *, guided: bo
   """
   array = functools.partial(jax.ShapeDtypeStruct, dtype=np.float32)
   null = array((1, *shape)) if guided else None
-  seeds = jax.ShapeDtypeStruct((rows,), np.uint32)
+  seeds = jax.ShapeDtypeStruct((rows, 2), np.uint32)
   start = _start.lower(network, array((rows, *shape)), seeds, null)
   conditions, noise = jax.eval_shape(_start, network, array((rows, *shape)), seeds, null)
   latents, factor = array(noise.shape), np.float32(1)
@@ -172,7 +184,7 @@ def sample(
 
   Args:
     features: float[B, h, w, C], as the generator or the encoder gives them.
-    noise: float32[B, h', w', C'] of unit variance, or a seed for each image, uint32[B].
+    noise: float32[B, h', w', C'] of unit variance, or a seed for each image.
     steps: network calls. scale: of guidance; 1 costs one evaluation a step, not two.
     null: float[h, w, C] or [1 or B, h, w, C], the absence of a condition; default zeros, as in
       training here. The released model wants its own (a stage-1 sample of " ").
@@ -203,6 +215,8 @@ def _latents(
 ) -> Any:
   """`sample` of a batch padded to a power of two, the rows beyond the given ones repeated."""
   features, noise = np.asarray(features, np.float32), np.asarray(noise)
+  if noise.ndim == 1:
+    noise = seed_arrays.words(noise)
   if len(noise) != len(features):
     raise ValueError(f"{len(features)} features but noise for {len(noise)} images")
   rows = buckets.power(len(features))
@@ -230,9 +244,9 @@ def _start(
 ) -> tuple[Any, jax.Array]:
   """The conditions with and without features, and the noise, drawn where it is a seed each."""
   module = network.module()
-  if noise.ndim == 1:
+  if noise.ndim == 2:
     cfg = module.cfg
-    keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 1))(noise)
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(seed_arrays.keys(noise))
     noise = flow.noise(keys, (cfg.grid, cfg.grid, cfg.autoencoder.latent_channels))
   given = module.condition(features)
   return (given, None if null is None else module.condition(null)), noise

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from PIL import Image
 import pytest
 
 from blip3o_jax import trees
+from blip3o_jax.systems.blip3o import batches
 from blip3o_jax.systems.blip3o import save
 from blip3o_jax.systems.blip3o import verbs
 from blip3o_jax.systems.parts import diffusers_files
@@ -25,12 +27,13 @@ def model() -> verbs.Model:
 
 def test_prompts_are_padded_to_buckets(model):
   for count, bucket in ((1, 32), (32, 32), (33, 64), (448, 448)):
-    tokens, segments = model._pad([[5] * count], verbs.BUCKETS)
+    found = model._batches.padded([[5] * count], batches.BUCKETS)
+    tokens, segments = found["tokens"], found["segments"]
     assert tokens.shape == (1, bucket)
     assert segments.sum() == count
     assert tokens[0, -1] == 5
   with pytest.raises(ValueError, match="449 tokens is longer than the limit of 448"):
-    model._pad([[5] * 449], verbs.BUCKETS)
+    model._batches.padded([[5] * 449], batches.BUCKETS)
 
 
 def test_one_seed_an_image(model):
@@ -83,8 +86,7 @@ def test_without_a_decoder_nothing_is_drawn(model):
 def test_two_pictures_in_one_call_as_alone(model):
   rng = np.random.default_rng(0)
   pictures = [
-    verbs.Image.fromarray(rng.integers(0, 255, (*size, 3), np.uint8))
-    for size in ((56, 84), (112, 56))
+    Image.fromarray(rng.integers(0, 255, (*size, 3), np.uint8)) for size in ((56, 84), (112, 56))
   ]
   asked = ["what is this?", "how many?"]
   together = model.chat(asked, pictures, length=3)
