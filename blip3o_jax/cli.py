@@ -338,14 +338,11 @@ def _png(text: str) -> Path:
 
 def _open(path: Path, friendly: bool) -> Any:
   """The picture of a file as RGB, see `images.rgb`."""
-  from PIL import Image
-
   from blip3o_jax.data import images
 
   if not path.is_file():
     raise FileNotFoundError(f"{path}: no such image file")
-  with warnings.catch_warnings():  # a photo of 100 megapixels is no attack
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+  with warnings.catch_warnings(action="ignore"):  # Pillow's, of damaged EXIF and of large photos
     return images.decode(path.read_bytes(), str(path), friendly=friendly)
 
 

@@ -126,6 +126,12 @@ def test_the_module_runs_like_the_command():
     (["x", "--steps", "few"], "'few' is not a number"),
     (["x", "--output", "a.jpg"], "a.jpg: expected a name that ends in .png"),
     (["x", "--sampler", "rk4"], "invalid choice: 'rk4'"),
+    (["x", "--scale", "nan"], "nan: expected 0 or more, and finite"),
+    (["x", "--scale", "inf"], "inf: expected 0 or more, and finite"),
+    (["x", "--seed", str(2**64)], "expected 0 or more, below 18446744073709551616"),
+    (["x", "--max-pixels", "-1"], "-1: expected 0 or more"),
+    ([""], "'' is empty; say what is wanted"),
+    (["a cat", " \t"], "is empty; say what is wanted"),
   ],
 )
 def test_generate_with_wrong_options(arguments, message, capsys):

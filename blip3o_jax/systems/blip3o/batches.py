@@ -55,7 +55,8 @@ class Batches:
       ValueError: see `texts_of`, `images_of`.
     """
     texts, form = self.texts_of(texts, "prompt"), self._settings.prompt_form
-    shown = images_of(images, len(texts), "prompt") if len(images) else [None] * len(texts)
+    some = images if not isinstance(images, Sequence) or images else [None] * len(texts)
+    shown = images_of(some, len(texts), "prompt")
     words, short, long = self._tokenizer, BUCKETS[-1], PICTURE_BUCKETS[-1]
     rooms = [
       long - min(len(prompts.edit_ids(words, text, 0, limit=UNLIMITED, form=form)), short)

@@ -226,9 +226,8 @@ class Model:
     shape = (self.cfg.grid, self.cfg.grid, self.cfg.channels)
     features = np.asarray(features, np.float32)
     if features.shape[1:] != shape or not len(features) or not np.isfinite(features).all():
-      raise ValueError(
-        f"features of {list(features.shape)}: expected finite [B, h, w, C] = [B, {shape}]"
-      )
+      sizes = ", ".join(map(str, shape))
+      raise ValueError(f"features of {list(features.shape)}: expected finite [B, {sizes}], B > 0")
     return painter.paint(
       self._painter(),
       features,
@@ -310,8 +309,8 @@ def _check(least: int, **numbers: float) -> None:
   for name, value in numbers.items():
     whole = name not in ("scale", "temperature")
     try:
-      number = float(operator.index(value) if whole else value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+      number = operator.index(value) if whole else value + 0.0  # type: ignore[arg-type]
+    except TypeError:
       number = math.nan
     if not least <= number < math.inf:
       kind = "a whole number" if whole else "a finite number"

@@ -51,6 +51,8 @@ def test_sampling_depends_on_the_seed_alone(model):
   assert first == model.chat(["what is this?"], [None], seed=3, **ask)
   others = {model.chat(["what is this?"], [None], seed=s, **ask)[0] for s in range(4, 8)}
   assert others - set(first)
+  large = {model.chat(["what is this?"], [None], seed=2**32 + s, **ask)[0] for s in range(4, 8)}
+  assert large - others
   greedy = [model.chat(["what is this?"], [None], seed=s, length=6) for s in (0, 1)]
   assert greedy[0] == greedy[1]
 
