@@ -75,7 +75,7 @@ def named_key(seed: int, name: str) -> jax.Array:
 
   Below 2**32 it is made of `jax.random.key`, which would drop the high half of a larger one.
   """
-  words = np.asarray([seed >> 32, seed & 0xFFFFFFFF], np.uint32)
+  words = jnp.asarray([seed >> 32, seed & 0xFFFFFFFF], jnp.uint32)
   return jax.random.fold_in(jax.random.wrap_key_data(words, impl="threefry2x32"), KEYS[name])
 
 

@@ -10,9 +10,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 from random_model import model as random_model
+from safetensors import safe_open
 from safetensors.numpy import load_file
 from safetensors.numpy import save_file
 
+from blip3o_jax.data import images
 from blip3o_jax.systems.blip3o import save
 from blip3o_jax.verify import compare
 from blip3o_jax.verify import recordings
@@ -48,6 +50,8 @@ def test_recorded_inputs_give_the_recorded_outputs(tmp_path, check, record):
   # The reference's greedy answers left out the ids from 495 on.
   status, said = record("--model", TINY, "--output", output, "--allowed", 495, *inputs)
   assert status == 0, said
+  with safe_open(output, "np") as stored:
+    assert stored.metadata() == {"resize": images.RESIZE} == {"resize": "horizontal first"}
   for kind, file in GOLDEN.items():
     golden = recordings.read(file)
     again = recordings.read(output if kind == "system" else tmp_path / "again.decoder.safetensors")

@@ -91,7 +91,7 @@ class Model:
       ValueError: lists that are empty or of different lengths, what is no text, seed or picture, a
         number out of its range; an output that is not finite, which names the part.
     """
-    asked = dict(steps=steps, scale=scale, sampler=sampler)
+    asked: dict[str, Any] = dict(steps=steps, scale=scale, sampler=sampler)
     return self._draw(*self._asked(texts, seeds, images, max_pixels, **asked), **asked)
 
   def _asked(
