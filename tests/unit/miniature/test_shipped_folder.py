@@ -9,6 +9,7 @@ import pytest
 
 from blip3o_jax import cli
 from blip3o_jax import systems
+from blip3o_jax.data import shapes
 from blip3o_jax.miniature import shipped
 from blip3o_jax.systems import blip3o
 
@@ -74,14 +75,16 @@ def test_commands_without_a_model_say_what_they_use(home, tmp_path, capsys, monk
   monkeypatch.setattr(systems, "of", lambda _: "blip3o")
   monkeypatch.setattr(blip3o, "load", lambda path, **_: loaded.append(path) or Echo())
   drawn, rebuilt = str(tmp_path / "drawn.png"), str(tmp_path / "again.png")
-  told = "no --model: the miniature that ships with the package (blip3o_jax/assets/shapes)"
+  told = (
+    "no --model: the miniature that ships with the package (blip3o_jax/assets/shapes), which knows "
+  )
   for command in (
     ["generate", "a red circle", "--output", drawn],
     ["reconstruct", drawn, "--output", rebuilt],
     ["chat", "what?"],
   ):
     assert cli.main(command) == 0
-    assert capsys.readouterr().err.splitlines()[0] == told
+    assert capsys.readouterr().err.splitlines()[0] == told + shapes.SUMMARY
   assert loaded == [home] * 3
   assert Path(drawn).stat().st_size > 0
   assert Path(rebuilt).stat().st_size > 0
