@@ -20,6 +20,7 @@ os.environ["XLA_FLAGS"] = (
 # Sizes of random networks differ from run to run; the processes of one run inherit its seed.
 os.environ.setdefault("BLIP3O_SIZES_SEED", str(secrets.randbelow(10**6)))
 
+from absl import logging
 import numpy as np
 import pytest
 
@@ -120,6 +121,12 @@ def _same_seeds() -> None:
   np.random.seed(0)
   if "torch" in sys.modules:
     sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _usual_verbosity() -> None:
+  """Commands that ran in this process before set how much is logged."""
+  logging.set_verbosity(logging.WARNING)
 
 
 @pytest.fixture

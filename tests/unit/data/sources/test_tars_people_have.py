@@ -269,7 +269,7 @@ def test_folders_without_a_tar(name, given, message, tmp_path, capsys):
 def test_nothing_but_what_is_left_out(tmp_path, capsys):
   pack(tmp_path / "a.tar", [("0.jpg", A), ("0.json", b"{}"), *record("1", A, b"")])
   assert command("index_tars")(tmp_path) == 1
-  (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("index_tars: ")]
+  (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("blip3o index: ")]
   assert "no record in 1 tars (KEY.txt with KEY.jpg or KEY.npy); left out: 1 members of" in line
   assert "1 keys without caption or picture; 1 captions that are empty" in line
 
