@@ -32,12 +32,9 @@ RESIZE = "horizontal first"
 
 # What is often found where a picture is expected: how it begins, and what to do.
 _OTHERS = (
-  (b"version https://git-lfs", "a git-lfs pointer; fetch the picture with: git lfs pull"),
   (b"%PDF", "a PDF; save its page as JPEG or PNG"),
   (b"<svg", "an SVG drawing; save it as PNG"),
   (b"<?xml", "an XML file, perhaps an SVG drawing; save it as PNG"),
-  (b"<!doctype", "a web page; fetch the picture itself"),
-  (b"<html", "a web page; fetch the picture itself"),
 )
 _HEIF = (b"ftyphei", b"ftyphev", b"ftypmif1", b"ftypmsf1")
 
@@ -65,8 +62,6 @@ def decode(data: bytes | np.ndarray, name: str, *, friendly: bool = True) -> Ima
       f"{name}: the image cannot be decoded: {error} Make it smaller first."
     ) from None
   except Exception as error:  # PIL's readers raise many kinds on damaged bytes
-    if what := files.stranger(bytes(data[:400])):
-      raise BadRecord(f"{name}: {what}") from None
     raise BadRecord(f"{name}: the image cannot be decoded: {error}") from None
   return rgb(image, name, friendly=friendly)
 
@@ -76,6 +71,8 @@ def _found(data: bytes) -> str:
   start = data[:64].lstrip().lower()
   if not data:
     return "the file is empty"
+  if what := files.stranger(bytes(data[:400])):
+    return what
   if data[4:12].startswith(_HEIF):
     return "HEIC, which Pillow does not read; save it as JPEG or PNG"
   known = (text for mark, text in _OTHERS if start.startswith(mark.lower()))

@@ -97,5 +97,5 @@ def test_friendly_reads_exif_and_16_bits():
 
 
 def test_a_pointer_in_place_of_a_picture():
-  with pytest.raises(BadRecord, match=r"x\.jpg: a git-lfs pointer, not the file"):
+  with pytest.raises(BadRecord, match=r"x\.jpg: .*a git-lfs pointer, not the file"):
     images.decode(files.POINTER + b"v1\noid sha256:00\nsize 1000\n", "x.jpg")
