@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from blip3o_jax.weights.safetensors import Tensors
+from blip3o_jax.systems.parts import layout
 
 DIT, EVA = "model.dit.model.", "model.gen_vision_tower.vision_tower.model."
 # As transformers named them before 4.52, and since.
@@ -34,7 +34,7 @@ class Checkpoint:
       raise FileNotFoundError(f"{directory}: no config.json; not a model in the released layout")
     self.config = self._json("config.json")
     self.tiny = self._json("tiny.json") if (self.path / "tiny.json").exists() else {}
-    self._tensors = Tensors(self.path)
+    self._tensors = layout.Files(self.path).tensors()
     options = [name for name in self._tensors if name.startswith(OPTIONS)]
     if options:
       raise ValueError(f"{directory}: {options[0]} is an option of this package, not of PyTorch's")
@@ -64,7 +64,7 @@ class Checkpoint:
     """
     if name not in self._tensors:
       raise ValueError(f"{self.path}: no tensor {name}")
-    return torch.from_numpy(self._tensors.read(name).astype(np.float32))
+    return torch.from_numpy(self._tensors.view(name).astype(np.float32))
 
   def _json(self, name: str) -> dict[str, Any]:
     try:
