@@ -77,7 +77,7 @@ def look(
   if only and set(only) != set(known):
     modules = {module for module, part in system.COMPONENTS.items() if part in only}
   files = layout.Files(directory, allow_pickle=allow_pickle, weights=weights)
-  files, described = opened.described(system, files)
+  files, described = opened.described(system, files, modules)
   taken = [p for p in described.parts if modules is None or modules & set(p.modules)]
   found = [opened.take(system, files, part, modules) for part in taken]
   parts = [part for part in found if part.params]

@@ -159,6 +159,8 @@ class Resized(Reader):
 
   def __init__(self, tensors: Reader, after: int, known: int):
     self.files, self.index = tensors.files, tensors.index
+    self.absent, self.hidden = tensors.absent, tensors.hidden
+    self.chosen, self.notes = tensors.chosen, tensors.notes
     self._tensors, self._after, self._known = tensors, after, known
 
   def __getitem__(self, name: str) -> Shape:

@@ -83,15 +83,23 @@ class Opened:
     return [name for name in self.tensors if not re.fullmatch(rx, name)]
 
 
-def described(system: Describes, files: Files) -> tuple[Files, Layout]:
+def described(
+  system: Describes, files: Files, only: Collection[str] | None
+) -> tuple[Files, Layout]:
   """What a directory holds, as the system says; with the files to read it by.
 
   A prefix that all names of a part have, and without which a table knows them, is taken off.
+
+  Args:
+    only: top-level modules of the parts that are looked at; None is all.
+
+  Raises:
+    FileNotFoundError, ValueError: see `Files.names` and the system's `parts`.
   """
   found = system.parts(files)
-  if files.prefix:
-    return files, found
   for part in found.parts:
+    if only is not None and not set(only) & set(part.modules):
+      continue
     names, home = files.names(part.folder, part.stems), files.directory / part.folder
     for prefix in ("", *wrapped.common(names)):
       bare = {name.removeprefix(prefix) for name in names}
@@ -205,9 +213,9 @@ def fitting(system: Describes, directory: str | Path, wanted: Mapping[str, Shape
     FileNotFoundError, ValueError: files that are absent or damaged. WeightsError: what does not
       fit, by tensor.
   """
-  files, found_there = described(system, Files(directory))
   asked = {trees.top(p) for p in wanted}
-  parts = [p for p in found_there.parts if asked & set(p.modules)]
+  files, there = described(system, Files(directory), asked)
+  parts = [p for p in there.parts if asked & set(p.modules)]
   found = [_fitting(system, files, part, wanted) for part in parts]
   for note in dict.fromkeys(note for part in found if part for note in part.tensors.notes):
     logging.warning("%s", note)

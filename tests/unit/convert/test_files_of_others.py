@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 import shutil
 
+from absl import logging
 import checkpoints
 from commands import command
 from ml_dtypes import bfloat16
@@ -168,6 +169,28 @@ def test_right_values_come_in_and_go_out(kind, bare, values, tmp_path, capsys):
 
 
 # Loading ------------------------------------------------------------------------------------------
+
+
+LOADED = (
+  "ema. beside the model",
+  "DeepSpeed, compiled",
+  "a prefix of no framework",
+  "a tied head in the index alone",
+  "a stale twin",
+  "shards without an index",
+)
+
+
+@pytest.mark.parametrize("kind", LOADED)
+def test_loading_takes_what_import_takes(kind, bare, caplog):
+  logging.set_verbosity(logging.WARNING)  # the converting command wants errors alone
+  row, found = TAKEN[kind], checkpoints.tensors()
+  row.make(bare, found)
+  params = trees.flatten(blip3o_jax.load(bare).system.params)
+  assert row.says in caplog.text
+  for path, name in LOOKED_AT.items():
+    ours = params[path][1].T if "layers" in path else params[path]
+    np.testing.assert_array_equal(np.asarray(ours), found[name], err_msg=path)
 
 
 def test_layers_of_several_dtypes_under_a_prefix_are_loaded(bare):
