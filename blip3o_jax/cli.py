@@ -330,7 +330,9 @@ def reconstruct(args: list[str]) -> int:
 
 
 def _png(text: str) -> Path:
-  """An argparse type: a path that ends in .png."""
+  """An argparse type: a path that ends in .png, of no folder."""
+  if Path(text).is_dir():
+    raise argparse.ArgumentTypeError(f"{text}: is a folder; name a file in it")
   if not text.lower().endswith(".png"):
     raise argparse.ArgumentTypeError(f"{text}: expected a name that ends in .png")
   return Path(text)

@@ -125,6 +125,7 @@ def test_the_module_runs_like_the_command():
     (["x", "--seed", "-1"], "-1: expected 0 or more"),
     (["x", "--steps", "few"], "'few' is not a number"),
     (["x", "--output", "a.jpg"], "a.jpg: expected a name that ends in .png"),
+    (["x", "--output", "tests"], "tests: is a folder; name a file in it"),
     (["x", "--sampler", "rk4"], "invalid choice: 'rk4'"),
     (["x", "--scale", "nan"], "nan: expected 0 or more, and finite"),
     (["x", "--scale", "inf"], "inf: expected 0 or more, and finite"),
@@ -134,7 +135,8 @@ def test_the_module_runs_like_the_command():
     (["a cat", " \t"], "is empty; say what is wanted"),
   ],
 )
-def test_generate_with_wrong_options(arguments, message, capsys):
+def test_generate_with_wrong_options(arguments, message, capsys, monkeypatch):
+  monkeypatch.chdir(ROOT)
   with pytest.raises(SystemExit) as status:
     cli.main(["generate", "--model", str(TINY), *arguments])
   assert status.value.code == 2

@@ -27,7 +27,7 @@ def test_verbs_give_pictures_and_text(model):
   image = model.generate(["a cat"], [0], steps=2, pixel_steps=2)
   assert image.shape == (1, 128, 128, 3)
   assert image.dtype == np.uint8
-  picture = verbs.Image.fromarray(image[0])
+  picture = image[0]
   assert model.reconstruct([picture], [0], pixel_steps=2).shape == (1, 128, 128, 3)
   answers = model.chat(["what is this?", "hello"], [picture, None], length=4)
   assert all(isinstance(a, str) for a in answers)

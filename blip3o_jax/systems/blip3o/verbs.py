@@ -43,6 +43,8 @@ from blip3o_jax.train import checkpoint
 
 VERBS = ("generate", "chat", "reconstruct")
 Sampler = Literal["euler", "heun"]
+# Both samplers visit times of tables of 1000; the language model was trained on 32768 positions.
+MOST = {"steps": flow.TRAIN_STEPS, "pixel_steps": flow.TRAIN_STEPS, "length": 32_768}
 
 
 class Model:
@@ -305,16 +307,18 @@ class Model:
 
 
 def _check(least: int, **numbers: float) -> None:
-  """Raises ValueError for a number below `least`, or none at all; steps, pixels, tokens: whole."""
+  """Raises ValueError for a number below `least`, above its `MOST`, or none at all."""
   for name, value in numbers.items():
     whole = name not in ("scale", "temperature")
+    most = MOST.get(name, math.inf)
     try:
       number = operator.index(value) if whole else value + 0.0  # type: ignore[arg-type]
     except TypeError:
       number = math.nan
-    if not least <= number < math.inf:
+    if not least <= number <= most or number == math.inf:
       kind = "a whole number" if whole else "a finite number"
-      raise ValueError(f"{name} {value!r}: expected {kind}, {least} or more")
+      limit = f"{least} or more" if most == math.inf else f"{least} to {most}"
+      raise ValueError(f"{name} {value!r}: expected {kind}, {limit}")
 
 
 @functools.partial(jax.jit, static_argnums=5)
