@@ -327,7 +327,7 @@ def test_one_line_says_what_it_is(kind, bare, values, tmp_path, capsys):
   convert, out = command("convert"), tmp_path / "out"
   assert convert("import", "--source", bare, "--output", out, *ASKED, *options) == 1
   lines = capsys.readouterr().err.strip().splitlines()
-  error = " ".join(lines[[line.startswith("error:") for line in lines].index(True) :])
+  error = " ".join(lines[[line.startswith("blip3o convert:") for line in lines].index(True) :])
   assert len(error) < 1000
   with pytest.raises(ValueError, match=message):
     raise ValueError(error)
