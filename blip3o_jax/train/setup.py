@@ -242,8 +242,11 @@ def _resumed(
   part = setup.part
   record = checkpoint.read_record(workdir)
   logging.info("parameters: resuming from step %d in %s", record["step"], workdir)
-  for line in changes(record["train"], config.to_dict(setup.run.train)):
-    logging.warning("config changed since the run began: %s", line)
+  now = config.to_dict(setup.run)
+  for group in ("train", "model", "data"):
+    for line in changes(record[group], now[group]) if record.get(group) else ():
+      name = line if group == "train" else f"{group}.{line}"
+      logging.warning("config changed since the run began: %s", name)
   state = checkpoint.restore_state(workdir, record["step"], setup.abstract, setup.mesh)
   used = loading.recorded(workdir, record)
   filled, _ = loading.fill(setup.system, setup.run.model, used, part.frozen, part.leaves)
@@ -254,7 +257,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
   """Fields of two nested configs that differ, as "optimizer.lr 0.1 -> 0.2"; lists equal tuples."""
 
   def plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    return [plain(item) for item in value] if isinstance(value, tuple | list) else value
 
   old, new = trees.flatten(before), trees.flatten(now)
   return [

@@ -79,6 +79,7 @@ def test_one_run_in_several_calls(tmp_path, capsys, caplog):
   assert "the data changed since step 4: c.tar (16 records) is new; batch 8 -> 16. 32 samp" in said
   assert "had 32 of these 96 records, which do not come again in it" in said
   assert "goes on with the other 64 in 4 steps\n" in said
+  assert "config changed since the run began: data.batch 8 -> 16" in said
   lines = [json.loads(x) for x in (run / "records/process_0.jsonl").read_text().splitlines()]
   records = [r for line in lines for r in line["records"]]
   assert [len(line["records"]) for line in lines] == [8] * 4 + [16] * 4

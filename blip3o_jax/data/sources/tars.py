@@ -106,7 +106,8 @@ class TarSource:
     try:
       prompt = members.caption(text or b"")
     except UnicodeDecodeError as error:
-      raise BadRecord(f"{name}: the caption is not UTF-8: {error}") from None
+      kind = " but UTF-16" if text and text[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+      raise BadRecord(f"{name}: the caption is not UTF-8{kind}: {error}") from None
     grid = None if features is None else read_features(features, name)
     return Record(image=image, features=grid, prompt=prompt, kind="caption", name=name)
 
@@ -164,6 +165,7 @@ def index_folder(folder: str | Path, *, partial: bool = False, write: bool = Tru
     if list(fresh) == list(stats) and len(old["tars"]) == len(stats):
       return old
   pieces, whole, left = [], [], []
+  examples: dict[str, str] = {}
   for i, file in enumerate(files):
     if old is not None and file.name in fresh:
       j = fresh[file.name]
@@ -172,6 +174,7 @@ def index_folder(folder: str | Path, *, partial: bool = False, write: bool = Tru
       left.append(old["left"][j].tolist())
     else:
       piece, counts, first, problem = members.scan(file)
+      examples = first | examples
       whole.append(not problem)
       left.append([counts[kind] for kind in COUNTED])
       if problem and not partial:
@@ -184,7 +187,7 @@ def index_folder(folder: str | Path, *, partial: bool = False, write: bool = Tru
     pieces.append(piece | {"tar": np.full(len(piece["key"]), i, np.int32)})
   out = {k: np.concatenate([p[k] for p in pieces]) for k in ("tar", *PER_RECORD)}
   if not len(out["tar"]):
-    told = _told(dict(zip(COUNTED, np.sum(left, 0).tolist(), strict=True)))
+    told = _told(dict(zip(COUNTED, np.sum(left, 0).tolist(), strict=True)), examples)
     needs = "KEY.txt with KEY.jpg or KEY.npy"
     raise ValueError(f"{folder}: no record in {len(files)} tars ({needs}); {told or 'empty'}")
   tars = {"tars": np.array(list(stats)), "stat": np.array(list(stats.values()), np.int64)}

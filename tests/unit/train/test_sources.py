@@ -142,3 +142,4 @@ def test_changes_of_a_config_are_named():
   now = dataclasses.asdict(Train(batch=32, trainable=("a",)))
   before = {**now, "batch": 64, "trainable": ["a"], "gone": 1}
   assert changes(before, now) == ["batch 64 -> 32", "gone 1 -> absent"]
+  assert not changes({"sizes": [[1, 2], [3]]}, {"sizes": ((1, 2), (3,))})

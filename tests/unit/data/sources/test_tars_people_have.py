@@ -271,7 +271,13 @@ def test_nothing_but_what_is_left_out(tmp_path, capsys):
   assert command("index_tars")(tmp_path) == 1
   (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("blip3o index: ")]
   assert "no record in 1 tars (KEY.txt with KEY.jpg or KEY.npy); left out: 1 members of" in line
-  assert "1 keys without caption or picture; 1 captions that are empty" in line
+  assert "the first 0.json; 1 keys without caption or picture, the first 0.jpg; 1 capt" in line
+
+
+def test_a_caption_in_another_encoding(tmp_path):
+  pack(tmp_path / "a.tar", record("0", A, "a cat".encode("utf-16")))
+  with pytest.raises(BadRecord, match=r"a\.tar:0: the caption is not UTF-8 but UTF-16"):
+    tars.TarSource(tmp_path)[0]
 
 
 def test_a_twin_of_a_tar_is_no_tar(tmp_path):
