@@ -180,7 +180,7 @@ def index_folder(folder: str | Path, *, partial: bool = False, write: bool = Tru
       if problem and not partial:
         raise ValueError(
           f"{file}: {problem}; {len(piece['key'])} records are whole. Fetch it again, or accept "
-          f"them with tools/index_tars.py --partial"
+          f"them with blip3o index --partial"
         )
       if told := _told(counts, first):
         logging.warning("%s: %s", file, told)

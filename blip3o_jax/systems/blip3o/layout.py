@@ -1,9 +1,11 @@
 """A BLIP3-o's directory: how it is recognised, which parts it has, what is known of releases."""
 
 from collections.abc import Collection
+from collections.abc import Mapping
 import dataclasses
 import functools
 from pathlib import Path
+from typing import Any
 
 from flax import nnx
 
@@ -18,6 +20,7 @@ from blip3o_jax.systems.parts import decoder_files
 from blip3o_jax.systems.parts import features_files
 from blip3o_jax.systems.parts import layout
 from blip3o_jax.systems.parts import others
+from blip3o_jax.systems.parts import qwen_files
 from blip3o_jax.weights import pickles
 from blip3o_jax.weights.rows import decoder_lm
 from blip3o_jax.weights.rows import qwen_vision
@@ -38,6 +41,7 @@ COMPONENTS = {
   **decoder_files.COMPONENTS,
 }
 QWEN = ("backbone", "visual")
+ABSENT = " (left out, its class's default)"
 MAIN = (*QWEN, "slots", "projector", "denoiser", "regressor", "encoder")
 OWN = ("model.latent_queries", "model.dit.", "model.gen_")
 # Tensors that may be in the files and are not read (spec 3.8, 12).
@@ -126,7 +130,7 @@ def _main(
   embedding = f"{decoder_lm.PREFIXES[newer]}embed_tokens.weight"
   ties = {vocabulary.HEAD: embedding} if cfg.backbone.tie_embeddings else {}
   shapes = layout.shapes(lambda: build(made, nnx.Rngs(0)))
-  fields = _fields(cfg, names)
+  fields = _fields(cfg, names, files.json("config.json"))
   return layout.Part("model", "", layout.MAIN, modules, shapes, LEFTOVERS, ties, fields)
 
 
@@ -171,7 +175,9 @@ def differences(cfg: Config) -> list[str]:
   ]
 
 
-def _fields(cfg: Config, names: Collection[str]) -> tuple[layout.Field, ...]:
+def _fields(
+  cfg: Config, names: Collection[str], values: Mapping[str, Any]
+) -> tuple[layout.Field, ...]:
   """What config.json and tiny.json say about the tensors of the main files."""
   newer = any(name.startswith(decoder_lm.PREFIXES[1]) for name in names)
   lm, vis, pre = decoder_lm.PREFIXES[newer], qwen_vision.PREFIXES[newer], "model.dit.model."
@@ -217,7 +223,12 @@ def _fields(cfg: Config, names: Collection[str]) -> tuple[layout.Field, ...]:
   for module, lines in told.items():
     file = "tiny.json dit (or the release)" if module == "denoiser" else "config.json"
     for name, value, tensor, axis in lines:
-      out.append(layout.Field(f"{file} {name}", value, tensor, axis, module))
+      group, _, field = name.rpartition(" ")
+      place = values.get(group or "text_config", {} if group else values)
+      tables = (qwen_files.TEXT_DEFAULTS, qwen_files.VISION_DEFAULTS)
+      absent = field not in place and any(field in table for table in tables)
+      told = f"{file} {name}{ABSENT if absent and module in QWEN else ''}"
+      out.append(layout.Field(told, value, tensor, axis, module))
   if cfg.target == "features":
     where = "tiny.json eva (or the release)"
     found = features_files.fields(cfg.features.tower, features_files.PREFIX, where)

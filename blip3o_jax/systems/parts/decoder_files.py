@@ -119,7 +119,7 @@ def _part(files: layout.Files, kind: str, folder: str) -> layout.Part:
   path = files.directory / folder / "config.json"
   if not path.is_file():
     raise FileNotFoundError(f"{path.parent}: no config.json")
-  values = files.json(f"{folder}/config.json")
+  values = files.json(str(Path(folder) / "config.json"))
   if kind == "unet":
     cfg = diffusers_files.unet_config(values)
     shapes = layout.shapes(lambda: unet.UNet(cfg, rngs=nnx.Rngs(0)), "unet/")

@@ -96,7 +96,7 @@ KINDS: dict[str, tuple[Callable[[Path], object], str]] = {
   "config that is no JSON": (lambda s: (s / "config.json").write_text("{"), "not valid JSON"),
   "config without a field": (
     lambda s: checkpoints.edit(s / "config.json", num_hidden_layers=None),
-    "lacks the field 'num_hidden_layers'",
+    r"num_hidden_layers \(left out, its class's default\) is 80, but the tensors have 3",
   ),
   "no weights": (
     lambda s: [p.unlink() for p in s.glob("model*")],
@@ -160,7 +160,10 @@ KINDS: dict[str, tuple[Callable[[Path], object], str]] = {
     "config.json num_hidden_layers is 4, but the tensors have 3",
   ),
   "generator unlike the release's": (
-    lambda s: (s / "tiny.json").unlink(),
+    lambda s: [
+      (s / "tiny.json").unlink(),
+      checkpoints.edit(s / "config.json", gen_hidden_size=None),
+    ],
     r"tiny.json dit \(or the release\) dim is 1792, but .*patch_embedder.proj.weight is \(64, 48",
   ),
   "UNet unlike its config": (

@@ -296,7 +296,7 @@ def test_a_default_that_the_tensors_contradict(tmp_path, capsys):
   folder = model(tmp_path / "model")
   change(folder / CONFIG, vocab_size=GONE)
   assert cli.main(["chat", "hello", "--model", str(folder)]) == 1
-  assert "config.json vocab_size is 152064, but" in capsys.readouterr().err
+  assert "vocab_size (left out, its class's default) is 152064, but" in capsys.readouterr().err
 
 
 def test_every_command_says_which_model_it_is(tmp_path, capsys):
