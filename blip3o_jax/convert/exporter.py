@@ -73,7 +73,7 @@ def run(
 
   Raises:
     FileNotFoundError, FileExistsError, ValueError, OSError: before anything is written, but for a
-      disk that others fill meanwhile.
+      disk that others fill meanwhile and a cast that overflows; nothing is left then.
   """
   code, limit = importer.dtype_code(dtype), manifest.parse_size(max_shard_size)
   source = Path(source)

@@ -47,7 +47,8 @@ def run(
 
   Raises:
     FileNotFoundError, FileExistsError, ValueError, OSError: what is wrong with source or output is
-      found before anything is written, but for a disk that others fill meanwhile.
+      found before anything is written, but for a disk that others fill meanwhile and a cast that
+      overflows; nothing is left of the output then.
   """
   kind = dtype_code(dtype)
   place = files.Place(Path(output), Path(source))

@@ -17,7 +17,10 @@ from blip3o_jax.weights.table import Reader
 from blip3o_jax.weights.table import Shape
 
 # A word of a table or prefix that holds an average of the model's parameters.
-AVERAGE = re.compile(r"(\w+_)?(ema|swa|avg|averaged?|shadow)(_\w+)?")
+AVERAGE = re.compile(
+  r"(\w+_)?(ema|swa|avg|averaged?|shadow)"
+  r"(_(model|module|net|network|unet|state|state_dict|params|weights))?"
+)
 # Keys under which files keep the model itself; also prefixes of flat files.
 MODEL = ("state_dict", "model_state_dict", "model", "module", "online_model")
 # What wrappers put before all names (DDP, DeepSpeed, peft), and wherever they stand (compiled,
