@@ -159,7 +159,9 @@ class Resized(Reader):
 
   def __init__(self, tensors: Reader, after: int, known: int):
     self.files, self.index = tensors.files, tensors.index
-    self.absent, self.hidden = tensors.absent, tensors.hidden
+    self.absent = tensors.absent
+    # The files' tables are not those here, so sums of the files' sizes hold no more.
+    self.hidden = tensors.hidden + sum(map(_changes, tensors))
     self.chosen, self.notes = tensors.chosen, tensors.notes
     self._tensors, self._after, self._known = tensors, after, known
 

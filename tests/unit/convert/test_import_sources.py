@@ -85,6 +85,8 @@ def test_plain_qwen_gets_the_vocabulary(tmp_path, said, tied):
   assert written["additional_special_tokens"] == ["[IMG]", "[/IMG]", "<image>"]
   again = checkpoints.tensors(back(tmp_path / "out", tmp_path / "back"))
   assert again["model.embed_tokens.weight"].tobytes() == table.tobytes()
+  index = json.loads((tmp_path / "back" / "model.safetensors.index.json").read_text())
+  assert index["metadata"]["total_size"] == sum(v.nbytes for v in again.values())
 
 
 def test_a_vocabulary_that_grows(tmp_path, said):
