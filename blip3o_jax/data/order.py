@@ -103,8 +103,8 @@ class Order:
     said = repr((self._batch, self._seed, self._shuffle, more)).encode()
     digest = hashlib.blake2b(said, digest_size=16)
     for members in self._members:
-      digest.update(np.int64(len(members)))
-      digest.update(np.ascontiguousarray(members, "<i8"))
+      digest.update(b"%d:" % len(members))
+      digest.update(members.astype("<i8").tobytes())
     return digest.hexdigest()
 
   def _epoch_of(self, step: int) -> tuple[int, int]:

@@ -255,7 +255,7 @@ class Pipeline:
 
   @functools.cached_property
   def _fingerprint(self) -> str:
-    places = hashlib.blake2b(np.ascontiguousarray(self.source.places(), "<i8")).hexdigest()
+    places = hashlib.blake2b(self.source.places().astype("<i8").tobytes()).hexdigest()
     return self._order.fingerprint(*(part.fingerprint for part in self._parts), places)
 
   def _marked(self, seen: np.ndarray) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import os
 from pathlib import Path
 import tarfile
+from typing import Any
 from typing import BinaryIO
 from typing import NamedTuple
 
@@ -217,14 +218,15 @@ def _places(stream: BinaryIO, end: int, leave: Leave) -> Iterator[tuple[str, Pla
       while (member := tar.next()) is not None:
         tar.members = []  # type: ignore[attr-defined]  # or it would keep every header
         name = member.name.removeprefix("./")
-        stored = sum(size for _, size in member.sparse) if member.issparse() else member.size  # type: ignore[attr-defined]
+        holes: Any = member.sparse  # (offset, size) of what lies between them
+        stored = member.size if holes is None else sum(size for _, size in holes)
         if member.isreg() and member.offset_data + stored > end:
           raise tarfile.ReadError(f"{name} needs byte {member.offset_data + stored}")
         position = tar.offset  # type: ignore[attr-defined]
         place: Place | None = None
         if member.isreg():
-          sparse = member.issparse()
-          place = Place(member.offset if sparse else member.offset_data, member.size, sparse)
+          begin = member.offset_data if holes is None else member.offset
+          place = Place(begin, member.size, holes is not None)
         elif member.islnk():  # how GNU tar writes the second name of a file
           place = places.get(member.linkname.removeprefix("./"))
         if place is not None:

@@ -74,7 +74,7 @@ class TarSource:
     for tar, first, end in zip(self._tars, bounds[:-1], bounds[1:], strict=True):
       digest = hashlib.blake2b(b"\0".join(index["key"][first:end].tolist()), digest_size=16)
       for name in ("offset", "size"):
-        digest.update(np.ascontiguousarray(index[name][first:end]))
+        digest.update(index[name][first:end].astype("<i8").tobytes())
       out.append(Part(tar, end - first, digest.hexdigest()))
     return out
 
