@@ -213,7 +213,7 @@ class Pipeline:
       "parts": [dataclasses.astuple(part) for part in self._parts],
       "order": self._fingerprint,
       "leg": begun | {"seen": self._marked(leg.seen)},
-      **{name: getattr(self.cfg, name) for name in ("batch", "seed", "shuffle", "buckets")},
+      **self._choices(),
     }
 
   def resume(self, found: Mapping[str, Any], step: int) -> str:
@@ -235,10 +235,8 @@ class Pipeline:
     seen = self._marks(found["seen"], before)
     self._order.begin(Leg(step, found["samples"], found["epoch"], seen))
     changes = orders.differences(before, self._parts)
-    for name in ("batch", "seed", "shuffle", "buckets"):
-      old, new = found[name], getattr(self.cfg, name)
-      if old != (list(new) if isinstance(new, tuple) else new):
-        changes.append(f"{name} {old} -> {new}")
+    choices = self._choices().items()
+    changes += [f"{name} {found[name]} -> {new}" for name, new in choices if found[name] != new]
     had, steps = int(seen.sum()), self._order.steps_left
     left = len(self.source) - had
     over = left - steps * self.cfg.batch
@@ -248,6 +246,12 @@ class Pipeline:
       f"{len(self.source)} records, which do not come again in it, and goes on with the other "
       f"{left} in {steps} steps" + (f", {over} of them left over" if over else "")
     )
+
+  def _choices(self) -> dict[str, Any]:
+    """The fields that decide the order, as JSON gives them back."""
+    cfg = self.cfg
+    shown = {"batch": cfg.batch, "seed": cfg.seed, "shuffle": cfg.shuffle}
+    return shown | {"buckets": list(cfg.buckets)}
 
   @functools.cached_property
   def _parts(self) -> list[Part]:
