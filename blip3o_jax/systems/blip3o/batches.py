@@ -8,6 +8,7 @@ and shrunk where the prompt has no room for them, with a warning.
 from collections.abc import Mapping
 from collections.abc import Sequence
 import math
+import operator
 import re
 from typing import Any
 
@@ -20,6 +21,7 @@ from blip3o_jax.data import images as pictures
 from blip3o_jax.data.text import chat
 from blip3o_jax.data.text import mrope
 from blip3o_jax.data.text.tokenizer import Tokenizer
+from blip3o_jax.diffusion import flow
 from blip3o_jax.models import qwen_vision
 from blip3o_jax.systems.blip3o import prompts
 from blip3o_jax.systems.blip3o import released
@@ -32,6 +34,8 @@ PICTURE_BUCKETS = (64, 160, 448, 1024, 2048, 4096)
 CHAT_BUCKETS = (32, 64, 160, 512, 1024, 2048, 4096)
 PATCHES = 16  # the fewest that a picture is padded to
 UNLIMITED = 1 << 30
+# Both samplers visit times of tables of 1000; the language model was trained on 32768 positions.
+MOST = {"steps": flow.TRAIN_STEPS, "pixel_steps": flow.TRAIN_STEPS, "length": 32_768}
 
 Picture = Image.Image | np.ndarray
 
@@ -239,3 +243,18 @@ def images_of(
     None if image is None else pictures.rgb(image, f"image {i + 1}")
     for i, image in enumerate(values)
   ]
+
+
+def check_numbers(least: int, **numbers: float) -> None:
+  """Raises ValueError for a number below `least`, above its `MOST`, or none at all."""
+  for name, value in numbers.items():
+    whole = name not in ("scale", "temperature")
+    most = MOST.get(name, math.inf)
+    try:
+      number = operator.index(value) if whole else value + 0.0  # type: ignore[arg-type]
+    except TypeError:
+      number = math.nan
+    if not least <= number <= most or number == math.inf:
+      kind = "a whole number" if whole else "a finite number"
+      limit = f"{least} or more" if most == math.inf else f"{least} to {most}"
+      raise ValueError(f"{name} {value!r}: expected {kind}, {limit}")

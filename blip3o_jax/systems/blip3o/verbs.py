@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from concurrent import futures
 import functools
-import math
-import operator
 from pathlib import Path
 from typing import Any
 from typing import Literal
@@ -43,8 +41,6 @@ from blip3o_jax.train import checkpoint
 
 VERBS = ("generate", "chat", "reconstruct")
 Sampler = Literal["euler", "heun"]
-# Both samplers visit times of tables of 1000; the language model was trained on 32768 positions.
-MOST = {"steps": flow.TRAIN_STEPS, "pixel_steps": flow.TRAIN_STEPS, "length": 32_768}
 
 
 class Model:
@@ -110,7 +106,7 @@ class Model:
     """The padded prompt and the seeds of what is asked for, all of it checked; see `features`."""
     if sampler not in get_args(Sampler):
       raise ValueError(f"sampler {sampler!r}: expected one of {', '.join(get_args(Sampler))}")
-    _check(0, steps=steps, scale=scale, max_pixels=max_pixels)
+    batches.check_numbers(0, steps=steps, scale=scale, max_pixels=max_pixels)
     prompt, noise = self._batches.drawing(texts, images, max_pixels), seed_arrays.words(seeds)
     if len(texts) != len(noise):
       raise ValueError(f"{len(texts)} prompts but {len(noise)} seeds")
@@ -148,7 +144,7 @@ class Model:
     those of `features`.
     """
     decoder = self._painter()  # before any long work
-    _check(0, pixel_steps=pixel_steps)
+    batches.check_numbers(0, pixel_steps=pixel_steps)
     prompt, noise = self._asked(texts, seeds, **options)
     drawing = {name: options[name] for name in ("steps", "scale", "sampler") if name in options}
     with futures.ThreadPoolExecutor(1) as beside:  # the programs that paint compile meanwhile
@@ -178,7 +174,7 @@ class Model:
     Args, Raises: as `features`; what `generate` returns is a list of pictures.
     """
     self._painter()
-    _check(0, pixel_steps=pixel_steps)
+    batches.check_numbers(0, pixel_steps=pixel_steps)
     if len(seed_arrays.words(seeds)) != len(batches.images_of(images, None, "image")):
       raise ValueError(f"{len(images)} images but {len(seeds)} seeds")
     null = None
@@ -224,7 +220,7 @@ class Model:
       ValueError: a model without a pixel decoder; features of another shape, or not finite; others
         as in `features`.
     """
-    _check(0, pixel_steps=pixel_steps)
+    batches.check_numbers(0, pixel_steps=pixel_steps)
     shape = (self.cfg.grid, self.cfg.grid, self.cfg.channels)
     features = np.asarray(features, np.float32)
     if features.shape[1:] != shape or not len(features) or not np.isfinite(features).all():
@@ -278,8 +274,8 @@ class Model:
         finite.
     """
     cfg, limits = self.cfg, limits or decoding.Limits()
-    _check(1, length=length)
-    _check(0, temperature=temperature, max_pixels=max_pixels)
+    batches.check_numbers(1, length=length)
+    batches.check_numbers(0, temperature=temperature, max_pixels=max_pixels)
     (words,) = seed_arrays.words([seed])
     prompt = self._batches.asking(questions, images, max_pixels)
     rules = decoding.rules(
@@ -304,21 +300,6 @@ class Model:
     ids = row.tolist()
     stop = min([ids.index(e) for e in self._ends() if e in ids], default=len(ids))
     return self.tokenizer.decode(ids[:stop]).strip()
-
-
-def _check(least: int, **numbers: float) -> None:
-  """Raises ValueError for a number below `least`, above its `MOST`, or none at all."""
-  for name, value in numbers.items():
-    whole = name not in ("scale", "temperature")
-    most = MOST.get(name, math.inf)
-    try:
-      number = operator.index(value) if whole else value + 0.0  # type: ignore[arg-type]
-    except TypeError:
-      number = math.nan
-    if not least <= number <= most or number == math.inf:
-      kind = "a whole number" if whole else "a finite number"
-      limit = f"{least} or more" if most == math.inf else f"{least} to {most}"
-      raise ValueError(f"{name} {value!r}: expected {kind}, {limit}")
 
 
 @functools.partial(jax.jit, static_argnums=5)
