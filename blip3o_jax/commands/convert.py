@@ -16,6 +16,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing here computes; a machin
 
 from blip3o_jax.convert import exporter
 from blip3o_jax.convert import importer
+from blip3o_jax.convert.source import Take
+from blip3o_jax.weights import hashes
 from blip3o_jax.weights import hub
 
 
@@ -37,11 +39,10 @@ def _import(args: argparse.Namespace) -> None:
   importer.run(
     hub.local_directory(args.source, pickles=args.allow_pickle),
     args.output,
+    Take(args.allow_pickle, [name for name in args.only.split(",") if name], args.weights),
     dtype=args.dtype,
-    allow_pickle=args.allow_pickle,
     vocab_size=args.vocab_size,
-    only=[name for name in args.only.split(",") if name],
-    weights=args.weights,
+    algorithm=args.hash,
     say=_say,
   )
 
@@ -88,6 +89,12 @@ def _describe(parser: argparse.ArgumentParser) -> None:
     default="",
     metavar="NAME",
     help="of files that hold several tables: ema, module, ... (default the model's own)",
+  )
+  bring.add_argument(
+    "--hash",
+    choices=tuple(hashes.ALGORITHMS),
+    default=hashes.DEFAULT,
+    help="of the fingerprints: sha256 for a run that knows its weights by it (default %(default)s)",
   )
   bring.set_defaults(run=_import)
   give = _verb(

@@ -192,7 +192,7 @@ def _write(
 
 
 def _blocks(piece: _Piece, leaves: Leaves) -> Iterator[tuple[int, np.ndarray]]:
-  """(place in the file, bytes in PyTorch's layout) of a piece, block by block."""
+  """(place in the file, bytes in PyTorch's layout) of a piece, some rows at a time."""
   target, dtype = piece.target, safetensors.DTYPES[piece.code]
   stacked = target.layer is not None
   shape, perm = leaves[piece.path], target.perm
@@ -201,18 +201,18 @@ def _blocks(piece: _Piece, leaves: Leaves) -> Iterator[tuple[int, np.ndarray]]:
   row_bytes = math.prod(target.shape[1:]) * dtype.itemsize
   step = store.block_shape(shape, dtype.itemsize, stacked=stacked, split=split)[split]
   back = tuple(int(i) for i in np.argsort(perm))
-  for start in range(0, rows, step):
-    stop = min(start + step, rows)
-    index = [slice(0, n) for n in shape]
-    index[split] = slice(start, stop)
-    if target.layer is not None:
-      index[0] = slice(target.layer, target.layer + 1)
+  index = [slice(0, n) for n in shape]
+  if target.layer is not None:
+    index[0] = slice(target.layer, target.layer + 1)
+  for part in stream.tiles(rows, row_bytes, step):
+    index[split] = part
     values = leaves.read(piece.path, tuple(index))
     values = stream.transpose(values[0] if stacked else values, back)
     values = np.ascontiguousarray(values)
     if values.dtype != dtype:
       values = table.cast(piece.tensor, values, dtype)
-    yield piece.begin + (piece.number * rows + start) * row_bytes, values.reshape(-1).view(np.uint8)
+    place = piece.begin + (piece.number * rows + part.start) * row_bytes
+    yield place, values.reshape(-1).view(np.uint8)
 
 
 def _licences(found: runs.Found, say: files.Say) -> str:

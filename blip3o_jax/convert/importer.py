@@ -15,6 +15,7 @@ from blip3o_jax.convert import licences
 from blip3o_jax.convert import manifest
 from blip3o_jax.convert import source as origins
 from blip3o_jax.systems.parts.opened import Opened
+from blip3o_jax.weights import hashes
 from blip3o_jax.weights import safetensors
 from blip3o_jax.weights import store
 from blip3o_jax.weights import stream
@@ -28,22 +29,20 @@ Plan = dict[str, table.Source]
 def run(
   source: str | Path,
   output: str | Path,
+  take: origins.Take = origins.ALL,
   *,
   dtype: str = "",
-  allow_pickle: bool = False,
   vocab_size: str = "auto",
-  only: Sequence[str] = (),
-  weights: str = "",
+  algorithm: str = hashes.DEFAULT,
   say: files.Say = print,
 ) -> dict[str, Any]:
   """Converts a directory; returns the manifest that is written beside the arrays.
 
   Args:
-    source: see `source.look`. output: must not exist, or be empty.
+    source, take: see `source.look`. output: must not exist, or be empty.
     dtype: of all floating parameters; "" keeps what is stored. vocab_size: rows of the
-      table, "keep" or "auto", see `layout.Layout`. only: components to take.
-    weights: the table to take of files that hold several, such as "ema"; "" is the model itself.
-    say: takes lines about what is done.
+      table, "keep" or "auto", see `layout.Layout`.
+    algorithm: of the fingerprints, see `hashes`. say: takes lines about what is done.
 
   Raises:
     FileNotFoundError, FileExistsError, ValueError, OSError: what is wrong with source or output is
@@ -51,8 +50,9 @@ def run(
       overflows; nothing is left of the output then.
   """
   kind = dtype_code(dtype)
+  hashes.new(algorithm)
   place = files.Place(Path(output), Path(source))
-  found = origins.look(source, allow_pickle=allow_pickle, only=only, weights=weights)
+  found = origins.look(source, take)
   for note in found.notes:
     say(note)
   parts, plans, change = _changed(found, vocab_size, say)
@@ -71,13 +71,13 @@ def run(
     if change is not None:
       change.write(folder)
     components = systems.SYSTEMS[found.system].COMPONENTS
-    results = _write(
-      folder / store.FOLDER, work, components, files.Progress("imported", total, say)
-    )
-    out = manifest.make(found, list(zip(work, results, strict=True)), cast=kind, tied=tied)
+    progress = files.Progress("imported", total, say)
+    results = _write(folder / store.FOLDER, work, components, algorithm, progress)
+    done = list(zip(work, results, strict=True))
+    out = manifest.make(found, done, algorithm=algorithm, cast=kind, tied=tied)
     out["dropped"] = {family: count for family, (count, _) in dropped.items()}
     out["changes"] = {"dtype": dtype} if dtype else {}
-    out["changes"] |= {"weights": weights} if weights else {}
+    out["changes"] |= {"weights": take.weights} if take.weights else {}
     out["changes"] |= {"vocab_size": dataclasses.asdict(change)} if change else {}
     (folder / store.MANIFEST).write_text(json.dumps(out, indent=1) + "\n")
   for name, count in out["not_finite"].items():
@@ -150,6 +150,7 @@ def _write(
   folder: Path,
   work: Sequence[stream.Piece],
   components: Mapping[str, str],
+  algorithm: str,
   progress: files.Progress,
 ) -> list[stream.Result]:
   """Writes all components, the pieces in the order given."""
@@ -164,7 +165,7 @@ def _write(
       writers[name].add(piece.path, piece.shape, piece.dtype, piece.block)
 
   def copy(piece: stream.Piece) -> stream.Result:
-    result = stream.copy(piece, writers[components[piece.module]])
+    result = stream.copy(piece, writers[components[piece.module]], algorithm)
     progress.add(piece.count * piece.dtype.itemsize)
     return result
 

@@ -43,15 +43,16 @@ def make(
   found: Found,
   done: Sequence[tuple[stream.Piece, stream.Result]],
   *,
+  algorithm: str,
   cast: str,
   tied: Sequence[str],
 ) -> dict[str, Any]:
   """The manifest of a finished conversion, JSON-ready.
 
   Args:
-    found: the source. done: all pieces and what came of them. cast: a dtype of
-      `safetensors.DTYPES` that all were cast to, or "". tied: heads that equal the embedding, and
-      are not stored.
+    found: the source. done: all pieces and what came of them. algorithm: of their digests. cast: a
+      dtype of `safetensors.DTYPES` that all were cast to, or "". tied: heads that equal the
+      embedding, and are not stored.
   """
   system = systems.SYSTEMS[found.system]
   components: dict[str, dict[str, Any]] = {}
@@ -76,7 +77,7 @@ def make(
     line = (piece.path, piece.layer, piece.dtype, piece.torch_shape, result.digest)
     told.setdefault(name, []).append(line)
   for name, facts in components.items():
-    facts["fingerprint"] = stream.fingerprint(told[name])
+    facts["fingerprint"] = stream.fingerprint(told[name], algorithm)
     facts["licence"] = dataclasses.asdict(system.licence(name, found.cfg, facts["parameters"]))
   parts: dict[int, tuple[Any, set[str]]] = {}
   for piece, _ in done:
@@ -334,7 +335,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
   rows: list[tuple[str, ...]] = [COLUMNS]
   for name, facts in found["components"].items():
     told = licences.label(facts["licence"]) if "licence" in facts else ""
-    rows.append((name, *_numbers(facts), told, facts.get("fingerprint", "")[:16]))
+    rows.append((name, *_numbers(facts), told, facts.get("fingerprint", "")[:23]))
   total: dict[str, Any] = {"leaves": 0, "parameters": 0, "bytes": 0, "dtypes": {}}
   for facts in found["components"].values():
     for key in ("leaves", "parameters", "bytes"):

@@ -47,18 +47,25 @@ class Found:
     return self.layout.cfg
 
 
-def look(
-  directory: str | Path,
-  *,
-  allow_pickle: bool = False,
-  only: Sequence[str] = (),
-  weights: str = "",
-) -> Found:
-  """Looks through a source directory.
+@dataclasses.dataclass(frozen=True)
+class Take:
+  """What of a directory is taken.
 
-  Args:
+  Attributes:
     allow_pickle: read `.bin` files where there are no others. only: components to take; all.
-    weights: the table to take of files that hold several; "" is the model itself.
+    weights: the table to take of files that hold several, such as "ema"; "" is the model itself.
+  """
+
+  allow_pickle: bool = False
+  only: Sequence[str] = ()
+  weights: str = ""
+
+
+ALL = Take()
+
+
+def look(directory: str | Path, take: Take = ALL) -> Found:
+  """Looks through a source directory.
 
   Raises:
     FileNotFoundError: no directory, or one without weights. ValueError: a directory of no system, a
@@ -66,7 +73,7 @@ def look(
       name.
     WeightsError: tensors or sizes that do not fit, all of them.
   """
-  directory = Path(directory)
+  directory, only, weights = Path(directory), take.only, take.weights
   name = systems.of(directory)
   system = systems.SYSTEMS[name]
   known = list(dict.fromkeys(system.COMPONENTS.values()))
@@ -76,7 +83,7 @@ def look(
   modules = None
   if only and set(only) != set(known):
     modules = {module for module, part in system.COMPONENTS.items() if part in only}
-  files = layout.Files(directory, allow_pickle=allow_pickle, weights=weights)
+  files = layout.Files(directory, allow_pickle=take.allow_pickle, weights=weights)
   files, described = opened.described(system, files, modules)
   taken = [p for p in described.parts if modules is None or modules & set(p.modules)]
   found = [opened.take(system, files, part, modules) for part in taken]

@@ -13,16 +13,17 @@ time, in any order and by several threads, and a reader maps a block and touches
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
-import hashlib
 import itertools
 import json
 import math
 from pathlib import Path
+import threading
 from typing import Any
 
 from ml_dtypes import bfloat16
 import numpy as np
 
+from blip3o_jax.weights import hashes
 from blip3o_jax.weights.table import Index
 from blip3o_jax.weights.table import Shape
 
@@ -31,6 +32,9 @@ MANIFEST = "converted.json"
 FOLDER = "weights"
 # Large enough that files are few, small enough that some of them in memory are nothing.
 BLOCK_BYTES = 32 * 2**20
+# Of a call that writes. For more at once the kernel takes pages of 2 MB, which a virtual machine
+# hands back to its host when they lie idle: to get them again costs a second a gigabyte.
+PIECE_BYTES = 2**18
 
 
 def is_converted(directory: str | Path) -> bool:
@@ -63,9 +67,9 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
 
 
 def fingerprint(manifest: Mapping[str, Any]) -> str:
-  """One hash of all components' bytes, from a manifest."""
+  """One hash of all components' bytes, from a manifest, of the algorithm that theirs are of."""
   parts = sorted((name, facts["fingerprint"]) for name, facts in manifest["components"].items())
-  return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+  return hashes.named(hashes.algorithm(parts[0][1]), json.dumps(parts).encode())
 
 
 def block_shape(shape: Shape, itemsize: int, *, stacked: bool, split: int) -> Shape:
@@ -168,6 +172,7 @@ class Arrays(Mapping[str, Shape]):
     self.manifest = read_manifest(directory)
     asked = None if modules is None else set(modules)
     self._homes: dict[str, Path] = {}
+    self._held = threading.local()  # the block that a thread looked into last
     self._facts: dict[str, tuple[Shape, Shape, np.dtype]] = {}
     for name in self.manifest["components"]:
       self._open(self.directory / FOLDER / name, asked)
@@ -242,6 +247,8 @@ class Arrays(Mapping[str, Shape]):
     return out
 
   def _map(self, path: str, cell: Shape) -> np.ndarray:
+    if getattr(self._held, "key", None) == (path, cell):
+      return self._held.values
     _, block, dtype = self._facts[path]
     file = self._homes[path] / _key(cell)
     wanted = math.prod(block) * dtype.itemsize
@@ -249,7 +256,9 @@ class Arrays(Mapping[str, Shape]):
     if size != wanted:
       what = "absent" if size < 0 else f"truncated or damaged, {size} bytes where {wanted} belong"
       raise ValueError(f"{file}: {what}; a block of the parameter {path}")
-    return np.memmap(file, dtype, "r", shape=block) if block else np.fromfile(file, dtype)[0]
+    found = np.memmap(file, dtype, "r", shape=block) if block else np.fromfile(file, dtype)[0]
+    self._held.key, self._held.values = (path, cell), found
+    return found
 
 
 def _name(path: str) -> str:
@@ -263,7 +272,7 @@ def _key(cell: Shape) -> str:
 
 
 def write_all(handle: Any, data: np.ndarray) -> None:
-  """Writes all bytes; a call may write fewer than it was given."""
+  """Writes all bytes, some at a time; a call may write fewer than it was given."""
   left = memoryview(data)  # type: ignore[arg-type]
   while left:
-    left = left[handle.write(left) :]
+    left = left[handle.write(left[:PIECE_BYTES]) :]

@@ -1,7 +1,8 @@
 """Weights as a stream of pieces: one layer of one parameter, copied block by block.
 
-A block is read in PyTorch's layout (mapped, so only when touched), cast, hashed, looked through for
-values that are no numbers, transposed and written. A thread holds three blocks at the most.
+A block is read in PyTorch's layout (mapped, so only when touched) some rows at a time. While a
+processor's cache holds these they are cast, hashed, looked through for values that are no numbers,
+and transposed to their place in the block that is then written. A thread holds one such block.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,6 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 import dataclasses
-import hashlib
 import math
 import os
 from typing import Any
@@ -22,6 +22,7 @@ from ml_dtypes import bfloat16
 import numpy as np
 
 from blip3o_jax import trees
+from blip3o_jax.weights import hashes
 from blip3o_jax.weights import safetensors
 from blip3o_jax.weights import store
 from blip3o_jax.weights import table
@@ -29,7 +30,12 @@ from blip3o_jax.weights.table import Shape
 
 T = TypeVar("T")
 R = TypeVar("R")
-TILE = 64  # columns that are transposed together: what a processor's cache holds
+# What a processor's cache holds: columns that are transposed together, and rows (or bytes, where
+# these are more) that are visited together. Fewer rows would be written in pieces too short.
+TILE = 64
+ROWS, BYTES = 256, 2**20
+# Bits of the exponents of 2-byte numbers; all are ones in what is no number.
+EXPONENTS = {np.dtype(bfloat16): 0x7F80, np.dtype(np.float16): 0x7C00}
 
 
 class Part(Protocol):
@@ -142,7 +148,7 @@ def is_float(dtype: np.dtype) -> bool:
 
 
 def blocks(piece: Piece) -> Iterator[tuple[int, np.ndarray]]:
-  """(first row, block) of a piece in PyTorch's layout, contiguous, in the piece's dtype."""
+  """(first row, block) of a piece in PyTorch's layout, as stored; mapped where the file is."""
   step = piece.block[piece.source.perm.index(0) + (piece.layer is not None)]
   rows, *rest = piece.torch_shape
   view = piece.part.tensors.view(piece.tensor) if piece.tensor else None
@@ -152,22 +158,39 @@ def blocks(piece: Piece) -> Iterator[tuple[int, np.ndarray]]:
     if view is None:
       yield start, np.zeros((stop - start, *rest), piece.dtype)
     else:
-      index = (slice(skip + start, skip + stop), *(slice(0, n) for n in rest))
-      block = np.ascontiguousarray(view[index])
-      if block.dtype != piece.dtype:
-        block = table.cast(piece.tensor, block, piece.dtype)
-      yield start, block
+      yield start, view[(slice(skip + start, skip + stop), *(slice(0, n) for n in rest))]
 
 
-def copy(piece: Piece, writer: store.Writer) -> Result:
-  """Writes a piece, hashing it and counting what is no number on the way."""
-  digest, odd = hashlib.sha256(), 0
+def tiles(rows: int, row_bytes: int, block: int) -> Iterator[slice]:
+  """Rows that are visited together: of one block, some hundreds or some that make a megabyte."""
+  step = max(ROWS, BYTES // max(row_bytes, 1))
+  for first in range(0, rows, block):
+    last = min(first + block, rows)
+    for start in range(first, last, step):
+      yield slice(start, min(start + step, last))
+
+
+def copy(piece: Piece, writer: store.Writer, algorithm: str) -> Result:
+  """Writes a piece, hashing it and counting what is no number on the way.
+
+  Args:
+    algorithm: of `hashes`.
+  """
+  digest, odd = hashes.new(algorithm), 0
+  perm, axis = piece.source.perm, piece.source.perm.index(0)
   for start, block in blocks(piece):
-    digest.update(block.reshape(-1).view(np.uint8).data)
-    odd += count_odd(block)
-    values = transpose(block, piece.source.perm)
+    stays = block.dtype == piece.dtype and perm == tuple(range(len(perm)))
+    values = block if stays else np.empty([block.shape[p] for p in perm], piece.dtype)
+    for rows in tiles(len(block), block[:1].nbytes, len(block)):
+      tile = np.ascontiguousarray(block[rows])
+      if tile.dtype != piece.dtype:
+        tile = table.cast(piece.tensor, tile, piece.dtype)
+      digest.update(tile.reshape(-1).view(np.uint8).data)
+      odd += count_odd(tile)
+      if not stays:
+        values[(*[slice(None)] * axis, rows)] = transpose(tile, perm)
     begin = [0] * values.ndim
-    begin[piece.source.perm.index(0)] = start
+    begin[axis] = start
     if piece.layer is not None:
       values, begin = values[None], [piece.layer, *begin]
     writer.write(piece.path, tuple(begin), values)
@@ -179,6 +202,15 @@ def transpose(values: np.ndarray, perm: Sequence[int]) -> np.ndarray:
   view = np.transpose(values, perm)
   if view.flags.c_contiguous:
     return view
+  last = values.ndim - 1
+  if perm[0] == last and last > 1:  # whole rows first, so that no short dim comes to be the last
+    rows = np.ascontiguousarray(np.transpose(values, (*perm[1:], last)))
+    return transpose(rows.reshape(-1, rows.shape[-1]), (1, 0)).reshape(view.shape)
+  if last == 1 and values.strides[0] % 512 == 0:
+    # Rows so far apart compete for the same few lines of a cache; some space between them helps.
+    apart = np.empty((len(values), values.shape[1] + TILE), values.dtype)[:, : values.shape[1]]
+    apart[...] = values
+    view = np.transpose(apart, perm)
   out = np.empty(view.shape, view.dtype)
   for i in range(0, view.shape[-1], TILE):
     out[..., i : i + TILE] = view[..., i : i + TILE]
@@ -187,15 +219,19 @@ def transpose(values: np.ndarray, perm: Sequence[int]) -> np.ndarray:
 
 def count_odd(values: np.ndarray) -> int:
   """How many values are NaN or infinite."""
-  if values.dtype == bfloat16:  # by its bits: an exponent of ones
-    bits = values.view(np.uint16)
-    return int(np.count_nonzero((bits & np.uint16(0x7FFF)) >= np.uint16(0x7F80)))
-  if not is_float(values.dtype):
+  if not is_float(values.dtype) or not values.size:
     return 0
+  if values.dtype in EXPONENTS:  # by their bits: the largest of either sign, seldom more
+    ones = EXPONENTS[values.dtype]
+    if values.view(np.int16).max() < ones and values.view(np.uint16).max() < 0x8000 | ones:
+      return 0
+    return int(np.count_nonzero((values.view(np.uint16) & np.uint16(ones)) == ones))
   return values.size - int(np.count_nonzero(np.isfinite(values)))
 
 
-def fingerprint(pieces: Sequence[tuple[str, int | None, np.dtype, Shape, str]]) -> str:
+def fingerprint(
+  pieces: Sequence[tuple[str, int | None, np.dtype, Shape, str]], algorithm: str
+) -> str:
   """A component's hash, from (path, layer, dtype, PyTorch's shape, digest) of all its pieces.
 
   It depends on names and bytes alone, not on how files or blocks were cut.
@@ -204,7 +240,7 @@ def fingerprint(pieces: Sequence[tuple[str, int | None, np.dtype, Shape, str]]) 
     f"{path}[{'' if i is None else i}] {safetensors.NAMES[dtype]} {list(shape)} {digest}"
     for path, i, dtype, shape, digest in pieces
   )
-  return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+  return hashes.named(algorithm, "\n".join(lines).encode())
 
 
 def in_parallel(copy: Callable[[T], R], work: Iterable[T], *, alone: bool = False) -> list[R]:

@@ -7,8 +7,6 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from flax import nnx
-
 from blip3o_jax import trees
 from blip3o_jax.systems.blip3o import released
 from blip3o_jax.systems.blip3o import sizes
@@ -129,7 +127,7 @@ def _main(
   newer = any(name.startswith(decoder_lm.PREFIXES[1]) for name in names)
   embedding = f"{decoder_lm.PREFIXES[newer]}embed_tokens.weight"
   ties = {vocabulary.HEAD: embedding} if cfg.backbone.tie_embeddings else {}
-  shapes = layout.shapes(lambda: build(made, nnx.Rngs(0)))
+  shapes = layout.shapes(lambda rngs: build(made, rngs))
   fields = _fields(cfg, names, files.json("config.json"))
   return layout.Part("model", "", layout.MAIN, modules, shapes, LEFTOVERS, ties, fields)
 

@@ -11,8 +11,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from flax import nnx
-
 from blip3o_jax import trees
 from blip3o_jax.models import autoencoder
 from blip3o_jax.models import unet
@@ -122,10 +120,10 @@ def _part(files: layout.Files, kind: str, folder: str) -> layout.Part:
   values = files.json(str(Path(folder) / "config.json"))
   if kind == "unet":
     cfg = diffusers_files.unet_config(values)
-    shapes = layout.shapes(lambda: unet.UNet(cfg, rngs=nnx.Rngs(0)), "unet/")
+    shapes = layout.shapes(lambda rngs: unet.UNet(cfg, rngs=rngs), "unet/")
     return layout.Part(kind, folder, (STEM,), (kind,), shapes, fields=_unet_fields(cfg))
   sizes = diffusers_files.vae_config(values)
-  shapes = layout.shapes(lambda: autoencoder.Autoencoder(sizes, rngs=nnx.Rngs(0)), "autoencoder/")
+  shapes = layout.shapes(lambda rngs: autoencoder.Autoencoder(sizes, rngs=rngs), "autoencoder/")
   return layout.Part(kind, folder, (STEM,), (kind,), shapes, fields=_vae_fields(sizes))
 
 

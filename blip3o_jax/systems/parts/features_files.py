@@ -7,8 +7,6 @@ import dataclasses
 import re
 from typing import Any
 
-from flax import nnx
-
 from blip3o_jax.layers import Dtype
 from blip3o_jax.models import eva_vit
 from blip3o_jax.systems.parts import known
@@ -122,7 +120,7 @@ def part_alone(files: layout.Files) -> layout.Part:
 def part(files: layout.Files, folder: str, cfg: eva_vit.Config, where: str) -> layout.Part:
   """The part of a tower in files of its own, or of a CLIP; `where` tells its sizes."""
   prefix = _prefix(files.names(folder))
-  shapes = layout.shapes(lambda: eva_vit.EvaVit(cfg, rngs=nnx.Rngs(0)), "encoder/tower/")
+  shapes = layout.shapes(lambda rngs: eva_vit.EvaVit(cfg, rngs=rngs), "encoder/tower/")
   left = NOT_READ if prefix else {}
   told = fields(cfg, prefix, where)
   return layout.Part(ALONE, folder, layout.MAIN, ("encoder",), shapes, left, fields=told)

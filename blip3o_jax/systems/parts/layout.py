@@ -20,6 +20,7 @@ from typing import Protocol
 from flax import nnx
 
 from blip3o_jax import files
+from blip3o_jax import layers
 from blip3o_jax import trees
 from blip3o_jax.weights import pickles
 from blip3o_jax.weights import safetensors
@@ -241,12 +242,14 @@ class Describes(Protocol):
     """See `systems.System`."""
 
 
-def shapes(make: Callable[[], nnx.Module], prefix: str = "") -> Callable[[], dict[str, Shape]]:
+def shapes(
+  make: Callable[[nnx.Rngs], nnx.Module], prefix: str = ""
+) -> Callable[[], dict[str, Shape]]:
   """When called, {prefix + path: shape} of a module's parameters; nothing is allocated."""
 
   @functools.cache
   def traced() -> dict[str, Shape]:
-    state = nnx.state(nnx.eval_shape(make))
+    state = nnx.state(layers.abstract(make))
     flat = trees.flatten(nnx.to_pure_dict(state))
     return {prefix + path: tuple(v.shape) for path, v in flat.items()}
 

@@ -31,6 +31,7 @@ from blip3o_jax.systems.parts import opened
 from blip3o_jax.systems.parts import others
 from blip3o_jax.systems.parts.network import Network
 from blip3o_jax.train import checkpoint
+from blip3o_jax.weights import hashes
 from blip3o_jax.weights import store
 from blip3o_jax.weights.table import Index
 from blip3o_jax.weights.table import WeightsError
@@ -139,8 +140,9 @@ def recorded(run: epath.PathLike, record: dict[str, Any]) -> list[Source]:
       raise FileNotFoundError(f"{run}: its frozen weights came from {facts['path']}, which is gone")
     fields = {k: v for k, v in facts.items() if k != "relative"}
     source = Source(**{**fields, "path": str(path)})
-    if source.sha and source.sha != fingerprint(path):
-      raise ValueError(f"{run}: its frozen weights came from {path}, whose files changed since")
+    if source.sha and source.sha != (now := fingerprint(path)):
+      how = hashes.difference(source.sha, now)
+      raise ValueError(f"{run}: its frozen weights came from {path}, {how}")
     out.append(source)
   return out
 

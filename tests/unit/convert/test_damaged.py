@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from blip3o_jax.convert import importer
+from blip3o_jax.convert.source import Take
 from blip3o_jax.systems.parts import diffusers_files
 
 INDEX = "model.safetensors.index.json"
@@ -240,7 +241,7 @@ def test_a_pickle_of_something_else(tmp_path, what, message):
   path = tower_of(tmp_path)
   save_pickle(path, what)
   with pytest.raises(ValueError, match=message):
-    importer.run(path.parent, tmp_path / "out", allow_pickle=True, say=quiet)
+    importer.run(path.parent, tmp_path / "out", take=Take(allow_pickle=True), say=quiet)
   assert not path.with_name("ran").exists()
 
 
@@ -250,7 +251,7 @@ def test_a_truncated_pickle(tmp_path):
   path = tower_of(tmp_path)
   shorten(path, 5000)
   with pytest.raises(ValueError, match=r"pytorch_model\.bin: not a file of weights alone"):
-    importer.run(path.parent, tmp_path / "out", allow_pickle=True, say=quiet)
+    importer.run(path.parent, tmp_path / "out", take=Take(allow_pickle=True), say=quiet)
 
 
 @pytest.mark.parametrize("file", ["../x.bin", "/x.bin"])
@@ -259,4 +260,4 @@ def test_an_index_of_pickles_that_leaves_the_directory(tmp_path, file):
   text = json.dumps({"weight_map": {"cls_token": file}})
   path.with_name("pytorch_model.bin.index.json").write_text(text)
   with pytest.raises(ValueError, match="points outside the directory"):
-    importer.run(path.parent, tmp_path / "out", allow_pickle=True, say=quiet)
+    importer.run(path.parent, tmp_path / "out", take=Take(allow_pickle=True), say=quiet)

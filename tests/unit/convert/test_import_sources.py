@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from blip3o_jax.convert import exporter
 from blip3o_jax.convert import importer
 from blip3o_jax.convert import licences
+from blip3o_jax.convert.source import Take
 from blip3o_jax.data.text.tokenizer import Tokenizer
 from blip3o_jax.systems import blip3o
 from blip3o_jax.systems.blip3o import released
@@ -156,7 +157,7 @@ def test_the_tower_alone_in_a_pickle(converted, tmp_path, said):
   with pytest.raises(ValueError, match=r"pytorch_model\.bin: a pickle.*--allow-pickle"):
     bring(source, tmp_path / "no", said)
   pytest.importorskip("torch")
-  arrays = bring(source, tmp_path / "out", said, allow_pickle=True)
+  arrays = bring(source, tmp_path / "out", said, take=Take(allow_pickle=True))
   prints = [
     store.read_manifest(d)["components"]["encoder"]["fingerprint"]
     for d in (converted, tmp_path / "out")
@@ -262,10 +263,10 @@ def test_the_leftover_autoencoder_is_dropped_and_said(tmp_path, said):
 
 
 def test_some_components_alone(tmp_path, said):
-  arrays = bring(TINY, tmp_path / "out", said, only=["generation", "unet"])
+  arrays = bring(TINY, tmp_path / "out", said, take=Take(only=["generation", "unet"]))
   assert set(arrays.manifest["components"]) == {"generation", "unet"}
   with pytest.raises(ValueError, match="'dit' is no component; there are backbone, visual"):
-    bring(TINY, tmp_path / "no", said, only=["dit"])
+    bring(TINY, tmp_path / "no", said, take=Take(only=["dit"]))
 
 
 def test_licences_travel(tmp_path, said):

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+import re
 
 import checkpoints
 from ml_dtypes import bfloat16
@@ -14,10 +15,14 @@ from blip3o_jax.convert import exporter
 from blip3o_jax.convert import importer
 from blip3o_jax.systems.blip3o import verbs
 from blip3o_jax.systems.parts import diffusers_files
+from blip3o_jax.weights import hashes
 from blip3o_jax.weights import store
 from blip3o_jax.weights import stream
 
 TINY = checkpoints.TINY
+# Of the same files, as the first conversions hashed them.
+SHA256_OF_GENERATION = "42a7e113065dac9572154d499ec70f04254f7f7ba9bffc534bb34642117d3eea"
+SHA256_OF_ALL = "ac25f6842d565615252da8a162d921f56f63fb712a59ed4070ce2c9c96464675"
 DECODER = (diffusers_files.FOLDER, ("unet", "vae"))
 
 
@@ -169,9 +174,51 @@ def test_odd_values_of_every_dtype(dtype):
     assert stream.count_odd(values) == 3
 
 
-@pytest.mark.parametrize("perm", [(1, 0), (2, 3, 1, 0), (1, 2, 3, 4, 0), (0, 1), (0,)])
-def test_transposes(perm):
-  values = np.random.default_rng(0).normal(size=[70, 33, 3, 2, 4][: len(perm)])
-  found = stream.transpose(values, perm)
-  assert found.flags.c_contiguous
-  np.testing.assert_array_equal(found, np.transpose(values, perm))
+@pytest.mark.parametrize(
+  "perm",
+  [(1, 0), (2, 3, 1, 0), (3, 2, 0, 1), (1, 2, 3, 4, 0), (4, 0, 1, 2, 3), (0, 2, 1), (0, 1), (0,)],
+)
+@pytest.mark.parametrize("dtype", [np.float64, bfloat16])
+def test_transposes(perm, dtype):
+  drawn = np.random.default_rng(0).normal(size=[70, 33, 3, 2, 4][: len(perm)])
+  wide = np.zeros((*drawn.shape[:-1], 256))
+  wide[..., : drawn.shape[-1]] = drawn
+  values = drawn.astype(dtype)
+  for given in (values, wide.astype(dtype)[..., : drawn.shape[-1]]):  # whole, and a part of rows
+    found = stream.transpose(given, perm)
+    assert found.flags.c_contiguous
+    np.testing.assert_array_equal(found, np.transpose(values, perm))
+
+
+@pytest.mark.parametrize("dtype", ["", "float16"])
+def test_blocks_of_many_visits(tmp_path, monkeypatch, dtype):
+  """A few rows at a time: every tensor comes back, and the fingerprints stay."""
+  before = importer.run(TINY, tmp_path / "whole", dtype=dtype, say=quiet)
+  monkeypatch.setattr(store, "BLOCK_BYTES", 30000)
+  monkeypatch.setattr(store, "PIECE_BYTES", 1000)
+  monkeypatch.setattr(stream, "ROWS", 3)
+  monkeypatch.setattr(stream, "BYTES", 200)
+  record = importer.run(TINY, tmp_path / "converted", dtype=dtype, say=quiet)
+  assert store.fingerprint(record) == store.fingerprint(before)
+  one, two = (
+    export(tmp_path / "whole", tmp_path / "a"),
+    export(tmp_path / "converted", tmp_path / "b"),
+  )
+  checkpoints.same_tensors(one, two)
+  if not dtype:
+    checkpoints.same_tensors(TINY, two)
+
+
+def test_a_fingerprint_says_which_hash_it_is(converted, tmp_path):
+  """Those of earlier manifests are SHA-256 without a name; an import can still make them."""
+  now = store.read_manifest(converted)
+  record = importer.run(TINY, tmp_path / "old", algorithm="sha256", say=quiet)
+  assert record["components"]["generation"]["fingerprint"] == SHA256_OF_GENERATION
+  assert store.fingerprint(record) == SHA256_OF_ALL
+  assert hashes.algorithm(store.fingerprint(record)) == "sha256"
+  for text in (store.fingerprint(now), now["components"]["generation"]["fingerprint"]):
+    assert re.fullmatch("blake3:[0-9a-f]{64}", text)
+    assert hashes.algorithm(text) == "blake3"
+  with pytest.raises(ValueError, match="hash 'md5': expected one of blake3, sha256"):
+    importer.run(TINY, tmp_path / "no", algorithm="md5", say=quiet)
+  assert not (tmp_path / "no").exists()
