@@ -22,6 +22,7 @@ choose_python() {
   local candidate
   if [ -n "${PYTHON:-}" ]; then
     python_version "$PYTHON" >/dev/null && { echo "$PYTHON"; return; }
+    "$PYTHON" -c 'import ensurepip, sys, venv; print(sys.version)' >&2  # what it has to say
     echo "PYTHON=$PYTHON: not a Python of 3.11 or newer that can make an environment" >&2
     return 1
   fi

@@ -106,7 +106,7 @@ def every_phase(options: argparse.Namespace, work: Path, kind: frozen_parts.Kind
   print(f"finished in {now / 60:.1f} minutes")
   print(quickstart.summary(report))
   print(f"report: {work / 'report.html'}\nnumbers: {work / 'report.json'}")
-  print(f'draw more: .venv/bin/blip3o generate "a red circle" --model {work / "model"}')
+  print(f'draw more: blip3o generate "a red circle" --model {work / "model"}')
   return 0
 
 
@@ -176,6 +176,8 @@ class Lane:
     log.parent.mkdir(exist_ok=True)
     # One simulated device a core: each takes its share of the batch.
     flags = f"--xla_force_host_platform_device_count={len(self.cores)}"
+    if "--debug" in self.options:  # most of a rehearsal is the compiler
+      flags += " --xla_backend_optimization_level=0"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
     environment["BLIP3O_TRACEBACK"] = "1"  # the log of a stage has the whole of what went wrong
     # Large pages for large arrays, where glibc knows of it: 1.12 times the language model's steps.

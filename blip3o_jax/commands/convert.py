@@ -76,7 +76,8 @@ def _describe(parser: argparse.ArgumentParser) -> None:
     "--vocab-size",
     default="auto",
     metavar="ROWS",
-    help="a number, keep, or auto: a plain Qwen2.5-VL gets BLIP3-o's tokens (default)",
+    help="of the token embedding: a number, keep, or auto (default): a plain Qwen2.5-VL gets the "
+    "151668 rows that BLIP3-o's tokens need, anything else keeps its own",
   )
   bring.add_argument(
     "--only",

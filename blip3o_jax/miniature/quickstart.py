@@ -56,7 +56,7 @@ DEBUG = {
   "data.records": 64,
   "eval_data.records": 64,
 }
-DEBUG_AMOUNTS = dict(words=400, whiten=64, probe=1, asked=2)
+DEBUG_AMOUNTS = dict(words=400, whiten=64, probe=1, asked=2, alike=2)
 
 
 def one_stage(name: str, work: Path, configs: Path, *, debug: bool = False) -> None:

@@ -48,7 +48,7 @@ def score(work: Path, amounts: stages.Amounts = stages.ALL) -> dict[str, Any]:
   count = amounts.asked
   numbers, dialogues = _understanding(work, model, count)
   asked = scores.test_prompts(count)
-  numbers["generation"], images = _generation(model, asked)
+  numbers["generation"], images = _generation(model, asked, amounts.alike)
   _save_images(work / "images", asked, images)
   first = [i for i in range(len(asked)) if i % count < COLUMNS]
   page.sheet(*_marked(asked, images, first), min(COLUMNS, count)).save(work / "drawings.png")
@@ -82,7 +82,7 @@ def draw_pretrained(work: Path, amounts: stages.Amounts = stages.ALL) -> dict[st
 def compare(work: Path, amounts: stages.Amounts = stages.ALL) -> dict[str, Any]:
   """Scores the shipped generator on the prompts and seeds of `score`: scores/shipped.json."""
   asked = scores.test_prompts(amounts.asked)
-  drawn, images = _generation(verbs.load(shipped.directory()), asked)
+  drawn, images = _generation(verbs.load(shipped.directory()), asked, amounts.alike)
   drawn["pretrained"] = shipped.card()["scores"]["generation"]["pretrained"]
   pictures = {SHIPPED: _drawings(asked, images, amounts.asked)}
   _leave(work, "shipped", {"shipped": {"generation": drawn}}, pictures)
@@ -136,13 +136,15 @@ def _understanding(
   return {"understanding": numbers}, dialogues
 
 
-def _generation(model: verbs.Model, asked: Prompts) -> tuple[dict[str, Any], np.ndarray]:
+def _generation(
+  model: verbs.Model, asked: Prompts, alike: int
+) -> tuple[dict[str, Any], np.ndarray]:
   """Rates by category and of unseen combinations, the diversity; and the pictures."""
   drawn, images = scores.generation(model, asked)
   out: dict[str, Any] = {_name(name): value for name, value in drawn.items()}
   out["unseen_combinations"] = out.pop("unseen")
   varied = [shapes.test_prompts(c)[i] for c in shapes.CATEGORIES for i in range(2)]
-  out["diversity"], out["diversity_of_data"] = scores.diversity(model, varied)
+  out["diversity"], out["diversity_of_data"] = scores.diversity(model, varied, alike)
   return out, images
 
 

@@ -42,12 +42,14 @@ class Amounts:
     words: scenes whose texts train the tokenizer. whiten: scenes that measure the whitening.
     probe: drawings a category that choose what to tune on.
     asked: test questions a kind, prompts a category, and pictures to reconstruct.
+    alike: drawings of one prompt that measure how they differ, 2 or more.
   """
 
   words: int = 4000
   whiten: int = 6000
   probe: int = 40
   asked: int = 100
+  alike: int = 8
 
 
 ALL = Amounts()

@@ -1,6 +1,6 @@
 """From a config to everything that a run needs before it has arrays, and to its compiled step.
 
-The loop trains what `prepare` sets up, and `tools/plan.py` compiles it for devices that are not
+The loop trains what `prepare` sets up, and `blip3o plan` compiles it for devices that are not
 there: the plan is the step, not a copy of it.
 """
 

@@ -98,7 +98,7 @@ class Files:
       if paths and not self.allow_pickle:
         raise ValueError(
           f"{paths[0]}: a pickle, which can run code when it is read; convert it once with "
-          "tools/convert.py import --allow-pickle, which reads its tensors (and only tensors), or "
+          "blip3o convert import --allow-pickle, which reads its tensors (and only tensors), or "
           "fetch safetensors"
         )
       if paths:
