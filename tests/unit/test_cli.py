@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,8 @@ import pytest
 
 import blip3o_jax
 from blip3o_jax import cli
+from blip3o_jax.data import shapes
+from blip3o_jax.data.shapes import scenes
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -152,3 +155,48 @@ def test_a_file_comes_before_a_name(tmp_path, capsys, monkeypatch):
   file.write_text(text)
   assert cli.main(["train", f"--config={file}:1", f"--workdir={tmp_path}", "--show"]) == 0
   assert capsys.readouterr().out == "--config.x='1'\n"
+
+
+DOCS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_docs_type_the_command_one_way(path):
+  text = path.read_text()
+  assert ".venv/bin/blip3o" not in text
+  for tool in WRAPPERS:
+    assert f"tools/{tool}.py" not in text
+
+
+def test_readme_says_what_the_miniature_knows():
+  """The words of the embedded set, and its questions with the words of one picture in them."""
+  text = (ROOT / "README.md").read_text()
+  for word in (*shapes.COLORS, *shapes.SHAPES, *scenes.RELATIONS):
+    assert word in text.partition("### What the miniature knows")[2], word
+  found = set(re.findall(r"`((?:how|what|is|where)[^`]*\?)`", text))
+  put = [
+    (rf"\b({'|'.join(shapes.COLORS)})\b", "C"),
+    (rf"\b({'|'.join(shapes.SHAPES)})(s|es)?\b", "S"),
+  ]
+
+  def form(question: str) -> str:
+    for pattern, word in put:
+      question = re.sub(pattern, word, question)
+    if question.startswith("where"):  # the three names of an object
+      question = re.sub("the (C object|C S|S)", "the S", question)
+    return question
+
+  asked = [shapes.question_at(0, i, "test", kind) for kind in shapes.KINDS for i in range(60)]
+  assert {form(q) for q in found} == {form(q.question) for q in asked}
+
+
+def test_the_launch_scripts_show_what_an_interpreter_said(tmp_path):
+  shim = tmp_path / "python3.11"
+  shim.write_text("#!/bin/sh\necho 'shim: 3.11 is not installed' >&2\nexit 127\n")
+  shim.chmod(0o755)
+  script = f"PYTHON={shim}; . launch/environment.sh; choose_python"
+  done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 1
+  said = done.stderr.splitlines()
+  assert said[0] == "shim: 3.11 is not installed"
+  assert said[1].startswith(f"PYTHON={shim}: not a Python of 3.11")
