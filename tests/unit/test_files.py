@@ -69,3 +69,11 @@ def test_written_files_may_be_read_by_whom_the_umask_says(tmp_path, umask):
 def test_what_stands_in_place_of_a_file(data, said):
   assert files.stranger(data).startswith(said)
   assert bool(files.stranger(data)) == bool(said)
+
+
+def test_nulls_are_absent_at_any_depth(tmp_path):
+  (tmp_path / "a.json").write_text('{"a": null, "b": {"c": null, "d": [1, {"e": null}]}}')
+  assert files.read_json(tmp_path / "a.json") == {"b": {"d": [1, {}]}}
+  (tmp_path / "a.json").write_text('{"a": 1,}')
+  with pytest.raises(ValueError, match=r"a\.json: not valid JSON"):
+    files.read_json(tmp_path / "a.json")

@@ -225,8 +225,8 @@ def _fields(
       place = values.get(group or "text_config", {} if group else values)
       tables = (qwen_files.TEXT_DEFAULTS, qwen_files.VISION_DEFAULTS)
       absent = field not in place and any(field in table for table in tables)
-      shown = f"{file} {name}{ABSENT if absent and module in QWEN else ''}"
-      out.append(layout.Field(shown, value, tensor, axis, module))
+      label = f"{file} {name}{ABSENT if absent and module in QWEN else ''}"
+      out.append(layout.Field(label, value, tensor, axis, module))
   if cfg.target == "features":
     where = "tiny.json eva (or the release)"
     found = features_files.fields(cfg.features.tower, features_files.PREFIX, where)

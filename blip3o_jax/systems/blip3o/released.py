@@ -197,11 +197,9 @@ def _config(values: Json, tiny: Json, where: str, dtype: layers.Dtype) -> Config
       f"{where}: gen_vision_tower {given['gen_vision_tower']!r} is not built, only an EVA tower, "
       f"{EVA}..."
     )
-  if given.get("gen_hidden_size", tower.dim) != tower.dim:
-    raise ValueError(
-      f"{where}: gen_hidden_size {given['gen_hidden_size']}, but the EVA tower (of tiny.json, or "
-      f"the release's) has width {tower.dim}"
-    )
+  # Without sizes of the tower the release's stand, which the tensors are held against.
+  width = given.get("gen_hidden_size") if "eva" in tiny else None
+  _agreed("gen_hidden_size", width, tower.dim, where)
   return Config(
     backbone=backbone,
     visual=visual,

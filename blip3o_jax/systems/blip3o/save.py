@@ -206,9 +206,10 @@ def write_json(cfg: Config, export: layout.Export, folder: Path, tokenizer: Path
   if not same or found.get("model_type") != wanted["model_type"]:
     keys = OWN if same else wanted
     path.write_text(json.dumps({**found, **{k: wanted[k] for k in keys}}, indent=2) + "\n")
-  if told() != mine:
+  path = folder / "tiny.json"
+  if (path.is_file() and not same) or told() != mine:  # an older one may contradict the new sizes
     tiny = released.tiny_json(cfg, released.read_settings(folder), special_ids(ids))
-    (folder / "tiny.json").write_text(json.dumps(tiny, indent=2) + "\n")
+    path.write_text(json.dumps(tiny, indent=2) + "\n")
   if (lost := told()) != mine:
     odd = [k for k in mine if lost[k] != mine[k]]
     raise ValueError(f"config.json and tiny.json cannot tell the run's {', '.join(odd)}")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from blip3o_jax import files
+from blip3o_jax.systems.blip3o import released
 from blip3o_jax.systems.blip3o.model import Config
 from blip3o_jax.systems.blip3o.prompts import SPECIAL
 from blip3o_jax.systems.parts.opened import Opened
@@ -96,12 +97,16 @@ def wanted(directory: Path, cfg: Config, plain: bool, asked: str) -> Change | No
       tokens gets them, and as many rows as its tokenizer then has ids; anything else is kept.
 
   Raises:
-    ValueError: a number that does not fit.
+    ValueError: a number that does not fit; ids of config.json that are not the tokenizer's.
   """
+  backend = _backend(directory)
+  if backend is not None:
+    ids = {name: backend.token_to_id(SPECIAL[name]) for name in released.TOKENS.values()}
+    if None not in ids.values():
+      released.check_tokens(directory, ids)
   if asked == "keep" or (asked == "auto" and not plain):
     return None
   before = cfg.backbone.vocab_size
-  backend = _backend(directory)
   if asked == "auto" and backend is None:
     return None
   missing: tuple[str, ...] = ()

@@ -136,7 +136,7 @@ def text_config(values: Mapping[str, Any], where: str, dtype: Dtype) -> decoder_
   rope = ROPE.check(f"{place} {name}", group.get(name, {}))
   if "mrope_section" not in rope:
     raise ValueError(f"{place}: {name} lacks mrope_section, the rotary frequencies of each axis")
-  text = TEXT_DEFAULTS | group
+  text: Json = TEXT_DEFAULTS | group
   heads = text["num_attention_heads"]
   # Some versions of transformers write it in one place, some in the other.
   tied = any(group.get("tie_word_embeddings", False) for group in (values, group))
@@ -149,7 +149,7 @@ def text_config(values: Mapping[str, Any], where: str, dtype: Dtype) -> decoder_
       kv_heads=text["num_key_value_heads"],
       head_dim=text.get("head_dim") or text["hidden_size"] // heads,
       mlp_dim=text["intermediate_size"],
-      rope_theta=float(rope["rope_theta"] if "rope_theta" in rope else text["rope_theta"]),
+      rope_theta=float(rope.get("rope_theta") or text["rope_theta"]),
       mrope_section=tuple(rope["mrope_section"]),
       norm_eps=text["rms_norm_eps"],
       tie_embeddings=tied,
