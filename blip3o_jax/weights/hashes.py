@@ -32,9 +32,14 @@ def named(algorithm: str, data: bytes) -> str:
   return digest.hexdigest() if algorithm == "sha256" else f"{algorithm}:{digest.hexdigest()}"
 
 
+def algorithm(text: str) -> str:
+  """Of which algorithm such a text is."""
+  return text.rpartition(":")[0] or "sha256"
+
+
 def difference(before: str, now: str) -> str:
   """Why the hash of a directory's weights is not the one that was recorded, in words."""
-  first, second = (text.rpartition(":")[0] or "sha256" for text in (before, now))
+  first, second = algorithm(before), algorithm(now)
   if first == second:
     return "whose files changed since"
   return (

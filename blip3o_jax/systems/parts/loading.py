@@ -114,11 +114,7 @@ def resolve(entries: Sequence[str]) -> list[Source]:
 
 
 def check(entries: Sequence[str]) -> None:
-  """Refuses those of `init_from` that are here and are no use, before anything long.
-
-  Raises:
-    ValueError: see `others.check`.
-  """
+  """Refuses those of `init_from` that are here and are no use (`others.check`: ValueError)."""
   for entry in entries:
     path = entry.partition("#")[0]
     if Path(path).is_dir():
@@ -141,8 +137,8 @@ def recorded(run: epath.PathLike, record: dict[str, Any]) -> list[Source]:
     fields = {k: v for k, v in facts.items() if k != "relative"}
     source = Source(**{**fields, "path": str(path)})
     if source.sha and source.sha != (now := fingerprint(path)):
-      how = hashes.difference(source.sha, now)
-      raise ValueError(f"{run}: its frozen weights came from {path}, {how}")
+      why = hashes.difference(source.sha, now)
+      raise ValueError(f"{run}: its frozen weights came from {path}, {why}")
     out.append(source)
   return out
 

@@ -227,9 +227,8 @@ def test_a_model_of_transformers_5_with_nulls_loads_as_the_older_one(tmp_path):
   change(folder / PICTURES, size__shortest_edge=3136, do_center_crop=None)
   found = blip3o_jax.load(folder, verb="chat")
   assert found.cfg == released.read(TINY, "float32")[0]
-  asked = found._batches.asking(["what is it?"], [Image.new("RGB", (336, 224))])
-  places = int((asked["tokens"] == found.cfg.image_token).sum())
-  assert places == 12 * 18 // 4  # transformers 5.24 of the same file
+  tokens = found._batches.asking(["what is it?"], [Image.new("RGB", (336, 224))])["tokens"]
+  assert int((tokens == found.cfg.image_token).sum()) == 12 * 18 // 4  # as transformers 5.24
 
 
 LIMITS = [  # (fields, or GONE for no file; limits; grid of a picture of 336 x 224)
@@ -361,7 +360,7 @@ def test_what_import_refuses_before_it_writes(tmp_path, capsys):
     assert command("convert")("import", "--source", folder, "--output", tmp_path / "out") == 1
     err = capsys.readouterr().err
     assert words in err, err
-    assert err.splitlines()[-1].startswith("error: "), err
+    assert err.splitlines()[-1].startswith("blip3o convert: "), err
   assert not (tmp_path / "out").exists()
 
 
