@@ -112,7 +112,7 @@ class System:
     if not self.recognises(files):
       return layout.Layout(None, ())
     cfg = config.build(self.Config, files.json("config.json")["cloth"], f"{files.directory}: cloth")
-    shapes = layout.shapes(lambda: Quilt(cfg, nnx.Rngs(0)))
+    shapes = layout.shapes(lambda rngs: Quilt(cfg, rngs))
     return layout.Layout(cfg, (layout.Part("all", "", ("quilt",), (*self.COMPONENTS,), shapes),))
 
   def rows_of(self, kind, names, home):

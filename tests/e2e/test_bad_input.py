@@ -206,7 +206,8 @@ def test_a_damaged_json(fails, model):
   del values["hidden_size"]
   (model / "config.json").write_text(json.dumps(values))
   found = fails("generate", "a cat", "--model", model)
-  assert "lacks the field 'hidden_size'" in found
+  assert "config.json: mrope_section" in found
+  assert "(left out, so as in its class: hidden_size 8192)" in found
 
 
 def test_an_image_that_cannot_be_decoded(fails, tmp_path):

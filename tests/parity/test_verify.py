@@ -223,7 +223,7 @@ def test_recordings_that_do_not_fit(verify, tmp_path, capsys, changes, message):
   save_file(changed(**changes), file)
   assert verify("--model", TINY, "--recorded", file) == 1
   shown = capsys.readouterr().err
-  assert shown.startswith(f"verify: {file}: ")
+  assert shown.startswith(f"blip3o verify: {file}: ")
   assert message in shown
 
 
@@ -235,7 +235,7 @@ def test_files_that_are_wrong(verify, tmp_path, capsys):
     (("--model", TINY, "--recorded", cut), "cut.safetensors: truncated"),
     (("--model", "/absent", "--recorded", SYSTEM), "/absent: no such directory"),
     (("--model", tmp_path, "--recorded", SYSTEM), "no config.json"),
-    (("--model", tmp_path, "--recorded", DECODER), "no diffusion-decoder/unet"),
+    (("--model", tmp_path, "--recorded", DECODER), "no files of a model that is known"),
     (("--model", TINY, "--recorded", SYSTEM, "--tolerance", "x"), "expected a number"),
   ):
     assert verify(*arguments) == 1

@@ -157,7 +157,10 @@ def text_config(values: Mapping[str, Any], where: str, dtype: Dtype) -> decoder_
       dtype=dtype,
     )
   except ValueError as error:
-    raise ValueError(f"{place}: {error}") from None
+    sizes = ("hidden_size", "num_attention_heads", "num_key_value_heads")
+    left = [f"{name} {text[name]}" for name in sizes if name not in group]
+    unsaid = f" (left out, so as in its class: {', '.join(left)})" if left else ""
+    raise ValueError(f"{place}: {error}{unsaid}") from None
 
 
 def of_text(values: Mapping[str, Any]) -> Json:
