@@ -24,10 +24,12 @@ import numpy as np
 from blip3o_jax import files
 from blip3o_jax import trees
 from blip3o_jax.convert import manifest
+from blip3o_jax.data.text.tokenizer import Tokenizer
 from blip3o_jax.diffusion import eps
 from blip3o_jax.models import autoencoder
 from blip3o_jax.systems import blip3o
 from blip3o_jax.systems import pixels
+from blip3o_jax.systems.blip3o import prompts
 from blip3o_jax.systems.blip3o import released
 from blip3o_jax.systems.blip3o import rows as names
 from blip3o_jax.systems.blip3o import save
@@ -120,6 +122,8 @@ def random_bytes(rng: np.random.Generator, count: int) -> memoryview:
 def make(size: str, output: Path, *, layers: int = 0, shard_size: str = "5GB") -> None:
   """Writes the checkpoint; see the head of this file."""
   cfg, decoder = sizes_of(size, layers)
+  words = Tokenizer.load(TINY, prompts.SPECIAL)
+  cfg = dataclasses.replace(cfg, image_token=words.image_pad)
   limit = manifest.parse_size(shard_size)
   output.mkdir(parents=True)
   params = shapes(lambda: blip3o.build(cfg, nnx.Rngs(0)))
@@ -127,7 +131,8 @@ def make(size: str, output: Path, *, layers: int = 0, shard_size: str = "5GB") -
   tensors = {name: t.shape for name, t in table.targets(rows, params).items()} | leftover(size)
   empty = {"index": None, "files": {}}
   fill(output, tensors, {"stem": "model", **empty}, limit)
-  (output / "config.json").write_text(json.dumps(released.config_json(cfg, eos=151645, pad=151643)))
+  config = released.config_json(cfg, eos=words.im_end, pad=words.pad)
+  (output / "config.json").write_text(json.dumps(config))
   if size == "tiny" or layers:
     tiny = released.tiny_json(cfg, released.Settings(), {})
     (output / "tiny.json").write_text(json.dumps(tiny))
