@@ -114,6 +114,22 @@ def build(cls: type[T], values: Mapping[str, Any], path: str = "config") -> T:
     raise ValueError(f"{path}: {error}") from None
 
 
+def refuse_unread(values: Any, unread: Mapping[str, str]) -> None:
+  """Refuses fields of a dataclass that nothing will read, where they are set.
+
+  Args:
+    unread: {field: why it is not read}.
+
+  Raises:
+    ValueError: a field that is not at its default, by name and value.
+  """
+  for field in dataclasses.fields(values):
+    value = getattr(values, field.name)
+    if field.name in unread and value != field.default:
+      why = unread[field.name]
+      raise ValueError(f"{field.name} {value!r}: {why}, so leave it at {field.default!r}")
+
+
 def parse_arg(arg: str, **spec: Any) -> ConfigDict:
   """Parses the text after ':' of a config path, `"debug,res=448"`, against defaults in `spec`.
 

@@ -19,6 +19,7 @@ from typing import Protocol
 from absl import logging
 import numpy as np
 
+from blip3o_jax import config
 from blip3o_jax.data import order as orders
 from blip3o_jax.data.order import Leg
 from blip3o_jax.data.order import Order
@@ -95,17 +96,12 @@ class Data:
       raise ValueError(f"holdout {self.holdout} is not a share in [0, 1)")
     if self.source == "tars" and self.split not in ("train", "test"):
       raise ValueError(f"split {self.split!r} of a folder of tars: expected 'train' or 'test'")
-    unread = {"shapes"}
-    if self.source == "shapes":
-      unread = {"holdout", "friendly"} | ({"path"} if not self.features else set())
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      if field.name in unread and value != field.default:
-        without = " without features" if field.name == "path" else ""
-        raise ValueError(
-          f"{field.name} {value!r}: source {self.source!r} does not read it{without}, so leave it "
-          f"at {field.default!r}"
-        )
+    fields = ("holdout", "friendly") if self.source == "shapes" else ("shapes",)
+    why = f"source {self.source!r} does not read it"
+    unread = dict.fromkeys(fields, why)
+    if self.source == "shapes" and not self.features:
+      unread["path"] = f"{why} without features"
+    config.refuse_unread(self, unread)
 
   def check_task(self, *known: str) -> None:
     """For a system: raises ValueError for a task that is none of those it has."""

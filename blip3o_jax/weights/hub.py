@@ -3,7 +3,6 @@
 Nothing else in the package reaches for the network.
 """
 
-import json
 import logging
 from pathlib import Path
 import re
@@ -91,11 +90,11 @@ def _missing(snapshot: Path) -> list[str]:
   out = shards.missing(snapshot)
   here = {file.relative_to(snapshot).as_posix() for file in files.walk(snapshot)}
   try:
-    values = json.loads((snapshot / "config.json").read_text())
+    values = files.read_json(snapshot / "config.json", nulls=True)
   except (OSError, ValueError):
-    values = None
+    values = {}
   # A language model has its weights beside its config.json, and a tokenizer.
-  speaks = isinstance(values, dict) and bool({"vocab_size", "text_config"} & set(values))
+  speaks = bool({"vocab_size", "text_config"} & set(values))
   weights = [n for n in here if Path(n).suffix in files.WEIGHTS and not (speaks and "/" in n)]
   if not weights and not out:
     out.append("*.safetensors")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from blip3o_jax import config
 from blip3o_jax.data import shapes
 from blip3o_jax.data.records import Part
 from blip3o_jax.data.records import Record
@@ -88,13 +89,8 @@ class Mixture:
     if not self.questions:
       asked = "descriptions text_questions turns reading seeing places growing kinds"
       unread = tuple(asked.split())
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      if field.name in unread and value != field.default:
-        raise ValueError(
-          f"{field.name} {value!r}: not read with questions {self.questions} and turns "
-          f"{self.turns}, so leave it at {field.default!r}"
-        )
+    why = f"not read with questions {self.questions} and turns {self.turns}"
+    config.refuse_unread(self, dict.fromkeys(unread, why))
     for name, known in (("categories", shapes.CATEGORIES), ("kinds", shapes.KINDS)):
       unknown = set(getattr(self, name)) - set(known)
       if unknown:

@@ -74,9 +74,6 @@ class Opened:
     looked = ", ".join(r.name.replace("{}", "0") for r in self.rows[:2])
     return f"no tensor has a name that is known: of {len(names)} {where}; expected {looked}, ..."
 
-  def _example(self) -> str:
-    return ", ".join(r.name.replace("{}", "0") for r in self.rows[:2])
-
   def leftovers(self) -> list[str]:
     """Names of tensors that no row of the table takes."""
     rx = "|".join(table.pattern(r.name) for r in self.rows)

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from blip3o_jax import files
 from blip3o_jax.data import images
 from blip3o_jax.data.text.tokenizer import Tokenizer
 from blip3o_jax.systems.blip3o import recordings as of_system
@@ -120,7 +121,6 @@ def save(made: Arrays, file: Path) -> None:
   Its metadata say in which order pictures are resized here, for inputs that were pictures.
   """
   file.parent.mkdir(parents=True, exist_ok=True)
-  partial = file.with_name(f".{file.name}.partial")
   arrays = {n: np.asarray(v, order="C") for n, v in sorted(made.items())}
-  safetensors.save(arrays, partial, {"resize": images.RESIZE})
-  partial.replace(file)
+  with files.replacing(file) as partial:
+    safetensors.save(arrays, partial, {"resize": images.RESIZE})
