@@ -77,7 +77,7 @@ def _fetch(name: str, pickles: bool) -> Path:
     ) from error
   if lost := _missing(Path(found)):
     unasked = not pickles and any(file.endswith((".bin", "*.safetensors")) for file in lost)
-    alone = " (pickles are left out without --allow-pickle of tools/convert.py import)"
+    alone = " (pickles are left out without --allow-pickle of blip3o convert import)"
     raise FileNotFoundError(
       f"{name}: the copy in the local cache ({found}) is incomplete, it lacks {', '.join(lost)}"
       f"{alone if unasked else ''}; fetch it again with a connection: hf download {name}. {by_hand}"

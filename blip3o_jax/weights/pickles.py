@@ -196,7 +196,7 @@ def _choose(path: Path, tables: Mapping[str, Named], weights: str) -> tuple[str,
   if len(chosen) != 1:
     raise ValueError(
       f"{path}: several tables of tensors, {', '.join(told[key] for key in tables)}; "
-      "tools/convert.py import --weights NAME takes one"
+      "blip3o convert import --weights NAME takes one"
     )
   key, notes = chosen[0], []
   beside = [told[k] for k in averages if k != key]

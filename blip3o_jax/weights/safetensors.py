@@ -146,7 +146,7 @@ def _read_header(file: Path) -> tuple[dict[str, dict[str, Any]], dict[str, str]]
     if head.startswith(b"PK\x03\x04"):
       raise ValueError(
         f"{file}: no safetensors but a file of torch.save; name it pytorch_model.bin and read it "
-        "with tools/convert.py import --allow-pickle"
+        "with blip3o convert import --allow-pickle"
       )
     if not 0 < length <= size - 8:
       raise ValueError(f"{file}: truncated, or not a safetensors file ({size} bytes)")

@@ -92,7 +92,7 @@ def left_out(averages: Iterable[str]) -> str:
   """Says that averages are not taken, and how they are."""
   return (
     f"beside the model there is an average, {', '.join(averages)}, which is left out; "
-    "tools/convert.py import --weights NAME takes it instead"
+    "blip3o convert import --weights NAME takes it instead"
   )
 
 

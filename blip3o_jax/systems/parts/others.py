@@ -7,7 +7,7 @@ from blip3o_jax.systems.parts import known
 from blip3o_jax.systems.parts import layout
 
 QWEN = (
-  "it can be imported (tools/convert.py import gives it BLIP3-o's tokens) and trained from "
+  "it can be imported (blip3o convert import gives it BLIP3-o's tokens) and trained from "
   "(init_from), but it has no slots, DiT and EVA tower to generate, chat or reconstruct with"
 )
 UNREAD = "this package reads and trains BLIP3-o on Qwen2.5-VL, and nothing of this model"
