@@ -108,6 +108,7 @@ def run(run: Run, system: Any, workdir: epath.PathLike) -> Finished:
     # ---- 6. arrays: resume, or init_from, or fresh -----------------------------------------
     state, frozen, used = first_state(setup, workdir)
     first = int(state.step)
+    asked = stack.enter_context(_sigterm())  # before any record is read, which takes time
     loaded = stack.enter_context(Loader(data, first, cfg.steps))
     batches = iter(stack.enter_context(distributed.Prefetch(loaded, setup.mesh, cfg.batch)))
     head = list(itertools.islice(batches, 1))  # raises for data that cannot be used
@@ -126,7 +127,7 @@ def run(run: Run, system: Any, workdir: epath.PathLike) -> Finished:
     )
     ids = metrics.RecordIds(workdir, first, setup.rows) if cfg.log.record_ids else None
     loop = Loop(Files(workdir, saver, writer, ids), setup, compiled, frozen, data, held_out, sample)
-    state, interrupted = loop(state, itertools.chain(head, batches))
+    state, interrupted = loop(state, itertools.chain(head, batches), asked)
 
     # ---- 9. finish -------------------------------------------------------------------------
     loop.save(state)
@@ -163,12 +164,14 @@ class Loop:
     self.latest: dict[str, metrics.Value] = {}
     self._flops = 0.0
 
-  def __call__(self, state: TrainState, batches: Iterator[Any]) -> tuple[TrainState, bool]:
-    """Runs to the last step, or to a SIGTERM: (state, interrupted)."""
+  def __call__(
+    self, state: TrainState, batches: Iterator[Any], asked: threading.Event
+  ) -> tuple[TrainState, bool]:
+    """Runs to the last step, or until it is `asked` to leave: (state, interrupted)."""
     cfg, log = self.setup.run.train, self.setup.run.train.log
     history: list[Any] = []
     clock = saved = time.monotonic()
-    with _sigterm() as asked, _profile(cfg.profile, self.files.workdir) as trace:
+    with _profile(cfg.profile, self.files.workdir) as trace:
       for index, batch in batches:
         done = index + 1
         trace(index)
