@@ -17,14 +17,18 @@ from typing import cast
 
 from flax import nnx
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
+import numpy as np
 
 from blip3o_jax.sharding import constrain
+from blip3o_jax.sharding import platform
 
 M = TypeVar("M", bound=nnx.Module)
 Dtype = Literal["float32", "bfloat16"]
 Remat = Literal["none", "full", "dots"]
 Initializer = Callable[..., jax.Array]
+KEPT = "kept"  # the name of what remat="dots" keeps
 
 
 class Shapes:
@@ -88,6 +92,7 @@ class Linear(nnx.Linear):
 
   def __call__(self, inputs: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
     rows = super().__call__(inputs.reshape(-1, inputs.shape[-1]), *args, **kwargs)
+    rows = checkpoint_name(rows, KEPT)
     return rows.reshape(*inputs.shape[:-1], rows.shape[-1])
 
 
@@ -274,7 +279,39 @@ class GatedMlp(nnx.Module):
     self.down_proj = linear(mlp_dim, dim, ("mlp", "embed"), **up)
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+    return self.down_proj(gated(self.gate_proj(x), self.up_proj(x)))
+
+
+@jax.custom_vjp
+def gated(gate: jax.Array, up: jax.Array) -> jax.Array:
+  """silu(gate) * up of two float[B, T, F]; keeps for the backward pass just what it multiplies."""
+  return jax.nn.silu(gate) * up
+
+
+def _gated_forward(gate: jax.Array, up: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  wide = gate.astype(jnp.float32)
+  s = jax.nn.sigmoid(wide)
+  slope = up.astype(jnp.float32) * s * (1 + wide * (1 - s))
+  kept = (slope.astype(gate.dtype), (wide * s).astype(gate.dtype))
+  return gated(gate, up), tuple(checkpoint_name(k, KEPT) for k in kept)
+
+
+def _gated_backward(kept: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+  # Stored once: XLA would compute them inside each of the matmuls that read them, for every tile.
+  slope, value = kept
+  return jax.lax.optimization_barrier((g * slope, g * value))
+
+
+gated.defvjp(_gated_forward, _gated_backward)
+
+
+@jax.custom_vjp
+def stored_gradient(x: Any) -> Any:
+  """The identity of a pytree, whose gradient is made once and stored (see `_gated_backward`)."""
+  return x
+
+
+stored_gradient.defvjp(lambda x: (x, None), lambda _, g: (jax.lax.optimization_barrier(g),))
 
 
 def split_heads(x: jax.Array, heads: int) -> jax.Array:
@@ -293,9 +330,45 @@ def rotate_half(x: jax.Array, angles: jax.Array) -> jax.Array:
   Args:
     x: float[B, T, N, H]. angles: float32[B or 1, T, H/2], in radians.
   """
-  cos, sin = (f(angles)[:, :, None, :] for f in (jnp.cos, jnp.sin))
-  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
+  cos, sin = jnp.cos(angles), jnp.sin(angles)
+  cos, sin = (jnp.concatenate(f, -1)[:, :, None, :] for f in ((cos, cos), (-sin, sin)))
+  return turn(x, cos, sin, "halves")
+
+
+def turn(
+  x: jax.Array, cos: jax.Array, sin: jax.Array, partner: Literal["halves", "pairs"]
+) -> jax.Array:
+  """x * cos + partner * sin in float32, each channel with the one that it turns with.
+
+  Args:
+    x: float[..., H]. cos, sin: float32 of shapes that broadcast; `sin` has the signs.
+    partner: of channel i: "halves" i + H/2 (around H), "pairs" the other of 2j and 2j + 1.
+
+  Returns:
+    as x; named, so that a scan may keep it for the backward pass.
+  """
+  other = swap_by_matmul(x, partner) if platform() == "tpu" else swap(x, partner)
+  out = x.astype(jnp.float32) * cos + other.astype(jnp.float32) * sin
+  return checkpoint_name(out.astype(x.dtype), KEPT)
+
+
+def swap(x: jax.Array, partner: Literal["halves", "pairs"]) -> jax.Array:
+  """Each channel's partner (see `turn`), by moving channels."""
+  if partner == "halves":
+    return jnp.roll(x, x.shape[-1] // 2, -1)
+  return x.reshape(*x.shape[:-1], -1, 2)[..., ::-1].reshape(x.shape)
+
+
+def swap_by_matmul(x: jax.Array, partner: Literal["halves", "pairs"]) -> jax.Array:
+  """`swap`, bit for bit, by a matmul with a permutation.
+
+  A TPU's vector units work on rows of 128 channels: to move channels within them takes longer than
+  to multiply.
+  """
+  size = x.shape[-1]
+  order = np.roll(np.arange(size), size // 2) if partner == "halves" else np.arange(size) ^ 1
+  exact = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+  return jnp.dot(x, jnp.asarray(np.eye(size)[:, order], x.dtype), precision=exact)
 
 
 def timestep_embedding(t: jax.Array, dim: int, max_period: float = 10000.0) -> jax.Array:
@@ -326,6 +399,7 @@ def scan(
   xs: Any = (),
   *,
   remat: Remat = "none",
+  count: int | None = None,
 ) -> tuple[Any, Any]:
   """Folds a carry through a stack: `apply(layer, x, *xs_of_layer) -> (x, y)`.
 
@@ -333,7 +407,10 @@ def scan(
     layers: a module from `stack`.
     x: the carry, any pytree of arrays.
     xs: a tuple of arrays with a leading `layers` dim.
-    remat: what the backward pass recomputes: "none", "full" (each layer), "dots" (all but matmuls).
+    remat: what the backward pass recomputes: "none", "full" (each layer), "dots" (all but what
+      linear layers and rotations give, in the compute dtype). "dots" is the quickest where it
+      fits: what "none" keeps beyond it takes longer to write and read than to make again.
+    count: how many of the layers, from the first on; None is all.
 
   Returns:
     The last carry and the stacked ys.
@@ -344,9 +421,21 @@ def scan(
     return apply(layer, carry, *extra)
 
   if remat != "none":
-    policy = None if remat == "full" else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    policy = None if remat == "full" else jax.checkpoint_policies.save_only_these_names(KEPT)
     body = jax.checkpoint(body, policy=policy, prevent_cse=False)
-  return jax.lax.scan(body, x, (layers, tuple(xs)))
+  if count is None:
+    return jax.lax.scan(body, x, (layers, tuple(xs)))
+  # By index: a shorter stack would be a copy of the weights.
+  return jax.lax.scan(
+    lambda carry, item: body(carry, (layer_of(layers, item[0]), item[1])),
+    x,
+    (jnp.arange(count), tuple(xs)),
+  )
+
+
+def layer_of(layers: M, index: int | jax.Array) -> M:
+  """One layer of a `stack`."""
+  return jax.tree.map(lambda p: jax.lax.dynamic_index_in_dim(p, index, keepdims=False), layers)
 
 
 def constrain_tokens(x: jax.Array) -> jax.Array:

@@ -126,6 +126,18 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
   return NamedSharding(mesh, P())
 
 
+def whole(place: NamedSharding) -> NamedSharding:
+  """A parameter's sharding without fsdp: split over `tensor` alone."""
+  spec = P(*("tensor" if entry == "tensor" else None for entry in place.spec))
+  return NamedSharding(place.mesh, spec)
+
+
+def platform() -> str:
+  """Where the program will run: on the mesh in context (it may be a described one), if any."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.default_backend() if device is None else device.platform
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
   """Shards an activation by logical axes; a no-op outside `jax.set_mesh`."""
   if jax.sharding.get_abstract_mesh().empty:

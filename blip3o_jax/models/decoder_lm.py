@@ -164,8 +164,10 @@ class Layer(nnx.Module):
 
   def finish(self, x: jax.Array, mixed: jax.Array) -> jax.Array:
     """The second half: residual of float[B, T, D] with attention's [B, T, N, H], then the MLP."""
-    x = x + self.self_attn.o_proj(merge_heads(mixed))
-    return constrain_tokens(x + self.mlp(self.post_attention_layernorm(x)))
+    x = x + self.self_attn.o_proj(layers.stored_gradient(merge_heads(mixed)))
+    # Stored once: XLA would norm again inside the gate's matmul, for every tile.
+    normed = jax.lax.optimization_barrier(self.post_attention_layernorm(x))
+    return constrain_tokens(x + self.mlp(normed))
 
 
 class DecoderLM(nnx.Module):
@@ -215,25 +217,31 @@ class DecoderLM(nnx.Module):
     Raises:
       ValueError: a length below T.
     """
-    t = x.shape[1]
-    if length < t:
-      raise ValueError(f"a cache of length {length} cannot hold a prompt of {t} positions")
+    x, (k, v) = self._read(x, positions, segments, length, self.cfg.depth)
+    return self.norm(x), _cache(k, v, segments, length)
+
+  def fill(self, x: jax.Array, positions: jax.Array, segments: jax.Array, length: int) -> Cache:
+    """The cache of `prefill` alone: the last layer stops at its keys and values."""
+    last = self.cfg.depth - 1
+    x, kv = self._read(x, positions, segments, length, last)
+    _, *own = layers.layer_of(self.layers, last).project(x, self._angles(positions))
+    k, v = (jnp.concatenate([a, b[None]]) for a, b in zip(kv, own, strict=True))
+    return _cache(k, v, segments, length)
+
+  def _read(
+    self, x: jax.Array, positions: jax.Array, segments: jax.Array, length: int, count: int
+  ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Through `count` layers: float[B, T, D], and keys and values float[count, B, T, K, H]."""
+    if length < x.shape[1]:
+      raise ValueError(f"a cache of length {length} cannot hold a prompt of {x.shape[1]} positions")
     angles = self._angles(positions)
 
     def apply(layer: Layer, x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
       q, k, v = layer.project(x, angles)
       return layer.finish(x, attention(q, k, v, segments=segments, causal=True)), (k, v)
 
-    x, (k, v) = scan(self.layers, constrain_tokens(x), apply, remat=self.cfg.remat)
-    rest = length - t
-    room = ((0, 0), (0, 0), (0, rest), (0, 0), (0, 0))
-    cache = Cache(
-      k=jnp.pad(k, room),
-      v=jnp.pad(v, room),
-      segments=jnp.pad(segments.astype(jnp.int32), ((0, 0), (0, rest))),
-      length=jnp.asarray(t, jnp.int32),
-    )
-    return self.norm(x), cache
+    some = None if count == self.cfg.depth else count
+    return scan(self.layers, constrain_tokens(x), apply, remat=self.cfg.remat, count=some)
 
   def extend(self, x: jax.Array, positions: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
     """Reads t more positions of every row, each seeing the cache and the new ones before it.
@@ -298,6 +306,18 @@ class DecoderLM(nnx.Module):
     else:
       positions = positions[..., None]
     return positions.astype(jnp.float32) * freqs.astype(np.float32)
+
+
+def _cache(k: jax.Array, v: jax.Array, segments: jax.Array, length: int) -> Cache:
+  """A cache of `length` positions that begins with these."""
+  t = segments.shape[1]
+  room = ((0, 0), (0, 0), (0, length - t), (0, 0), (0, 0))
+  return Cache(
+    k=jnp.pad(k, room),
+    v=jnp.pad(v, room),
+    segments=jnp.pad(segments.astype(jnp.int32), ((0, 0), (0, length - t))),
+    length=jnp.asarray(t, jnp.int32),
+  )
 
 
 def plain_positions(segments: jax.Array) -> jax.Array:

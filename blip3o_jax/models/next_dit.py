@@ -125,6 +125,18 @@ class Condition:
   pooled: jax.Array
 
 
+@struct.dataclass
+class Context:
+  """A condition whose keys and values each block makes itself, for a single call.
+
+  Attributes:
+    tokens: float[B, Q, D], the projected condition. pooled: float[B, Dc], its embedded mean.
+  """
+
+  tokens: jax.Array
+  pooled: jax.Array
+
+
 # Where the batch is in each leaf, in the manner of vmap's in_axes.
 BATCH_AXES = Condition(k=1, v=1, pooled=0)  # type: ignore[arg-type]
 
@@ -205,14 +217,17 @@ class Attention(nnx.Module):
       )
     self.heads, self.kv_heads = cfg.heads, cfg.kv_heads
 
-  def query(self, x: jax.Array) -> jax.Array:
-    """float[B, T, D] -> float[B, T, N, H]."""
-    return layers.split_heads(self.norm_q(self.to_q(x)), self.heads)
+  def query(self, x: jax.Array, rotation: Rotation) -> jax.Array:
+    """float[B, T, D] -> float[B, T, N, H], turned."""
+    return layers.split_heads(rotate(self.norm_q(self.to_q(x)), self.heads, rotation), self.heads)
 
-  def keys_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """float[B, S, D] -> two of float[B, S, K, H]."""
-    k = layers.split_heads(self.norm_k(self.to_k(x)), self.kv_heads)
-    return k, layers.split_heads(self.to_v(x), self.kv_heads)
+  def keys_values(
+    self, x: jax.Array, rotation: Rotation | None = None
+  ) -> tuple[jax.Array, jax.Array]:
+    """float[B, S, D] -> two of float[B, S, K, H]; the keys turned by a rotation."""
+    k = self.norm_k(self.to_k(x))
+    k = k if rotation is None else rotate(k, self.kv_heads, rotation)
+    return layers.split_heads(k, self.kv_heads), layers.split_heads(self.to_v(x), self.kv_heads)
 
 
 class FeedForward(nnx.Module):
@@ -227,9 +242,9 @@ class FeedForward(nnx.Module):
     self.linear_3 = proj(cfg.dim, cfg.mlp_dim, ("embed", "mlp"))
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    gate = self.linear_1(x)
+    gate, up = layers.stored_gradient((self.linear_1(x), self.linear_3(x)))
     gate = jax.nn.silu(gate.astype(jnp.float32)).astype(gate.dtype)
-    return self.linear_2(gate * self.linear_3(x))
+    return self.linear_2(gate * up)
 
 
 class ModulatedNorm(nnx.Module):
@@ -270,11 +285,10 @@ class Block(nnx.Module):
     """One block over float[B, T, D]; `modulation` is silu of the embedding, float[B, Dc]."""
     scale1, gate1, scale2, gate2 = jnp.split(self.norm1.linear(modulation)[:, None], 4, -1)
     n = self.norm1.norm(x) * (1 + scale1)
-    own_k, own_v = self.attn1.keys_values(n)
-    own = attention(rotate(self.attn1.query(n), rotation), rotate(own_k, rotation), own_v)
-    cross = attention(rotate(self.attn2.query(n), rotation), k, v)
+    own = attention(self.attn1.query(n, rotation), *self.attn1.keys_values(n, rotation))
+    cross = attention(self.attn2.query(n, rotation), k, v)
     mixed = own + jnp.tanh(self.gate[...].astype(x.dtype))[:, None] * cross
-    out = self.attn2.to_out(layers.merge_heads(mixed))
+    out = self.attn2.to_out(layers.stored_gradient(layers.merge_heads(mixed)))
     x = x + jnp.tanh(gate1) * self.norm2(out)
     out = self.feed_forward(self.ffn_norm1(x) * (1 + scale2))
     return x + jnp.tanh(gate2) * self.ffn_norm2(out)
@@ -306,22 +320,29 @@ class NextDiT(nnx.Module):
     self.norm_out = FinalLayer(cfg, rngs=rngs)
     self.cfg = cfg
 
-  def prepare(self, z: jax.Array) -> Condition:
-    """Everything of the condition z, float[B, Q, condition_dim], that depends on no x and no t.
+  def embed(self, z: jax.Array) -> Context:
+    """The condition z, float[B, Q, condition_dim], for one call: nothing is kept for another.
 
     The null condition is zeros, which this maps to something that is not zero.
     """
     c = layers.constrain_tokens(self.caption_projection(z))
-    _, (k, v) = layers.scan(self.layers, c, lambda block, c: (c, block.context(c)))
-    return Condition(k=k, v=v, pooled=self.time_caption_embed.caption_embedder(c))
+    return Context(tokens=c, pooled=self.time_caption_embed.caption_embedder(c))
 
-  def __call__(self, x: jax.Array, timesteps: jax.Array, condition: Condition) -> jax.Array:
+  def prepare(self, z: jax.Array) -> Condition:
+    """Everything of the condition z that depends on no x and no t, for many calls."""
+    context = self.embed(z)
+    _, (k, v) = layers.scan(self.layers, context.tokens, lambda block, c: (c, block.context(c)))
+    return Condition(k=k, v=v, pooled=context.pooled)
+
+  def __call__(
+    self, x: jax.Array, timesteps: jax.Array, condition: Condition | Context
+  ) -> jax.Array:
     """The velocity (noise - x0) at x.
 
     Args:
       x: float[B, h, w, C]; h and w may differ from the grid but divide into patches.
       timesteps: float[B] in 0..1000, 1000 is pure noise; fractions are allowed.
-      condition: from `prepare`, of the same batch.
+      condition: from `prepare` or `embed`, of the same batch; the result is the same.
 
     Returns:
       float32[B, h, w, C].
@@ -332,13 +353,13 @@ class NextDiT(nnx.Module):
     embedded = self.time_caption_embed.timestep_embedder(timesteps) + condition.pooled
     modulation = jax.nn.silu(embedded)
 
-    def apply(block: Block, x: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
+    def apply(block: Block, x: jax.Array, *kv: jax.Array) -> tuple[jax.Array, None]:
+      k, v = block.context(condition.tokens) if isinstance(condition, Context) else kv
       return layers.constrain_tokens(block(x, k, v, modulation, rotation)), None
 
     tokens = layers.constrain_tokens(self.patch_embedder(x))
-    tokens, _ = layers.scan(
-      self.layers, tokens, apply, (condition.k, condition.v), remat=self.cfg.remat
-    )
+    xs = () if isinstance(condition, Context) else (condition.k, condition.v)
+    tokens, _ = layers.scan(self.layers, tokens, apply, xs, remat=self.cfg.remat)
     out = self.norm_out(tokens, modulation).astype(jnp.float32)
     # The output's patch features are in order (y, x, C), the input's in (C, y, x).
     return einops.rearrange(out, "b (h w) (p q c) -> b (h p) (w q) c", h=h // p, p=p, q=p)
@@ -364,18 +385,20 @@ def rotary_angles(cfg: Config, h: int, w: int, frame: int = 0) -> np.ndarray:
 
 
 def rotary_table(cfg: Config, h: int, w: int) -> Rotation:
-  """Cosines and sines of `rotary_angles`, float32[h*w, 1, head_dim/2]: constants of the trace."""
-  angles = rotary_angles(cfg, h, w)[:, None]
-  return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+  """Cosines and signed sines for `layers.turn`, float32[h*w, head_dim]: constants of the trace."""
+  angles = rotary_angles(cfg, h, w)
+  cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+  return np.repeat(cos, 2, -1), np.stack([-sin, sin], -1).reshape(*sin.shape[:-1], -1)
 
 
-def rotate(x: jax.Array, rotation: Rotation) -> jax.Array:
-  """Turns adjacent channel pairs of float[B, T, N, H] by a table, in float32.
+def rotate(x: jax.Array, heads: int, rotation: Rotation) -> jax.Array:
+  """Turns adjacent channel pairs of float[B, T, N*H], all heads alike, by a table, in float32.
 
-  The table is made outside the scan over layers, which would take its cosines in each of them.
+  The table is made outside the scan over layers, which would take its cosines in each of them. The
+  heads are not split yet: as rows of 64 channels they would fill half a TPU's vector units.
   """
-  cos, sin = rotation
-  pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
-  a, b = pairs[..., 0], pairs[..., 1]
-  out = jnp.stack([a * cos - b * sin, a * sin + b * cos], -1)
-  return out.reshape(x.shape).astype(x.dtype)
+  size = x.shape[-1]
+  block = 128 if size % 128 == 0 and 128 % (size // heads) == 0 else size // heads
+  shape = (*x.shape[:-1], size // block, block)
+  cos, sin = (jnp.tile(t, (1, heads)).reshape(-1, *shape[-2:]) for t in rotation)
+  return layers.turn(x.reshape(shape), cos, sin, "pairs").reshape(x.shape)

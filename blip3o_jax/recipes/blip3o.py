@@ -77,7 +77,7 @@ def get_config(size: Size, stage: Stage, arg: str) -> ConfigDict:
 
 def _model(size: Size, options: ConfigDict, pixels: bool) -> blip3o.Config:
   model = released_sizes.released(size)
-  remat: Remat = "full" if options.reference or options.memory == "small" else "none"
+  remat: Remat = "full" if options.reference or options.memory == "small" else "dots"
   return dataclasses.replace(
     model,
     parts=("denoiser", "encoder") if pixels else ("denoiser",),

@@ -9,6 +9,7 @@ import functools
 import queue
 import threading
 from typing import Any
+from typing import Literal
 
 import jax
 import numpy as np
@@ -25,11 +26,17 @@ class Mesh:
   Attributes:
     replica: copies of the parameters. fsdp: ways parameters and batch are split; 0 fills the
       devices that the others leave. tensor: ways heads and MLP are split.
+    frozen: frozen leaves are "split" over fsdp, or "whole" on each device (but for tensor), so that
+      they never cross the interconnect. "auto" is whole where a device has room for it.
+    trained: trained leaves, which are always stored split, are gathered layer by layer ("split") or
+      once a step ("whole"); "auto" likewise. See `train.placement`.
   """
 
   replica: int = 1
   fsdp: int = 0
   tensor: int = 1
+  frozen: Literal["auto", "whole", "split"] = "auto"
+  trained: Literal["auto", "whole", "split"] = "auto"
 
   def __post_init__(self) -> None:
     for name, least in (("replica", 1), ("fsdp", 0), ("tensor", 1)):

@@ -26,6 +26,7 @@ from blip3o_jax.systems.parts import loading
 from blip3o_jax.train import checkpoint
 from blip3o_jax.train import distributed
 from blip3o_jax.train import optimizer
+from blip3o_jax.train import placement
 from blip3o_jax.train import state as train_state
 from blip3o_jax.train import step as train_step
 from blip3o_jax.train.run import Run
@@ -41,6 +42,7 @@ class Setup:
   Attributes:
     run: the config. system: its module, see `systems.System`. mesh: over the run's devices.
     part: the model's leaves, trained and frozen. tx: the optimiser. abstract: the train state.
+    placed: what lies whole on each device and why, a line each.
   """
 
   run: Run
@@ -49,6 +51,7 @@ class Setup:
   part: Partition
   tx: optax.GradientTransformation
   abstract: TrainState
+  placed: tuple[str, ...]
 
   @property
   def rows(self) -> tuple[int, ...]:
@@ -110,13 +113,14 @@ def prepare(run: Run, system: Any, devices: Sequence[jax.Device] | None = None) 
 
   # ---- 4. abstract model, partition, table of parameters -----------------------------------
   part = train_state.partition(system, run.model, mesh, cfg.trainable, cfg.frozen_dtype)
-  for line in train_state.table(part):
+  part, placed = placement.place(part, mesh, cfg.mesh)
+  for line in (*train_state.table(part), *placed):
     logging.info("%s", line)
 
   # ---- 5. optimiser and shardings ----------------------------------------------------------
   tx = optimizer.make(cfg.optimizer, cfg.steps, {path: part.axes[path] for path in part.trained})
   abstract = train_state.abstract_state(part, tx, mesh, ema=cfg.ema_decay > 0)
-  return Setup(run, system, mesh, part, tx, abstract)
+  return Setup(run, system, mesh, part, tx, abstract, tuple(placed))
 
 
 def open_data(setup: Setup, cfg: Data) -> Pipeline:

@@ -4,6 +4,7 @@ Everything at a jit boundary is a pure dict. Frozen leaves never meet the optimi
 donated, never returned and never checkpointed.
 """
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import math
@@ -14,6 +15,7 @@ from flax import nnx
 from flax import struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 import numpy as np
 import optax
 
@@ -52,6 +54,7 @@ class Partition:
     trained, frozen: {path: ShapeDtypeStruct with sharding}, in the order of the model.
     axes: {path: logical axes} of all leaves.
     cast: trained leaves that their layers compute with in bfloat16; the step casts them once.
+    gathered: trained leaves that the step makes whole once, with their places.
   """
 
   graphdef: Any
@@ -59,6 +62,7 @@ class Partition:
   frozen: Leaves
   axes: dict[str, tuple[str, ...]]
   cast: frozenset[str]
+  gathered: Mapping[str, NamedSharding] = dataclasses.field(default_factory=dict)
 
   @property
   def leaves(self) -> Leaves:

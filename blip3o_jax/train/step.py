@@ -1,12 +1,16 @@
 """The one step: loss, gradients of trained leaves, update. Knows no system, no data, no stage."""
 
 from collections.abc import Callable
+from collections.abc import Mapping
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 import optax
 
+from blip3o_jax import sharding
 from blip3o_jax import trees
 from blip3o_jax.train.state import Params
 from blip3o_jax.train.state import Partition
@@ -77,6 +81,29 @@ def cast(params: Params, paths: frozenset[str]) -> Params:
   return trees.unflatten({p: v.astype(jnp.bfloat16) if p in paths else v for p, v in flat.items()})
 
 
+def gather(params: Params, places: Mapping[str, NamedSharding]) -> Params:
+  """The tree with the leaves of `places` whole on each device; their gradients lie as given there.
+
+  So the layers of a scan find their weights at home, and XLA may gather them beside whatever comes
+  before. Each layer's gradient is scattered as it is made.
+  """
+  flat = trees.flatten(params)
+  return trees.unflatten(
+    {p: _gathered(v, places[p]) if p in places else v for p, v in flat.items()}
+  )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gathered(x: jax.Array, place: NamedSharding) -> jax.Array:
+  return jax.lax.with_sharding_constraint(x, sharding.whole(place))
+
+
+_gathered.defvjp(
+  lambda x, place: (_gathered(x, place), None),
+  lambda place, _, g: (jax.lax.with_sharding_constraint(g, place),),
+)
+
+
 def split_batch(batch: Batch, parts: int) -> tuple[Batch, Batch]:
   """({name: [parts, rows / parts, ...]}, scalars) of a batch, for a scan over micro-batches.
 
@@ -108,7 +135,7 @@ def _gradients(
     prepared = jax.lax.stop_gradient(whole.prepare(micro))
 
     def loss(params: Params) -> tuple[jax.Array, Metrics]:
-      module: Any = part.module(params, frozen)
+      module: Any = part.module(gather(params, part.gathered), frozen)
       return module.loss(prepared, key, weights)
 
     (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params)

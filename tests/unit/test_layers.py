@@ -121,7 +121,38 @@ def as_complex(x, layout):
 
 
 def rotate_pairs(x, angles):
-  return next_dit.rotate(x, (jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]))
+  cos, sin = np.cos(angles[0]), np.sin(angles[0])
+  table = np.repeat(cos, 2, -1), np.stack([-sin, sin], -1).reshape(len(sin), -1)
+  flat = x.reshape(*x.shape[:2], -1)
+  return next_dit.rotate(flat, x.shape[2], table).reshape(x.shape)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("partner", ["halves", "pairs"])
+def test_channels_are_swapped_alike_by_a_matmul(partner, dtype):
+  x = jnp.asarray(normal(2, 3, 128, scale=100.0), dtype)
+  moved = np.asarray(layers.swap(x, partner).astype(jnp.float32))
+  np.testing.assert_array_equal(layers.swap_by_matmul(x, partner).astype(jnp.float32), moved)
+  half = np.asarray(x.astype(jnp.float32))
+  first = half[..., 64] if partner == "halves" else half[..., 1]
+  np.testing.assert_array_equal(moved[..., 0], first)
+
+
+def test_a_gated_product_has_the_gradient_of_its_formula():
+  gate, up, g = (jnp.asarray(normal(3, 5, seed=i)) for i in range(3))
+  formula = jax.vjp(lambda a, b: jax.nn.silu(a) * b, gate, up)
+  found = jax.vjp(layers.gated, gate, up)
+  np.testing.assert_array_equal(found[0], formula[0])
+  for ours, theirs in zip(found[1](g), formula[1](g), strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_a_scan_over_some_layers_stops_there():
+  stacked = layers.stack(lambda r: layers.linear(4, 4, ("embed", "mlp"), rngs=r), 3, nnx.Rngs(0))
+  x, apply = jnp.asarray(normal(2, 4)), lambda layer, x: (layer(x), ())
+  two, _ = layers.scan(stacked, x, apply, count=2)
+  whole, _ = layers.scan(stacked, x, apply)
+  np.testing.assert_allclose(layers.layer_of(stacked, 2)(two), whole, rtol=1e-6)
 
 
 @pytest.mark.parametrize("rotate", [layers.rotate_half, rotate_pairs])

@@ -61,10 +61,11 @@ def read(
   after = _following(positions, segments, count)
   if prompt_gradient == "stop":
     inputs = jax.lax.stop_gradient(inputs)
+    if offset == 0:
+      cache = language.fill(inputs, positions, segments, length + count)
+      return language.extend(slots, after, jax.lax.stop_gradient(cache))[0]
     before, cache = language.prefill(inputs, positions, segments, length + count)
     hidden, _ = language.extend(slots, after, jax.lax.stop_gradient(cache))
-    if offset == 0:
-      return hidden
     return jnp.concatenate([jax.lax.stop_gradient(before[:, -1:]), hidden[:, :-1]], 1)
   x = jnp.concatenate([inputs, slots], 1)
   seen = jnp.concatenate([segments, jnp.ones((batch, count), segments.dtype)], 1)

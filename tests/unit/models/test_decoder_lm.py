@@ -82,6 +82,18 @@ def test_extend_continues_prefill(model, chunks):
   assert not np.asarray(cache.k[:, :, 12:]).any()
 
 
+def test_fill_gives_the_cache_of_prefill(model):
+  tokens, segments = batch()
+  positions = decoder_lm.plain_positions(segments)
+  x = model.embed(tokens)
+  _, expected = model.prefill(x, positions, segments, 12)
+  found = model.fill(x, positions, segments, 12)
+  near(found.k, expected.k)
+  near(found.v, expected.v)
+  np.testing.assert_array_equal(found.segments, expected.segments)
+  assert int(found.length) == int(expected.length)
+
+
 def test_what_lies_in_the_free_part_of_the_cache_is_never_read(model):
   tokens, segments = batch()
   positions = decoder_lm.plain_positions(segments)

@@ -147,7 +147,8 @@ def test_rotation_by_hand() -> None:
   """Adjacent channels as a complex number, turned; at frame 0 the pairs of time stay."""
   cfg = dataclasses.replace(THREE_D, dim=64, heads=4, rope_axes=(4, 6, 6))
   x = np.random.default_rng(0).normal(size=(2, 6, 4, 16)).astype(np.float32)
-  out = np.asarray(next_dit.rotate(jnp.asarray(x), next_dit.rotary_table(cfg, 2, 3)))
+  table = next_dit.rotary_table(cfg, 2, 3)
+  out = np.asarray(next_dit.rotate(jnp.asarray(x.reshape(2, 6, 64)), 4, table)).reshape(x.shape)
   turned = (x[..., 0::2] + 1j * x[..., 1::2]) * np.exp(
     1j * next_dit.rotary_angles(cfg, 2, 3)[None, :, None]
   )
@@ -178,6 +179,13 @@ def test_prepare_covers_the_condition() -> None:
   wanted = called(model, x, t, condition)
   assert np.all(np.isfinite(wanted))
   np.testing.assert_array_equal(called(rebuilt(model, lost), x, t, condition), wanted)
+
+
+def test_a_condition_for_one_call_gives_what_one_for_many_does() -> None:
+  model = randomised(SMALL)
+  x, t, z = inputs(SMALL)
+  many, one = (model(x, t, f(z)) for f in (model.prepare, model.embed))
+  np.testing.assert_allclose(one, many, rtol=1e-5, atol=1e-6)
 
 
 def test_recomputation_changes_nothing() -> None:
