@@ -20,10 +20,8 @@ _CALLED = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
 _KNOWN = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-NOTHING = frozenset(
-  "parameter constant get-tuple-element tuple bitcast while conditional call after-all "
-  "partition-id replica-id copy-done opt-barrier".split()
-)
+NOTHING = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "call"}
+NOTHING |= {"conditional", "after-all", "partition-id", "replica-id", "copy-done", "opt-barrier"}
 
 
 @dataclasses.dataclass(frozen=True)

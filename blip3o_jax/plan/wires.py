@@ -105,7 +105,7 @@ def _origin(home: Computation, line: Instruction) -> str:
 
 
 def _carried(program: Program, line: Instruction) -> list[Event]:
-  """Transfers inside a fusion: its start, its end, a part of the way (nothing new), or all of it."""
+  """Transfers inside a fusion: its start, its end, a part of the way, or all of it."""
   out: list[Event] = []
   for name in line.called:
     inside = program.computations[name].lines
@@ -163,7 +163,7 @@ def group(text: str) -> tuple[int, ...]:
 
 
 def totals(program: Program) -> dict[str, dict[str, int]]:
-  """{"kind:dtype": {"count", "bytes"}} of a run, loops counted; bytes of the results on a device."""
+  """{"kind:dtype": {"count", "bytes"}} of a run, loops counted; of the results."""
   out: dict[str, Counter[str]] = {}
 
   def add(name: str, times: int) -> None:
