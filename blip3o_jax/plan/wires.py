@@ -28,7 +28,8 @@ class Transfer:
 
   Attributes:
     kind: of KINDS, "send" or "recv". sizes: {dtype: bytes of the results on one device}.
-    group: the devices of its first group, by their place in the mesh; () is all of them.
+    group: the devices of its first group, by their place in the mesh; () is all of them. Of a
+      permutation, the first sender and whom it sends to.
   """
 
   kind: str
@@ -136,7 +137,9 @@ def _transfer(line: Instruction, kind: str) -> Transfer:
   sizes: Counter[str] = Counter()
   for array in found:
     sizes[array.dtype] += array.bytes
-  return Transfer(kind, dict(sizes), group(line.rest))
+  pair = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", line.rest)
+  members = (int(pair[1]), int(pair[2])) if pair else group(line.rest)
+  return Transfer(kind, dict(sizes), members)
 
 
 def group(text: str) -> tuple[int, ...]:
@@ -243,7 +246,7 @@ def _plain(time: Time) -> tuple[float, ...]:
 
 
 def timeline(program: Program, wires: Wires, seconds_a_cycle: float) -> Time:
-  """How a run passes: transfers queue, those within a slice and those between slices by themselves.
+  """How a run passes: transfers queue, each permutation, the others and the network by themselves.
 
   A transfer that is still under way when a loop's body ends is waited for there, so what a loop
   hides behind its next round counts as not hidden.
@@ -254,7 +257,7 @@ def timeline(program: Program, wires: Wires, seconds_a_cycle: float) -> Time:
     if name in known:
       return known[name]
     now, total = 0.0, Time()
-    free = {True: 0.0, False: 0.0}  # by whether it is the network
+    free: dict[Any, float] = {}  # when the wires of a queue are
     ends: dict[str, float] = {}
     for event in events(program, name):
       passed = event.cycles * seconds_a_cycle
@@ -265,7 +268,8 @@ def timeline(program: Program, wires: Wires, seconds_a_cycle: float) -> Time:
       if event.start:
         far = event.start.kind in ("send", "recv")
         took = wires.seconds(event.start)
-        free[far] = ends[event.key] = max(free[far], now) + took
+        queue = event.start.group if event.start.kind == "collective-permute" else far
+        free[queue] = ends[event.key] = max(free.get(queue, 0.0), now) + took
         total += Time(network=took) if far else Time(wires=took)
       if event.done and event.key in ends:
         waited = max(ends.pop(event.key) - now, 0.0)

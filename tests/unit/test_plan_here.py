@@ -20,7 +20,7 @@ def test_help(capsys):
   with pytest.raises(SystemExit) as status:
     command("plan")("--help")
   assert status.value.code == 0
-  assert "--topology=v5e:4x4" in capsys.readouterr().out
+  assert "--topology=v5p:4x4x4" in capsys.readouterr().out
 
 
 def test_a_plan_for_this_machine(monkeypatch, tmp_path, capsys):
@@ -33,22 +33,41 @@ def test_a_plan_for_this_machine(monkeypatch, tmp_path, capsys):
     "def get_config(arg):\n"
     "  return toy.values(toy.Config(), Train(batch=8, accumulate=2), (3, 5))\n"
   )
-  plan = ["--topology=here", "--json", "--config.batch=16"]
+  out = tmp_path / "plan.json"
+  plan = [
+    "--topology=here",
+    f"--json={out}",
+    "--config.batch=16",
+    f"--text={tmp_path / 'step.txt'}",
+  ]
   assert command("plan")(f"--config={file}", *plan) == 0
-  *_, line = capsys.readouterr().out.splitlines()
-  facts = json.loads(line)
-  assert (facts["batch"], facts["bucket"], facts["chips"]) == (16, 5, 1)
+  facts = json.loads(out.read_text())
+  assert (facts["batch"], facts["prompt_bucket"], facts["chips"]) == (16, 5, 1)
+  assert (facts["topology"], facts["batch_per_chip"]) == ("here", 16)
   setup = prepare(parse(toy.values(toy.Config(), Train(batch=16)), SYSTEMS), toy.System())
   flops = setup.flops(setup.batch_spec(5))
-  assert facts["model_tflop_per_chip"] == pytest.approx(flops / 1e12)
-  assert facts["argument_bytes"] > 0
+  assert facts["flops_per_sample_analytic"] == pytest.approx(flops / 16)
+  assert facts["bytes_per_chip"]["arguments"] > 0
+  # A processor is not in the table of chips: its operations are counted, no time is made up.
+  assert facts["flops_per_sample"] > 0
+  assert facts["step_seconds"] is facts["mfu"] is facts["run_days"] is None
+  assert "the chip is not in the table" in capsys.readouterr().out
+  assert (tmp_path / "step.txt").read_text().startswith("HloModule")
 
 
 def test_errors_are_one_line(capsys):
   for args, message in (
     (["--config=absent.py"], "blip3o plan: --config absent.py: no such file"),
     ([f"--config={SMOKE}", "--config.bach=2"], "config.bach: no such field, did you mean 'batch'?"),
-    ([f"--config={SMOKE}", "--topology=v99:1"], "--topology v99:1"),
+    ([f"--config={SMOKE}", "--topology=v99:1"], "--topology v99:1: unknown; known are"),
+    ([f"--config={SMOKE}", "--topology=v5p-3"], "no slice has this size; known are v5p-8 (2x2x1)"),
+    ([f"--config={SMOKE}", "--topology=here", "--mesh=fdsp=2"], "--mesh fdsp=2: expected AXIS=N"),
+    ([f"--config={SMOKE}", "--topology=here", "--slices=2"], "there is one slice"),
+    (
+      [f"--config={SMOKE}", "--topology=here", "--json=absent/x.json"],
+      "absent/x.json: no such fol",
+    ),
+    ([f"--config={SMOKE}", "--topology=here", "--price=much"], "--price much: expected a number"),
   ):
     assert command("plan")(*args) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]

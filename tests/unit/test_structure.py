@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
   "convert": (*BELOW, "systems", "train"),
   "verify": (*BELOW, "systems"),
   "evaluate": ("files", "data"),
-  "plan": (*BELOW, "train"),
+  "plan": (*BELOW, "train", "runtime"),
   "commands/*": (*BELOW, "systems", "train", "recipes", "convert", "verify", "plan"),
 }
 OUTSIDE = ("configs", "launch", "tools", "tests")
