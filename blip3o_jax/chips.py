@@ -23,8 +23,8 @@ class Chip:
     bandwidth: of the memory. link: of one wire to another chip, in one direction. links: wires.
     network: of the data-centre network, in one direction. wrap: how long a dimension of a slice
       must be (and a multiple of it) to be closed to a ring; 0 for switches, which close always.
-    dims: of a slice. devices: that a described topology lists a chip. cores: that the cloud counts
-      a chip in its names. gain: the low precision that pays by the compiler's own cycles, or "".
+    dims: of a slice. cores: that the cloud counts a chip in its names. gain: the low precision
+      that pays by the compiler's own cycles, or "".
     source: of the figures.
   """
 
@@ -41,7 +41,6 @@ class Chip:
   network: float
   wrap: int
   dims: int
-  devices: int = 1
   cores: int = 1
   gain: str = ""
   source: str = ""
@@ -72,7 +71,6 @@ CHIPS: dict[str, Chip] = {
       network=6.25e9,
       wrap=4,
       dims=3,
-      devices=2,
       cores=2,
       source=f"{TPU}v4; wires: Jouppi et al. 2023, arXiv 2304.01433; network: as v5p",
     ),
@@ -142,7 +140,6 @@ CHIPS: dict[str, Chip] = {
       network=12.5e9,
       wrap=4,
       dims=3,
-      devices=2,
       cores=2,
       gain="e4m3",
       source=f"{TPU}tpu7x",
@@ -224,7 +221,7 @@ def of_kind(kind: str) -> Chip | None:
 
 
 def devices_a_chip(devices: Sequence[Any]) -> int:
-  """How many of these JAX devices share a chip: v4 and TPU7x may list two, by their coordinates."""
+  """How many of these JAX devices share a chip: TPU7x lists two, v4 may, by their coordinates."""
   places = {(getattr(d, "slice_index", 0), tuple(getattr(d, "coords", (d.id,)))) for d in devices}
   return len(devices) // len(places)
 

@@ -63,17 +63,21 @@ def make_mesh(
   slices: dict[int, list[jax.Device]] = {}
   for device in devices:
     slices.setdefault(getattr(device, "slice_index", None) or 0, []).append(device)
-  axis_types = (AxisType.Auto,) * 3
-  if len(slices) == 1:
-    return jax.make_mesh((replica, fsdp, tensor), MESH_AXES, axis_types=axis_types, devices=devices)
   if replica % len(slices):
     raise ValueError(
       f"config.mesh.replica {replica}: not a multiple of the {len(slices)} slices, which only "
       "this axis crosses"
     )
   within = (replica // len(slices), fsdp, tensor)
-  parts = [mesh_utils.create_device_mesh(within, slices[i]) for i in sorted(slices)]
-  return jax.sharding.Mesh(np.concatenate(parts), MESH_AXES, axis_types=axis_types)
+  places = [_laid_out(within, slices[i]) for i in sorted(slices)]
+  return jax.sharding.Mesh(np.concatenate(places), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _laid_out(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+  try:
+    return mesh_utils.create_device_mesh(shape, devices)
+  except NotImplementedError:  # an axis that is none of the slice's; JAX asks before it cuts one
+    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
 def to_spec(axes: Sequence[str | None]) -> P:
