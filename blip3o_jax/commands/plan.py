@@ -70,6 +70,7 @@ def plan(
     ValueError: a topology, mesh, batch or config that does not fit together, or the chip.
   """
   where = topology.resolve(name, options.slices)
+  price = price_of(options.price, where)
   devices = topology.devices(where)
   values = config.load(options.config, overrides, recipes.RELEASED)
   samples = values.steps * values.batch
@@ -97,7 +98,7 @@ def plan(
     cycle = estimate.seconds_a_cycle(devices, where.name, again) if where.name != "here" else 0.0
     done = estimate.compiled(setup, asked)
     facts, text = estimate.figures(setup, asked, done, cycle), done.text
-  if price := price_of(options.price, where):
+  if price:
     hours = facts["run_chip_hours"]
     facts |= {"price": price, "run_cost": hours * price if hours else None}
   facts["versions"] = stored.versions()

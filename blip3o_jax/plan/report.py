@@ -84,16 +84,18 @@ def _time(facts: Facts) -> list[str]:
     out.append(f"  {name:<40} {seconds * 1e3:9.1f} ms{mark}")
   if facts["step_seconds"] is None:
     return [*out, f"time: {facts['step_seconds_basis']}"]
-  out.append(f"a step takes {facts['step_seconds'] * 1e3:.1f} ms ({facts['step_seconds_basis']})")
+  bound = "" if facts.get("step_seconds_by_cycles") else "at least "
+  took = f"{bound}{facts['step_seconds'] * 1e3:.1f} ms"
+  out.append(f"a step takes {took} ({facts['step_seconds_basis']})")
   if parts := facts.get("step_seconds_by_cycles"):
     out.append(
       f"  of them {parts['compute'] * 1e3:.1f} ms cycles, {parts['exposed'] * 1e3:.1f} ms waiting"
     )
-  rate = facts["samples_per_second_per_chip"]
-  out.append(f"  {rate:.2f} samples a second and chip, MFU {facts['mfu']:.3f}")
+  rate, most = facts["samples_per_second_per_chip"], "at most " if bound else ""
+  out.append(f"  {most}{rate:.2f} samples a second and chip, MFU {most}{facts['mfu']:.3f}")
   cost = f", {facts['run_cost']:,.0f} at {facts['price']:g} a chip-hour" if "price" in facts else ""
   out.append(
-    f"the run, {facts['run_samples']:,} samples: {facts['run_days']:.2f} days, "
+    f"the run, {facts['run_samples']:,} samples: {bound}{facts['run_days']:.2f} days, "
     f"{facts['run_chip_hours']:,.0f} chip-hours{cost}"
   )
   return out

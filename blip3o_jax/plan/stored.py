@@ -16,6 +16,7 @@ import os
 from pathlib import Path
 import time
 from typing import Any
+import zlib
 
 import jax
 
@@ -87,7 +88,8 @@ def _read(path: Path) -> Compiled | None:
     found = json.loads(gzip.decompress(path.read_bytes()))
     out = Compiled(**found)
     os.utime(path)
-  except (OSError, EOFError, ValueError, TypeError):  # absent, damaged, or of another version
+  # Absent, damaged, or of another version.
+  except (OSError, EOFError, ValueError, TypeError, zlib.error):
     return None
   return out
 

@@ -72,3 +72,41 @@ def test_errors_are_one_line(capsys):
     assert command("plan")(*args) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
     assert message in line
+
+
+def test_gpus_side_by_side(tmp_path, capsys):
+  """Nothing is compiled for them: times are bounds, and said to be."""
+  out = tmp_path / "plan.json"
+  args = [f"--config={SMOKE}", "--compare", "h100:1", "a100:1", "v5p-3", f"--json={out}"]
+  assert command("plan")(*args, "--price=a100=1,h100=2", "--batch-per-chip=8") == 0
+  facts, said = json.loads(out.read_text()), capsys.readouterr().out
+  assert [each["topology"] for each in facts["compared"]] == ["h100:1", "a100:1"]
+  (refused,) = facts["refused"]
+  assert refused.startswith("v5p-3: --topology v5p-3: no slice has this size")
+  assert "nothing was compiled" in said
+  cheap = min(facts["compared"], key=lambda each: each["run_cost"])
+  assert facts["topology"] == cheap["topology"]
+  (best,) = [line for line in said.splitlines() if line.endswith("<- best: least cost")]
+  assert best.startswith(cheap["topology"])
+  for each in facts["compared"]:
+    terms = {k: v for k, v in each["step_seconds_by_term"].items() if v}
+    assert each["step_seconds"] == max(terms.values())
+    assert each["flops_per_sample"] is None
+    assert each["batch_per_chip"] == each["batch"] == 8
+    samples = 60 * 16  # the config's, whatever a step takes of them
+    assert each["run_samples"] == samples
+    assert each["run_days"] == pytest.approx(each["step_seconds"] * samples / 8 / 86400)
+    assert each["run_chip_hours"] == pytest.approx(each["run_days"] * 24)
+
+
+def test_fewer_layers_and_another_bucket(tmp_path, capsys):
+  out = tmp_path / "plan.json"
+  facts = {}
+  for more in ([], ["--layers=1"], ["--prompt-bucket=32"]):
+    assert command("plan")(f"--config={SMOKE}", "--topology=h100:1", f"--json={out}", *more) == 0
+    facts["".join(more)] = json.loads(out.read_text())
+  whole, short = facts[""], facts["--layers=1"]
+  assert (whole["prompt_bucket"], facts["--prompt-bucket=32"]["prompt_bucket"]) == (160, 32)
+  assert short["layers"] == 1
+  assert short["flops_per_sample_analytic"] < whole["flops_per_sample_analytic"]
+  assert "A QUICK LOOK: networks of at most 1 layers" in capsys.readouterr().out
