@@ -165,7 +165,7 @@ def figures(setup: Setup, asked: Asked, done: stored.Compiled, cycle: float) -> 
 
 def _head(setup: Setup, asked: Asked) -> dict[str, Any]:
   devices, batch = list(setup.mesh.devices.flat), setup.run.train.batch
-  each = chips.devices_a_chip(devices)
+  each, chip = chips.devices_a_chip(devices), asked.where.chip
   count = len(devices) // each
   analytic = setup.flops(setup.batch_spec(asked.bucket))
   return {
@@ -180,7 +180,17 @@ def _head(setup: Setup, asked: Asked) -> dict[str, Any]:
     "layers": asked.layers,
     "flops_per_sample_analytic": analytic / batch,
     "replicated_bytes": replicated(setup) * each,
+    "frozen": _frozen(setup, chips.capacity(devices) or int(chip.usable if chip else 0)),
   }
+
+
+def _frozen(setup: Setup, capacity: int) -> dict[str, Any]:
+  """How the frozen leaves lie: {"placement", "bytes" of all of them, "capacity" of a device}."""
+  frozen = setup.part.frozen.values()
+  whole = setup.mesh.size > 1 and all(x.sharding.is_fully_replicated for x in frozen)
+  size = sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in frozen)
+  placement = "replicated" if whole else "sharded"
+  return {"placement": placement, "bytes": size, "capacity": capacity or None}
 
 
 def _roofline(

@@ -51,7 +51,14 @@ def _memory(facts: Facts) -> list[str]:
   sizes = {k: v for k, v in sizes.items() if v or k != "host"} | {
     "of arguments held whole by every chip": facts["replicated_bytes"]
   }
-  return ["memory a chip", *(f"  {name:<40} {size / GIB:9.2f} GiB" for name, size in sizes.items())]
+  lines = [f"  {name:<40} {size / GIB:9.2f} GiB" for name, size in sizes.items()]
+  frozen = facts["frozen"]
+  if frozen["bytes"] and facts["devices"] > 1:
+    room = f" of {frozen['capacity'] / GIB:.2f}" if frozen["capacity"] else ""
+    size = f"{frozen['bytes'] / GIB:.2f}{room} GiB of a device"
+    takes = "take" if frozen["placement"] == "replicated" else "whole they would take"
+    lines.append(f"  frozen weights are {frozen['placement']}: {takes} {size}")
+  return ["memory a chip", *lines]
 
 
 def _operations(facts: Facts) -> list[str]:
