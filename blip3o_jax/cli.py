@@ -27,7 +27,7 @@ EXAMPLES = {
   "convert": "blip3o convert import --source BLIP3o-Model-4B --output converted",
   "inspect": "blip3o inspect converted",
   "verify": "blip3o verify --model converted --recorded recorded.safetensors",
-  "plan": "blip3o plan --config=blip3o_4b_pretrain:memory=small --topology=v5e:4x4",
+  "plan": "blip3o plan --config=blip3o_8b_pretrain --topology=v5p:4x4x4 --json plan.json",
   "index": "blip3o index /data/tars",
 }
 # Not the plan: it says how long compiling takes, and JAX cannot read programs of another machine.

@@ -67,9 +67,14 @@ def folder_of_programs(environment: Mapping[str, str]) -> Path | None:
   switch = environment.get(OFF, "true").strip().lower()
   if "JAX_COMPILATION_CACHE_DIR" in environment or switch in ("false", "0", "no", "off", "n", "f"):
     return None
+  return cache(environment) / "programs" / _processor()
+
+
+def cache(environment: Mapping[str, str]) -> Path:
+  """Where commands keep what they can make again: `$XDG_CACHE_HOME/blip3o_jax`."""
   named = Path(environment.get("XDG_CACHE_HOME", ""))
   home = named if named.is_absolute() else Path(os.path.expanduser("~")) / ".cache"
-  return home / "blip3o_jax" / "programs" / _processor()
+  return home / "blip3o_jax"
 
 
 def _processor() -> str:

@@ -10,9 +10,11 @@ from typing import Any
 
 from flax import nnx
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+import numpy as np
 
 from blip3o_jax import trees
 
@@ -45,10 +47,11 @@ def make_mesh(
   Args:
     replica: copies of the parameters. fsdp: ways parameters and batch are split; 0 fills the
       devices that the other two leave. tensor: ways heads and MLP are split.
-    devices: default all of `jax.devices()`.
+    devices: default all of `jax.devices()`. Where they belong to several slices, `replica` is the
+      axis that crosses them: only gradients go between slices.
 
   Raises:
-    ValueError: the product is not the number of devices.
+    ValueError: the product is not the number of devices, or replica no multiple of the slices.
   """
   devices = list(jax.devices() if devices is None else devices)
   fsdp = fsdp_ways(replica, fsdp, tensor, len(devices))
@@ -57,9 +60,24 @@ def make_mesh(
       f"config.mesh: replica {replica} x fsdp {fsdp} x tensor {tensor} = "
       f"{replica * fsdp * tensor} does not equal the {len(devices)} devices present"
     )
-  return jax.make_mesh(
-    (replica, fsdp, tensor), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
-  )
+  slices: dict[int, list[jax.Device]] = {}
+  for device in devices:
+    slices.setdefault(getattr(device, "slice_index", None) or 0, []).append(device)
+  if replica % len(slices):
+    raise ValueError(
+      f"config.mesh.replica {replica}: not a multiple of the {len(slices)} slices, which only "
+      "this axis crosses"
+    )
+  within = (replica // len(slices), fsdp, tensor)
+  places = [_laid_out(within, slices[i]) for i in sorted(slices)]
+  return jax.sharding.Mesh(np.concatenate(places), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _laid_out(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+  try:
+    return mesh_utils.create_device_mesh(shape, devices)
+  except NotImplementedError:  # an axis that is none of the slice's; JAX asks before it cuts one
+    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
 def to_spec(axes: Sequence[str | None]) -> P:

@@ -1,115 +1,223 @@
-"""What a run needs on a TPU slice that is not there: compiles its step for a described topology.
+"""What a run needs on chips that are not there: compiles its step for a described topology.
 
-Prints the table of parameters, bytes of arguments and temporaries a chip, and the collectives in
-the compiled program by kind and dtype (those of a loop's body count once). Needs libtpu, no TPU and
-no weights; takes minutes. `--topology=here` compiles for the devices of this machine instead. A
-program that does not fit a chip is an error of the compiler.
+Prints the table of parameters, memory, operations, collectives, the roofline, and by the compiler's
+own cycles the time of a step and of the run. Needs libtpu, no TPU and no weights; takes minutes the
+first time and seconds when the same step was planned before. `--topology=here` compiles for the
+devices of this machine; of GPUs that are not here nothing is compiled, their times are bounds. A
+step that does not fit is refused, with what would fit.
 """
 
 import argparse
-from collections import Counter
+from collections.abc import Iterator
 from collections.abc import Sequence
 import json
-import math
-import os
+from pathlib import Path
 import re
-import time
 from typing import Any
 
 import jax
-from jax.experimental import topologies
+from ml_collections import ConfigDict
 
+from blip3o_jax import chips
 from blip3o_jax import config
+from blip3o_jax import files
 from blip3o_jax import recipes
 from blip3o_jax import systems
+from blip3o_jax.plan import estimate
+from blip3o_jax.plan import report
+from blip3o_jax.plan import stored
+from blip3o_jax.plan import topology
+from blip3o_jax.sharding import MESH_AXES
 from blip3o_jax.train import run as train_run
 from blip3o_jax.train import setup as train_setup
-from blip3o_jax.train import state as train_state
 
-COLLECTIVE = re.compile(
-  r"= (\(?[^=]*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
-)
-BYTES = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1, "f16": 2, "u8": 1, "s8": 1}
+BUCKET = 160  # tokens of a prompt, where the config has that bucket
+SMALL = "memory=small after the config's colon (recomputes in the backward pass)"
 
 
-def devices_of(topology: str) -> list[Any]:
-  """The devices of a slice, as `jax.experimental.topologies` names it, or of this machine.
+def meshes(text: str) -> dict[str, int]:
+  """`fsdp=16,replica=4` as a mesh; what is not named is 1, and fsdp fills what is left.
 
   Raises:
-    ValueError: libtpu is absent or does not know the slice.
+    ValueError: not a mesh.
   """
-  if topology == "here":
-    return jax.devices()
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-  try:
-    return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-  except Exception as error:  # the compiler's library has no narrower one
-    raise ValueError(f"--topology {topology}: {' '.join(str(error).split())}") from error
+  out = dict.fromkeys(MESH_AXES, 1) | {"fsdp": 0}
+  for word in text.split(","):
+    found = re.fullmatch(r"(\w+)=(\d+)", word.strip())
+    if not found or found[1] not in out:
+      raise ValueError(f"--mesh {text}: expected AXIS=N,... with the axes {', '.join(MESH_AXES)}")
+    out[found[1]] = int(found[2])
+  return out
 
 
-def collectives(text: str) -> dict[str, dict[str, int]]:
-  """{"kind dtype": {"count", "bytes"}} of a compiled program; bytes of the results on one chip."""
-  out: dict[str, Counter[str]] = {}
-  for shapes, kind in COLLECTIVE.findall(text):
-    for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", shapes):
-      if dtype not in BYTES:
-        continue
-      found = out.setdefault(f"{kind} {dtype}", Counter())
-      found["count"] += 1
-      found["bytes"] += math.prod(map(int, filter(None, dims.split(",")))) * BYTES[dtype]
-  return {name: dict(found) for name, found in sorted(out.items())}
+def fewer_layers(values: ConfigDict, layers: int) -> None:
+  """Gives each network of a model's config at most so many layers."""
+  for name, value in values.items():
+    if isinstance(value, ConfigDict):
+      fewer_layers(value, layers)
+    elif name == "depth" and value > layers:
+      values[name] = layers
+    elif name == "full_layers":  # which layers of the tower look at the whole picture
+      values[name] = tuple(i for i in value if i < layers)
 
 
-def plan(options: argparse.Namespace, overrides: Sequence[str]) -> dict[str, Any]:
-  """Compiles the step and prints what it needs: the same facts, JSON-ready."""
-  run = train_run.parse(config.load(options.config, overrides, recipes.RELEASED), systems.SYSTEMS)
-  devices = devices_of(options.topology)
-  bucket = options.bucket or max(run.data.buckets)
+def plan(
+  options: argparse.Namespace, overrides: Sequence[str], name: str, mesh: str
+) -> tuple[dict[str, Any], str]:
+  """(figures, the compiled text) of one topology and mesh, and says what is done.
+
+  Raises:
+    ValueError: a topology, mesh, batch or config that does not fit together, or the chip.
+  """
+  where = topology.resolve(name, options.slices)
+  price = price_of(options.price, where)
+  devices = topology.devices(where)
+  values = config.load(options.config, overrides, recipes.RELEASED)
+  samples = values.steps * values.batch
+  if mesh:
+    values.mesh.update(meshes(mesh))
+  if where.slices > 1 and values.mesh.replica % where.slices:
+    values.mesh.replica *= where.slices
+    print(f"mesh.replica {values.mesh.replica}: the axis that crosses {where.slices} slices")
+  if options.batch_per_chip:
+    values.batch = options.batch_per_chip * len(devices) // chips.devices_a_chip(devices)
+  if options.layers:
+    fewer_layers(values.model, options.layers)
+  run = train_run.parse(values, systems.SYSTEMS)
+  buckets = run.data.buckets
+  bucket = options.prompt_bucket or (BUCKET if BUCKET in buckets else max(buckets))
   setup = train_setup.prepare(run, systems.SYSTEMS[run.system], devices)
-  print(*train_state.table(setup.part), sep="\n")
-  began = time.monotonic()
-  compiled = setup.lower_step(bucket).compile()
-  memory, text = compiled.memory_analysis(), compiled.as_text()
-  operations = setup.flops(setup.batch_spec(bucket))
-  facts = {
-    "topology": options.topology,
-    "chips": len(devices),
-    "batch": run.train.batch,
-    "bucket": bucket,
-    "compile_seconds": round(time.monotonic() - began, 1),
-    "argument_bytes": memory.argument_size_in_bytes,
-    "temporary_bytes": memory.temp_size_in_bytes,
-    "model_tflop_per_chip": operations / len(devices) / 1e12,
-    "collectives": collectives(text),
-  }
-  gib = 1 / 2**30
-  print(f"\n{len(devices)} chips of {options.topology}, batch {run.train.batch}, prompts {bucket}")
-  print(f"compiled in {facts['compile_seconds']} s")
-  print(f"arguments {memory.argument_size_in_bytes * gib:.2f} GiB a chip")
-  print(f"temporary {memory.temp_size_in_bytes * gib:.2f} GiB a chip")
-  print(f"model operations {facts['model_tflop_per_chip']:.1f} TFLOP a step and chip")
-  for name, found in collectives(text).items():
-    print(f"{name}: {found['count']} in the text, {found['bytes'] / 2**20:.1f} MiB")
-  return facts
+  print(*estimate.table(setup), sep="\n", flush=True)
+  small = SMALL if re.search(r"blip3o_\db_", options.config) else ""
+  small = "" if "memory=small" in options.config else small
+  asked = estimate.Asked(where, bucket, samples, options.layers, options.recompile, small)
+  if where.name != "here" and where.chip is not None and not where.chip.is_tpu:
+    facts, text = estimate.analytic(setup, asked), ""
+  else:
+    again = options.recompile
+    cycle = estimate.seconds_a_cycle(devices, where.name, again) if where.name != "here" else 0.0
+    done = estimate.compiled(setup, asked)
+    facts, text = estimate.figures(setup, asked, done, cycle), done.text
+  if price:
+    hours = facts["run_chip_hours"]
+    facts |= {"price": price, "run_cost": hours * price if hours else None}
+  facts["versions"] = stored.versions()
+  print(*report.lines(facts), sep="\n", flush=True)
+  return facts, text
+
+
+def price_of(text: str, where: topology.Topology) -> float:
+  """The price of a chip-hour: a number, or `v5p=4.2,v6e=2.7`; 0 where none is given.
+
+  Raises:
+    ValueError: neither.
+  """
+  for word in filter(None, text.split(",")):
+    name, _, number = word.rpartition("=")
+    if not re.fullmatch(r"\d+(\.\d*)?|\.\d+", number) or (name and name not in chips.CHIPS):
+      known = ", ".join(chips.CHIPS)
+      raise ValueError(f"--price {text}: expected a number, or CHIP=NUMBER,... of {known}")
+    if not name or (where.chip is not None and name == where.chip.name):
+      return float(number)
+  return 0.0
+
+
+def asked_for(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
+  """(topology, mesh) of each plan that the options ask for."""
+  names = [x for each in options.topology or ["v5e:4x4"] for x in each.split(",")]
+  shapes = list(options.mesh or [])
+  for word in options.compare or ():
+    if "=" in word:
+      shapes.append(word)
+    else:
+      given = [x for x in word.split(",") if x]
+      names = [*(names if options.topology else []), *given]
+      options.topology = names
+  if options.compare is not None and len(names) == 1 and len(shapes) < 2:
+    where = topology.resolve(names[0], options.slices)
+    count = len(topology.devices(where)) if where.name != "here" else len(jax.devices())
+    ways = {n for n in (1, 2, 4, 8) if count % n == 0}
+    shapes += [f"fsdp={count // n},replica={n}" for n in sorted(ways)]
+  seen = [(name, shape) for name in names for shape in shapes or [""]]
+  if options.compare is None and len(seen) > 1:
+    raise ValueError("several topologies or meshes: say --compare to have them side by side")
+  yield from dict.fromkeys(seen)
 
 
 def run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
   """Plans what the arguments say; returns the exit status."""
-  parser.add_argument(
-    "--config", required=True, metavar="FILE[:ARG]", help="what to train: a file, or a stage's name"
-  )
-  parser.add_argument(
-    "--config.FIELD", dest="_", metavar="VALUE", help="any field, e.g. --config.batch=256"
-  )
-  parser.add_argument(
-    "--topology", default="v5e:4x4", help='as jax.experimental.topologies names it, or "here"'
-  )
-  parser.add_argument("--bucket", type=int, default=0, help="prompt length (0: the longest)")
-  parser.add_argument("--json", action="store_true", help="print the facts as JSON, last")
-  options, overrides = parser.parse_known_args(args)
-  jax.config.update("jax_platforms", "cpu")
-  facts = plan(options, overrides)
+  options, overrides = _options(parser).parse_known_args(args)
+  if options.topology != ["here"]:
+    jax.config.update("jax_platforms", "cpu")
+  # JAX would write what it can never read back, and warn of it.
+  jax.config.update("jax_enable_compilation_cache", False)
+  for path in filter(None, (options.json, options.text)):
+    if not path.absolute().parent.is_dir():
+      raise ValueError(f"{path}: no such folder; nothing was planned")
+  plans: list[dict[str, Any]] = []
+  texts: list[str] = []
+  refused: list[str] = []
+  for name, mesh in asked_for(options):
+    try:
+      facts, text = plan(options, overrides, name, mesh)
+    except ValueError as error:
+      if options.compare is None:
+        raise
+      refused.append(f"{name}{' ' + mesh if mesh else ''}: {error}")
+      print(f"refused: {refused[-1]}", flush=True)
+      continue
+    plans.append(facts)
+    texts.append(text)
+  if not plans:
+    raise ValueError(f"none of them: {'; '.join(refused)}")
+  index = report.best(plans)[0]
+  if options.compare is not None:
+    print(*report.side_by_side(plans, refused), sep="\n")
+  if options.text:
+    if not texts[index]:
+      raise ValueError(
+        f"--text {options.text}: nothing was compiled for {plans[index]['topology']}"
+      )
+    files.write_text(options.text, texts[index])
+    print(f"the compiled program: {options.text}")
   if options.json:
-    print(json.dumps(facts))
+    more = {"compared": plans, "refused": refused} if options.compare is not None else {}
+    files.write_text(options.json, json.dumps(plans[index] | more, indent=1) + "\n")
   return 0
+
+
+def _options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+  add = parser.add_argument
+  add("--config", required=True, metavar="FILE[:ARG]", help="a file, or a stage's name")
+  add("--config.FIELD", dest="_", metavar="VALUE", help="any field, e.g. --config.batch=256")
+  add(
+    "--topology",
+    action="append",
+    help="v5p:4x4x4, or as a cloud sells it: v5p-128, v5litepod-16; GPUs: h100:8; or here "
+    "(default v5e:4x4)",
+  )
+  add("--slices", type=_count(1), default=1, help="of the topology; mesh.replica crosses them")
+  add("--mesh", action="append", metavar="AXIS=N,...", help="e.g. fsdp=16,replica=4")
+  add("--batch-per-chip", type=_count(1), default=0, help="samples (default: the config's batch)")
+  add("--prompt-bucket", type=_count(1), default=0, help=f"tokens (default {BUCKET}, or longest)")
+  add("--layers", type=_count(1), default=0, help="of each network at most: a quick look")
+  add("--price", default="", help="of a chip-hour: 4.2, or v5p=4.2,v6e=2.7")
+  add(
+    "--compare",
+    nargs="*",
+    metavar="TOPOLOGY|MESH",
+    help="several side by side, the best marked; without any, the usual meshes",
+  )
+  add("--json", type=Path, metavar="FILE", help="writes the figures; of --compare the best's")
+  add("--text", type=Path, metavar="FILE", help="writes the compiled program")
+  add("--recompile", action="store_true", help="compiles what was planned before")
+  return parser
+
+
+def _count(least: int) -> Any:
+  def read(text: str) -> int:
+    if not text.isdigit() or int(text) < least:
+      raise argparse.ArgumentTypeError(f"{text!r}: expected a number of at least {least}")
+    return int(text)
+
+  return read
