@@ -22,12 +22,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
   "weights": ("trees", "files"),
   "data": ("config", "trees", "files"),
   "systems/*": PARTS,
-  "train": (*ROOTS, "weights", "data", "systems/parts/loading"),
+  "compiling": (),
+  "train": (*ROOTS, "compiling", "weights", "data", "systems/parts/loading"),
   "recipes": (*BELOW, "systems", "train"),
   "convert": (*BELOW, "systems", "train"),
   "verify": (*BELOW, "systems"),
   "evaluate": ("files", "data"),
-  "commands/*": (*BELOW, "systems", "train", "recipes", "convert", "verify"),
+  "commands/*": (*BELOW, "systems", "train", "recipes", "convert", "verify", "compiling"),
 }
 OUTSIDE = ("configs", "launch", "tools", "tests")
 TORCH = ("torch", "diffusers", f"{PACKAGE}/verify/torch")
