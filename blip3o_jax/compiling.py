@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import os
 import re
 
-# bool for GPUs (they refuse the text "true"), text for TPUs (jax-facts: either is taken).
+# bool for GPUs, whose options refuse the text "true"; text for TPUs, whose options take it.
 Options = dict[str, bool | str]
 
 # Moves collectives away from their uses. Off by default; NVIDIA's images of JAX set it
@@ -18,8 +18,8 @@ Options = dict[str, bool | str]
 # (https://github.com/openxla/xla/issues/44228).
 _GPU: Options = {"xla_gpu_enable_latency_hiding_scheduler": True}
 
-# Gathers of the next weights run in the steps of a matmul. On by default for v5e and v6e, not for
-# v5p; none of the three does it alone. The names are those of MaxText's list of flags
+# Gathers of weights run in the steps of a matmul. On by default for v5e, not for v5p and v6e; the
+# first two do nothing without the third. The names are those of MaxText's list of flags
 # (https://github.com/AI-Hypercomputer/maxtext, benchmarks/xla_flags_library.py).
 _GATHERS: Options = {
   "xla_tpu_enable_async_collective_fusion": "true",
@@ -28,7 +28,7 @@ _GATHERS: Options = {
 }
 
 # Gradients are summed by the SparseCore beside the matmuls, as a reduce-scatter; otherwise by an
-# all-reduce that keeps a part, padded, and waits.
+# all-reduce that keeps a part, padded, and waits. On by default for tpu7x.
 _SPARSE_CORE: Options = {
   "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": "true",
 }
