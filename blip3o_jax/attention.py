@@ -8,12 +8,14 @@ from typing import Literal
 
 from absl import logging
 import jax
+from jax.extend import backend as backends
 import jax.numpy as jnp
 
 from blip3o_jax import sharding
 
 Impl = Literal["auto", "xla", "cudnn", "splash"]
 Segments = jax.Array | tuple[jax.Array, jax.Array]
+Offset = int | jax.Array | None
 
 
 def attention(
@@ -23,7 +25,7 @@ def attention(
   *,
   segments: Segments | None = None,
   causal: bool = False,
-  offset: int | jax.Array | None = None,
+  offset: Offset = None,
   scale: float | None = None,
   impl: Impl = "auto",
 ) -> jax.Array:
@@ -37,28 +39,35 @@ def attention(
     causal: query i stands at key position offset + i and sees keys up to there.
     offset: int or int[] scalar; default S - T, the queries are the last positions.
     scale: of the logits; default H ** -0.5.
-    impl: "auto" picks by platform and shape; a named kernel that cannot run raises.
+    impl: "auto" picks by platform, dtype and shape, and logs it; a named kernel that cannot run
+      raises. The platform is that of the mesh in context, else of this process.
 
   Returns:
     float[B, T, N, H] in the dtype of q. Logits and softmax are float32.
 
   Raises:
-    ValueError: heads that do not divide, or a named kernel that does not fit the shapes.
+    ValueError: heads that do not divide, an unknown `impl`, or a named kernel that cannot run
+      here or does not fit the arrays.
   """
   if q.shape[2] % k.shape[2]:
     raise ValueError(f"{q.shape[2]} query heads are not a multiple of {k.shape[2]} kv heads")
   scale = q.shape[-1] ** -0.5 if scale is None else scale
-  chosen = _choose(q, k, causal, offset) if impl == "auto" else impl
+  chosen = _choose(q, k, segments, causal, offset) if impl == "auto" else impl
+  if chosen not in ("xla", "cudnn", "splash"):
+    raise ValueError(f"attention impl {impl!r}: expected auto, xla, cudnn or splash")
+  if impl != "auto" and (reason := _cannot_run(chosen, q, k, segments, causal, offset)):
+    raise ValueError(f"attention impl {impl!r} cannot run: {reason}")
   if chosen == "splash":
-    return _splash(q, k, v, segments, causal, offset, scale)
-  mask = _mask(q.shape[1], k.shape[1], segments, causal, offset)
+    return _splash(q, k, v, segments, causal, scale)
+  inside = chosen == "cudnn" and _is_diagonal(q, k, causal, offset)
+  mask = _mask(q.shape[1], k.shape[1], segments, causal and not inside, offset)
   return jax.nn.dot_product_attention(
-    q, k, v, mask=mask, scale=scale, implementation="cudnn" if chosen == "cudnn" else "xla"
+    q, k, v, mask=mask, scale=scale, is_causal=inside, implementation=chosen
   )
 
 
 def _mask(
-  t: int, s: int, segments: Segments | None, causal: bool, offset: int | jax.Array | None
+  t: int, s: int, segments: Segments | None, causal: bool, offset: Offset
 ) -> jax.Array | None:
   """bool[B or 1, 1, T, S], True where a query sees a key; None when everybody sees everybody."""
   mask = None
@@ -78,13 +87,26 @@ def _platform() -> str:
   return jax.default_backend() if device is None else device.platform
 
 
-def _choose(q: jax.Array, k: jax.Array, causal: bool, offset: int | jax.Array | None) -> Impl:
-  platform = _platform()
-  out: Impl = "xla"
-  if platform == "tpu" and not _splash_misfit(q.shape, k.shape, causal, offset):
-    out = "splash"
-  elif platform == "gpu" and q.dtype == jnp.bfloat16 and q.shape[-1] <= 128:
-    out = "cudnn"
+def _cuda_capability() -> tuple[int, ...]:
+  """Of this process's first GPU, e.g. (9, 0); () without CUDA, which ROCm's devices are."""
+  backend = backends.get_backend()
+  if "cuda" not in backend.platform_version:
+    return ()
+  return tuple(int(x) for x in jax.local_devices()[0].compute_capability.split("."))
+
+
+def _choose(
+  q: jax.Array, k: jax.Array, segments: Segments | None, causal: bool, offset: Offset
+) -> Impl:
+  """The kernel that can run and pays.
+
+  Below a length the logits of all heads are small, and a kernel's own blocks are larger than the
+  arrays: 1024 queries for splash, as the TPU compiler counts; 128 for cuDNN, which is not measured.
+  """
+  kernels: dict[str, tuple[Impl, int]] = {"tpu": ("splash", 1024), "gpu": ("cudnn", 128)}
+  kernel, pays = kernels.get(_platform(), ("xla", 0))
+  long = min(q.shape[1], k.shape[1]) >= pays
+  out = kernel if long and not _cannot_run(kernel, q, k, segments, causal, offset) else "xla"
   _log_choice(out, q.shape, k.shape)
   return out
 
@@ -94,21 +116,63 @@ def _log_choice(impl: str, q_shape: tuple[int, ...], k_shape: tuple[int, ...]) -
   logging.info("attention: %s for q %s, k %s", impl, q_shape, k_shape)
 
 
-def _splash_misfit(
-  q_shape: tuple[int, ...],
-  k_shape: tuple[int, ...],
-  causal: bool,
-  offset: int | jax.Array | None,
+def _cannot_run(
+  impl: str, q: jax.Array, k: jax.Array, segments: Segments | None, causal: bool, offset: Offset
 ) -> str:
-  """Why the splash kernel cannot run; empty when it can (and pays: T of 1024 or more)."""
-  t, s = q_shape[1], k_shape[1]
+  """Why a kernel cannot run on these arrays; empty when it can."""
+  if impl == "splash":
+    return _splash_misfit(q, k, causal, offset)
+  if impl == "cudnn":
+    masked = segments is not None or (causal and not _is_diagonal(q, k, causal, offset))
+    return _cudnn_misfit(q, k, masked)
+  return ""
+
+
+def _is_diagonal(q: jax.Array, k: jax.Array, causal: bool, offset: Offset) -> bool:
+  """Whether it is causal with query i at key i: what cuDNN masks without an array."""
+  if not causal or isinstance(offset, jax.Array):
+    return False
+  return (k.shape[1] - q.shape[1] if offset is None else offset) == 0
+
+
+def _cudnn_misfit(q: jax.Array, k: jax.Array, masked: bool) -> str:
+  """What JAX asks of arrays for cuDNN's flash attention, of 0.10 and 0.12 alike.
+
+  A mask becomes a bias [B, 1, T, S]; the gradient with one needs even lengths.
+  """
+  (t, s), head = (q.shape[1], k.shape[1]), q.shape[-1]
+  if (platform := _platform()) != "gpu":
+    return f"the platform is {platform!r}, not 'gpu'"
+  if not (capability := _cuda_capability()):
+    return "this process has no CUDA device"
+  if capability < (8, 0):
+    return f"compute capability {capability[0]}.{capability[1]}, expected 8.0 or more"
+  if q.dtype not in (jnp.bfloat16, jnp.float16) or k.dtype != q.dtype:
+    return f"dtypes {q.dtype} and {k.dtype}, expected bfloat16 or float16"
+  largest = 256 if capability >= (9, 0) else 128
+  if head > largest or head % 8:
+    return f"head dim {head}, expected a multiple of 8 up to {largest}"
+  if masked and (t % 2 or s % 2):
+    return f"lengths {t} and {s} with a mask, expected even ones"
+  return ""
+
+
+def _splash_misfit(q: jax.Array, k: jax.Array, causal: bool, offset: Offset) -> str:
+  t, s = q.shape[1], k.shape[1]
+  if _platform() == "gpu":
+    return "the platform is 'gpu', not 'tpu'"
   if t % 128 or s % 128:
     return f"lengths {t} and {s} are not multiples of 128"
   if isinstance(offset, jax.Array):
     return "a traced offset"
   if causal and (s - t if offset is None else offset) != s - t:
     return f"offset {offset} is not S - T"
-  return "" if t >= 1024 else f"{t} queries, fewer than 1024"
+  mesh = jax.sharding.get_abstract_mesh()
+  if not mesh.empty:
+    for what, size in (("batch", q.shape[0]), ("heads", q.shape[2]), ("heads", k.shape[2])):
+      if size % (ways := sharding.ways(mesh, sharding.RULES[what])):
+        return f"{what} {size} does not divide over the mesh's {ways}"
+  return ""
 
 
 def _splash(
@@ -117,16 +181,12 @@ def _splash(
   v: jax.Array,
   segments: Segments | None,
   causal: bool,
-  offset: int | jax.Array | None,
   scale: float,
 ) -> jax.Array:
-  """The TPU block-sparse kernel, over shards of batch and heads; interpreted off a TPU."""
+  """The TPU block-sparse kernel, over shards of batch and heads; interpreted on a CPU."""
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-  reason = _splash_misfit(q.shape, k.shape, causal, offset)
-  if reason and "fewer than" not in reason:
-    raise ValueError(f"attention impl 'splash' cannot run: {reason}")
   t, s = q.shape[1], k.shape[1]
   block = masks.CausalMask((t, s), offset=s - t) if causal else masks.FullMask((t, s))
   interpret = _platform() != "tpu"

@@ -60,3 +60,10 @@ def test_a_sharded_matmul_gathers_in_bfloat16(compiled):
   facts = compiled["matmul"]
   assert facts["argument_bytes"] == facts["expected_argument_bytes"]
   assert facts["gathered"] == ["bf16"], "the cast belongs before the gather"
+
+
+def test_every_generation_knows_its_options(compiled):
+  """A name that the compiler does not know would have failed the child."""
+  kinds = {"TPU v4", "TPU v5 lite", "TPU v5", "TPU v6 lite", "TPU7x"}
+  assert set(compiled["options"]) == kinds
+  assert all(compiled["options"].values())

@@ -127,10 +127,87 @@ def test_a_named_kernel_that_cannot_run_says_why(t, s, options, message):
     attention(q, k, v, impl="splash", **options)
 
 
-def test_cudnn_on_a_cpu_is_refused():
-  q, k, v = draw(8, 8, 2, 2, dtype=jnp.bfloat16)
-  with pytest.raises(RuntimeError, match="cuDNN is not detected"):
-    jax.block_until_ready(attention(q, k, v, impl="cudnn"))
+def on_gpu(monkeypatch, capability):
+  monkeypatch.setattr(module, "_platform", lambda: "gpu")
+  monkeypatch.setattr(module, "_cuda_capability", lambda: capability)
+
+
+@pytest.mark.parametrize(
+  ("capability", "t", "dtype", "head_dim", "options", "message"),
+  [
+    ((), 128, jnp.bfloat16, 64, {}, "this process has no CUDA device"),
+    ((7, 5), 128, jnp.bfloat16, 64, {}, "compute capability 7.5, expected 8.0 or more"),
+    ((8, 0), 128, jnp.float32, 64, {}, "dtypes float32 and float32, expected bfloat16 or float16"),
+    ((8, 0), 128, jnp.bfloat16, 256, {}, "head dim 256, expected a multiple of 8 up to 128"),
+    ((9, 0), 128, jnp.bfloat16, 264, {}, "head dim 264, expected a multiple of 8 up to 256"),
+    ((9, 0), 128, jnp.bfloat16, 12, {}, "head dim 12, expected a multiple of 8 up to 256"),
+    ((9, 0), 127, jnp.bfloat16, 64, dict(causal=True, offset=1), "lengths 127 and 127 with a mask"),
+  ],
+)
+def test_cudnn_that_does_not_fit_says_why(
+  capability, t, dtype, head_dim, options, message, monkeypatch
+):
+  on_gpu(monkeypatch, capability)
+  q, k, v = draw(t, t, 2, 2, h=head_dim, b=1, dtype=dtype)
+  with pytest.raises(ValueError, match=f"'cudnn' cannot run: {message}"):
+    attention(q, k, v, impl="cudnn", **options)
+
+
+def test_a_kernel_of_another_platform_is_refused(monkeypatch):
+  q, k, v = draw(128, 128, 2, 2, dtype=jnp.bfloat16)
+  with pytest.raises(ValueError, match="'cudnn' cannot run: the platform is 'cpu', not 'gpu'"):
+    attention(q, k, v, impl="cudnn")
+  on_gpu(monkeypatch, (9, 0))
+  with pytest.raises(ValueError, match="'splash' cannot run: the platform is 'gpu', not 'tpu'"):
+    attention(q, k, v, impl="splash")
+
+
+def test_an_unknown_kernel_is_refused():
+  q, k, v = draw(8, 8, 2, 2)
+  with pytest.raises(ValueError, match="impl 'flash': expected auto, xla, cudnn or splash"):
+    attention(q, k, v, impl="flash")
+
+
+@pytest.mark.parametrize(
+  ("options", "inside"),
+  [
+    (dict(causal=True), True),
+    (dict(causal=True, offset=0, segments=jnp.ones((1, 128), jnp.int32)), True),
+    (dict(causal=True, offset=2), False),
+    ({}, False),
+  ],
+)
+def test_cudnn_gets_the_diagonal_by_name_and_the_rest_as_a_mask(options, inside, monkeypatch):
+  """What JAX would be asked on a GPU, computed by XLA: equal to numpy."""
+  on_gpu(monkeypatch, (9, 0))
+  asked, real = {}, jax.nn.dot_product_attention
+
+  def record(*args, implementation, **kwargs):
+    asked.update(kwargs, implementation=implementation)
+    return real(*args, implementation="xla", **kwargs)
+
+  monkeypatch.setattr(jax.nn, "dot_product_attention", record)
+  q, k, v = draw(128, 128, 2, 1, b=1, dtype=jnp.bfloat16)
+  found = attention(q, k, v, impl="cudnn", **options)
+  assert (asked["implementation"], asked["is_causal"]) == ("cudnn", inside)
+  segments = options.get("segments")
+  pair = None if segments is None else (segments, segments)
+  expected = reference(q, k, v, **(options | dict(segments=pair)))
+  np.testing.assert_allclose(np.float32(found), expected, atol=2**-6)
+
+
+def test_splash_rows_that_the_mesh_does_not_divide():
+  mesh = jax.make_mesh((1, 1, 1), ("replica", "fsdp", "tensor")).abstract_mesh
+  wide = jax.sharding.AbstractMesh(
+    (1, 4, 2), mesh.axis_names, axis_types=(jax.sharding.AxisType.Auto,) * 3
+  )
+  q, k, v = draw(128, 128, 4, 2, b=2)
+  odd = draw(128, 128, 3, 3, b=4)
+  with jax.sharding.use_abstract_mesh(wide):
+    with pytest.raises(ValueError, match="batch 2 does not divide over the mesh's 4"):
+      attention(q, k, v, impl="splash")
+    with pytest.raises(ValueError, match="heads 3 does not divide over the mesh's 2"):
+      attention(*odd, impl="splash")
 
 
 def test_heads_that_do_not_divide():
@@ -147,12 +224,30 @@ def test_heads_that_do_not_divide():
     ("tpu", 64, jnp.bfloat16, 64, False, "xla"),  # the DiT: splash refuses
     ("tpu", 512, jnp.bfloat16, 64, False, "xla"),  # runs, but does not pay
     ("tpu", 1100, jnp.bfloat16, 64, False, "xla"),
-    ("gpu", 64, jnp.bfloat16, 64, False, "cudnn"),
-    ("gpu", 64, jnp.float32, 64, False, "xla"),
-    ("gpu", 64, jnp.bfloat16, 256, False, "xla"),
+    ("gpu", 64, jnp.bfloat16, 64, False, "xla"),  # the DiT: too short to pay
+    ("gpu", 160, jnp.bfloat16, 64, True, "cudnn"),
+    ("gpu", 256, jnp.float32, 64, False, "xla"),
+    ("gpu", 256, jnp.bfloat16, 264, False, "xla"),
   ],
 )
 def test_auto_chooses(platform, t, dtype, head_dim, causal, expected, monkeypatch):
   monkeypatch.setattr(module, "_platform", lambda: platform)
+  monkeypatch.setattr(module, "_cuda_capability", lambda: (9, 0))
   q = jax.ShapeDtypeStruct((1, t, 2, head_dim), dtype)
-  assert module._choose(q, q, causal, None) == expected
+  assert module._choose(q, q, None, causal, None) == expected
+
+
+def test_auto_never_takes_cudnn_where_there_is_no_cuda(monkeypatch):
+  on_gpu(monkeypatch, ())
+  q = jax.ShapeDtypeStruct((1, 256, 2, 64), jnp.bfloat16)
+  assert module._choose(q, q, None, False, None) == "xla"
+
+
+def test_the_choice_is_logged_once(caplog):
+  q, k, v = draw(6, 10, 2, 2)
+  module._log_choice.cache_clear()
+  with caplog.at_level("INFO", logger="absl"):
+    for _ in range(2):
+      attention(q, k, v)
+  said = [r.getMessage() for r in caplog.records if r.getMessage().startswith("attention:")]
+  assert said == ["attention: xla for q (2, 6, 2, 8), k (2, 10, 2, 8)"]
