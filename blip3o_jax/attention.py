@@ -81,12 +81,6 @@ def _mask(
   return mask
 
 
-def _platform() -> str:
-  """Where the program will run: on the mesh in context (it may be a described one), if any."""
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  return jax.default_backend() if device is None else device.platform
-
-
 def _cuda_capability() -> tuple[int, ...]:
   """Of this process's first GPU, e.g. (9, 0); () without CUDA, which ROCm's devices are."""
   backend = backends.get_backend()
@@ -104,7 +98,7 @@ def _choose(
   arrays: 1024 queries for splash, as the TPU compiler counts; 128 for cuDNN, which is not measured.
   """
   kernels: dict[str, tuple[Impl, int]] = {"tpu": ("splash", 1024), "gpu": ("cudnn", 128)}
-  kernel, pays = kernels.get(_platform(), ("xla", 0))
+  kernel, pays = kernels.get(sharding.platform(), ("xla", 0))
   long = min(q.shape[1], k.shape[1]) >= pays
   out = kernel if long and not _cannot_run(kernel, q, k, segments, causal, offset) else "xla"
   _log_choice(out, q.shape, k.shape)
@@ -141,7 +135,7 @@ def _cudnn_misfit(q: jax.Array, k: jax.Array, masked: bool) -> str:
   A mask becomes a bias [B, 1, T, S]; the gradient with one needs even lengths.
   """
   (t, s), head = (q.shape[1], k.shape[1]), q.shape[-1]
-  if (platform := _platform()) != "gpu":
+  if (platform := sharding.platform()) != "gpu":
     return f"the platform is {platform!r}, not 'gpu'"
   if not (capability := _cuda_capability()):
     return "this process has no CUDA device"
@@ -159,7 +153,7 @@ def _cudnn_misfit(q: jax.Array, k: jax.Array, masked: bool) -> str:
 
 def _splash_misfit(q: jax.Array, k: jax.Array, causal: bool, offset: Offset) -> str:
   t, s = q.shape[1], k.shape[1]
-  if _platform() == "gpu":
+  if sharding.platform() == "gpu":
     return "the platform is 'gpu', not 'tpu'"
   if t % 128 or s % 128:
     return f"lengths {t} and {s} are not multiples of 128"
@@ -189,7 +183,7 @@ def _splash(
 
   t, s = q.shape[1], k.shape[1]
   block = masks.CausalMask((t, s), offset=s - t) if causal else masks.FullMask((t, s))
-  interpret = _platform() != "tpu"
+  interpret = sharding.platform() != "tpu"
 
   def local(q: jax.Array, k: jax.Array, v: jax.Array, seg: tuple[jax.Array, ...]) -> jax.Array:
     mask = masks.MultiHeadMask([block] * q.shape[2])

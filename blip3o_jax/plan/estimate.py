@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from blip3o_jax import chips
+from blip3o_jax import compiling
 from blip3o_jax.plan import stored
 from blip3o_jax.plan import topology
 from blip3o_jax.plan import wires
@@ -75,7 +76,8 @@ def compiled(setup: Setup, asked: Asked) -> stored.Compiled:
   where = f"{asked.where.name} x {asked.where.slices}"
   where = "here" if asked.where.name == "here" else where
   try:
-    return stored.compiled(setup.lower_step(asked.bucket), where, {}, again=asked.again)
+    lowered = setup.lower_step(asked.bucket)
+    return stored.compiled(lowered, where, setup.options, again=asked.again)
   except jax.errors.JaxRuntimeError as error:
     found = next((m for p in _TOO_MUCH if (m := p.search(str(error)))), None)
     if found is None:
@@ -285,5 +287,6 @@ def analytic(setup: Setup, asked: Asked) -> dict[str, Any]:
 
 
 def table(setup: Setup) -> list[str]:
-  """The table of parameters."""
-  return train_state.table(setup.part)
+  """The table of parameters, what lies whole on each device and why, and the compiler's options."""
+  chosen = f"compiler options: {compiling.described(setup.options)}"
+  return [*train_state.table(setup.part), *setup.placed, chosen]

@@ -15,6 +15,7 @@ from etils import epath
 import jax
 import optax
 
+from blip3o_jax import compiling
 from blip3o_jax import config
 from blip3o_jax import sharding
 from blip3o_jax import trees
@@ -57,6 +58,11 @@ class Setup:
   def rows(self) -> tuple[int, ...]:
     """Of the global batch, those that this process loads."""
     return distributed.local_rows(self.mesh, self.run.train.batch)
+
+  @property
+  def options(self) -> compiling.Options:
+    """XLA's options for the step on these devices."""
+    return compiling.options(self.mesh.devices.flat[0].device_kind)
 
   def jit_step(self) -> Any:
     """The training step, to be called or lowered: (state, frozen, batch, key)."""
@@ -114,7 +120,9 @@ def prepare(run: Run, system: Any, devices: Sequence[jax.Device] | None = None) 
   # ---- 4. abstract model, partition, table of parameters -----------------------------------
   part = train_state.partition(system, run.model, mesh, cfg.trainable, cfg.frozen_dtype)
   part, placed = placement.place(part, mesh, cfg.mesh)
-  for line in (*train_state.table(part), *placed):
+  kind = mesh.devices.flat[0].device_kind
+  chosen = f"compiler options for {kind}: {compiling.described(compiling.options(kind))}"
+  for line in (*train_state.table(part), *placed, chosen):
     logging.info("%s", line)
 
   # ---- 5. optimiser and shardings ----------------------------------------------------------
@@ -171,6 +179,7 @@ class Compiled:
     whole = sharding.replicated(setup.mesh)
     self._cache: dict[Any, Any] = {}
     self.seconds = 0.0  # spent on compiling so far
+    self.options = setup.options
     make_key = jax.jit(train_state.named_key, static_argnums=(0, 1), out_shardings=whole)
     seed = setup.run.train.seed
     self.key, self.eval_key = make_key(seed, "train"), make_key(seed, "eval")
@@ -192,7 +201,7 @@ class Compiled:
     key = (name, tuple(sorted(spec.items())))
     if key not in self._cache:
       began = time.monotonic()
-      self._cache[key] = function.lower(*args).compile()
+      self._cache[key] = function.lower(*args).compile(compiler_options=self.options or None)
       shapes = ", ".join(f"{k} {t}{list(s)}" for k, (s, t) in spec.items())
       seconds = time.monotonic() - began
       self.seconds += seconds

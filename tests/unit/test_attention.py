@@ -128,7 +128,7 @@ def test_a_named_kernel_that_cannot_run_says_why(t, s, options, message):
 
 
 def on_gpu(monkeypatch, capability):
-  monkeypatch.setattr(module, "_platform", lambda: "gpu")
+  monkeypatch.setattr(sharding, "platform", lambda: "gpu")
   monkeypatch.setattr(module, "_cuda_capability", lambda: capability)
 
 
@@ -231,7 +231,7 @@ def test_heads_that_do_not_divide():
   ],
 )
 def test_auto_chooses(platform, t, dtype, head_dim, causal, expected, monkeypatch):
-  monkeypatch.setattr(module, "_platform", lambda: platform)
+  monkeypatch.setattr(sharding, "platform", lambda: platform)
   monkeypatch.setattr(module, "_cuda_capability", lambda: (9, 0))
   q = jax.ShapeDtypeStruct((1, t, 2, head_dim), dtype)
   assert module._choose(q, q, None, causal, None) == expected

@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
   "convert": (*BELOW, "systems", "train"),
   "verify": (*BELOW, "systems"),
   "evaluate": ("files", "data"),
-  "plan": (*BELOW, "train", "runtime"),
+  "plan": (*BELOW, "train", "runtime", "compiling"),
   "commands/*": (*BELOW, "systems", "train", "recipes", "convert", "verify", "plan"),
 }
 OUTSIDE = ("configs", "launch", "tools", "tests")
