@@ -19,16 +19,14 @@ from flax import nnx
 import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
-import numpy as np
 
+from blip3o_jax.rotary import KEPT
 from blip3o_jax.sharding import constrain
-from blip3o_jax.sharding import platform
 
 M = TypeVar("M", bound=nnx.Module)
 Dtype = Literal["float32", "bfloat16"]
 Remat = Literal["none", "full", "dots"]
 Initializer = Callable[..., jax.Array]
-KEPT = "kept"  # the name of what remat="dots" keeps
 
 
 class Shapes:
@@ -322,53 +320,6 @@ def split_heads(x: jax.Array, heads: int) -> jax.Array:
 def merge_heads(x: jax.Array) -> jax.Array:
   """float[B, T, N, H] -> float[B, T, N*H]."""
   return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
-
-
-def rotate_half(x: jax.Array, angles: jax.Array) -> jax.Array:
-  """Rotary embedding in the half-split layout: channel i pairs with i + H/2.
-
-  Args:
-    x: float[B, T, N, H]. angles: float32[B or 1, T, H/2], in radians.
-  """
-  cos, sin = jnp.cos(angles), jnp.sin(angles)
-  cos, sin = (jnp.concatenate(f, -1)[:, :, None, :] for f in ((cos, cos), (-sin, sin)))
-  return turn(x, cos, sin, "halves")
-
-
-def turn(
-  x: jax.Array, cos: jax.Array, sin: jax.Array, partner: Literal["halves", "pairs"]
-) -> jax.Array:
-  """x * cos + partner * sin in float32, each channel with the one that it turns with.
-
-  Args:
-    x: float[..., H]. cos, sin: float32 of shapes that broadcast; `sin` has the signs.
-    partner: of channel i: "halves" i + H/2 (around H), "pairs" the other of 2j and 2j + 1.
-
-  Returns:
-    as x; named, so that a scan may keep it for the backward pass.
-  """
-  other = swap_by_matmul(x, partner) if platform() == "tpu" else swap(x, partner)
-  out = x.astype(jnp.float32) * cos + other.astype(jnp.float32) * sin
-  return checkpoint_name(out.astype(x.dtype), KEPT)
-
-
-def swap(x: jax.Array, partner: Literal["halves", "pairs"]) -> jax.Array:
-  """Each channel's partner (see `turn`), by moving channels."""
-  if partner == "halves":
-    return jnp.roll(x, x.shape[-1] // 2, -1)
-  return x.reshape(*x.shape[:-1], -1, 2)[..., ::-1].reshape(x.shape)
-
-
-def swap_by_matmul(x: jax.Array, partner: Literal["halves", "pairs"]) -> jax.Array:
-  """`swap`, bit for bit, by a matmul with a permutation.
-
-  A TPU's vector units work on rows of 128 channels: to move channels within them takes longer than
-  to multiply.
-  """
-  size = x.shape[-1]
-  order = np.roll(np.arange(size), size // 2) if partner == "halves" else np.arange(size) ^ 1
-  exact = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-  return jnp.dot(x, jnp.asarray(np.eye(size)[:, order], x.dtype), precision=exact)
 
 
 def timestep_embedding(t: jax.Array, dim: int, max_period: float = 10000.0) -> jax.Array:

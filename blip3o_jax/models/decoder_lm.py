@@ -23,10 +23,10 @@ from blip3o_jax.layers import RMSNorm
 from blip3o_jax.layers import constrain_tokens
 from blip3o_jax.layers import linear
 from blip3o_jax.layers import merge_heads
-from blip3o_jax.layers import rotate_half
 from blip3o_jax.layers import scan
 from blip3o_jax.layers import split_heads
 from blip3o_jax.layers import stack
+from blip3o_jax.rotary import rotate_half
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from blip3o_jax import layers
+from blip3o_jax import rotary
 from blip3o_jax.attention import attention
 from blip3o_jax.layers import Dtype
 from blip3o_jax.layers import LayerNorm
@@ -26,7 +27,7 @@ SINUSOIDS = 256  # width of the timestep embedding, whatever the other sizes are
 MAX_CONDITION = 1024  # the modulation is conditioned on min(dim, 1024) channels
 FINAL_EPS = 1e-6
 
-Rotation = tuple[np.ndarray, np.ndarray]
+Rotation = rotary.Table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,14 +220,16 @@ class Attention(nnx.Module):
 
   def query(self, x: jax.Array, rotation: Rotation) -> jax.Array:
     """float[B, T, D] -> float[B, T, N, H], turned."""
-    return layers.split_heads(rotate(self.norm_q(self.to_q(x)), self.heads, rotation), self.heads)
+    return layers.split_heads(
+      rotary.rotate_pairs(self.norm_q(self.to_q(x)), self.heads, rotation), self.heads
+    )
 
   def keys_values(
     self, x: jax.Array, rotation: Rotation | None = None
   ) -> tuple[jax.Array, jax.Array]:
     """float[B, S, D] -> two of float[B, S, K, H]; the keys turned by a rotation."""
     k = self.norm_k(self.to_k(x))
-    k = k if rotation is None else rotate(k, self.kv_heads, rotation)
+    k = k if rotation is None else rotary.rotate_pairs(k, self.kv_heads, rotation)
     return layers.split_heads(k, self.kv_heads), layers.split_heads(self.to_v(x), self.kv_heads)
 
 
@@ -385,20 +388,7 @@ def rotary_angles(cfg: Config, h: int, w: int, frame: int = 0) -> np.ndarray:
 
 
 def rotary_table(cfg: Config, h: int, w: int) -> Rotation:
-  """Cosines and signed sines for `layers.turn`, float32[h*w, head_dim]: constants of the trace."""
+  """Cosines and signed sines float32[h*w, head_dim] of the cells: constants of the trace."""
   angles = rotary_angles(cfg, h, w)
   cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
   return np.repeat(cos, 2, -1), np.stack([-sin, sin], -1).reshape(*sin.shape[:-1], -1)
-
-
-def rotate(x: jax.Array, heads: int, rotation: Rotation) -> jax.Array:
-  """Turns adjacent channel pairs of float[B, T, N*H], all heads alike, by a table, in float32.
-
-  The table is made outside the scan over layers, which would take its cosines in each of them. The
-  heads are not split yet: as rows of 64 channels they would fill half a TPU's vector units.
-  """
-  size = x.shape[-1]
-  block = 128 if size % 128 == 0 and 128 % (size // heads) == 0 else size // heads
-  shape = (*x.shape[:-1], size // block, block)
-  cos, sin = (jnp.tile(t, (1, heads)).reshape(-1, *shape[-2:]) for t in rotation)
-  return layers.turn(x.reshape(shape), cos, sin, "pairs").reshape(x.shape)

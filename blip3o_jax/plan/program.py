@@ -246,11 +246,20 @@ class Program:
           update = inside.by_name[user.operands[1]].arrays[0].bytes
           size += update
           out[-1 - index] = update
+        elif user.op == "fusion" and set(places := _at(user, each.name)) <= set(
+          inner := self._slices(user)
+        ):
+          size += sum(inner[i] for i in places)
         else:
           break
       else:
         out[index] = size
     return out
+
+
+def _at(user: Instruction, name: str) -> list[int]:
+  """Which operands of an instruction are `name`."""
+  return [i for i, operand in enumerate(user.operands) if operand == name]
 
 
 def _read(found: re.Match[str], line: str) -> Instruction | None:

@@ -40,10 +40,15 @@ def place(part: Partition, mesh: jax.sharding.Mesh, cfg: Mesh) -> tuple[Partitio
     whole, why = _choose(cfg.frozen, "mesh.frozen", size, FROZEN_SHARE, room)
     lines.append(f"frozen leaves are {'whole on each device' if whole else 'split'}: {why}")
     part = dataclasses.replace(part, frozen=frozen) if whole else part
+  # Where layers compute in bfloat16 what they do not cast is small, and never gathered in float32.
   copies = {
-    path: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=sharding.whole(leaf.sharding))
+    path: jax.ShapeDtypeStruct(
+      leaf.shape,
+      jnp.bfloat16 if part.cast else leaf.dtype,
+      sharding=sharding.whole(leaf.sharding),
+    )
     for path, leaf in part.trained.items()
-    if path in part.cast and sharding.whole(leaf.sharding) != leaf.sharding
+    if (path in part.cast or not part.cast) and sharding.whole(leaf.sharding) != leaf.sharding
   }
   if copies:
     size = bytes_on_device(copies.values())

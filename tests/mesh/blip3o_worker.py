@@ -15,6 +15,8 @@ import numpy as np
 from blip3o_jax.data.shapes import source
 from blip3o_jax.systems import SYSTEMS
 from blip3o_jax.train import loop
+from blip3o_jax.train.run import parse
+from blip3o_jax.train.setup import prepare
 
 RECORDS = 64
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "shapes_objective_smoke.py"
@@ -45,8 +47,15 @@ def train(workdir: str, features: str, mesh: dict[str, int]) -> dict[str, Any]:
     "norms": [row["grad_norm"] for row in rows],
     "tflops": [row["model_tflops_per_second_per_device"] for row in rows],
     "devices": jax.device_count(),
+    "said": said(values),
     "shard": list(kernel.addressable_shards[0].data.shape),
   }
+
+
+def said(values: Any) -> str:
+  """What lies whole on each device and why."""
+  run = parse(values, SYSTEMS)
+  return "; ".join(prepare(run, SYSTEMS[run.system]).placed)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ def test_eight_devices_train_the_system_as_one_does(tmp_path):
   plan = [
     dict(workdir=str(tmp_path / name), features=features, mesh=mesh)
     for name, mesh in (
-      ("eight", dict(replica=1, fsdp=8, tensor=1)),
-      ("cube", dict(replica=2, fsdp=2, tensor=2)),
+      ("eight", dict(replica=1, fsdp=8, tensor=1, frozen="split", trained="split")),
+      ("cube", dict(replica=2, fsdp=2, tensor=2, frozen="whole", trained="whole")),
     )
   ]
   eight, cube = simulated.finish(simulated.start(blip3o_worker.__file__, 8, json.dumps(plan)))
@@ -23,4 +23,7 @@ def test_eight_devices_train_the_system_as_one_does(tmp_path):
   for found in (eight, cube):
     assert found["losses"] == pytest.approx(one["losses"], rel=1e-4)
     assert found["norms"] == pytest.approx(one["norms"], rel=1e-3)
+  assert "frozen leaves are whole on each device" in cube["said"]
+  assert "trained leaves are gathered once a step" in cube["said"]
+  assert "frozen leaves are split" in eight["said"]
   assert min(one["tflops"]) > 0

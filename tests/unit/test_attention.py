@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from blip3o_jax import attention as module
+from blip3o_jax import sharding
 from blip3o_jax.attention import attention
 
 

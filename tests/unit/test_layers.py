@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from blip3o_jax import layers
+from blip3o_jax import rotary
 from blip3o_jax import sharding
-from blip3o_jax.models import next_dit
 
 
 def normal(*shape, seed=0, scale=1.0):
@@ -115,7 +115,7 @@ def test_heads_split_and_merge():
 def as_complex(x, layout):
   """The planes that are turned, as complex numbers."""
   half = x.shape[-1] // 2
-  if layout is layers.rotate_half:
+  if layout is rotary.rotate_half:
     return x[..., :half] + 1j * x[..., half:]
   return x[..., ::2] + 1j * x[..., 1::2]
 
@@ -124,15 +124,15 @@ def rotate_pairs(x, angles):
   cos, sin = np.cos(angles[0]), np.sin(angles[0])
   table = np.repeat(cos, 2, -1), np.stack([-sin, sin], -1).reshape(len(sin), -1)
   flat = x.reshape(*x.shape[:2], -1)
-  return next_dit.rotate(flat, x.shape[2], table).reshape(x.shape)
+  return rotary.rotate_pairs(flat, x.shape[2], table).reshape(x.shape)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("partner", ["halves", "pairs"])
 def test_channels_are_swapped_alike_by_a_matmul(partner, dtype):
   x = jnp.asarray(normal(2, 3, 128, scale=100.0), dtype)
-  moved = np.asarray(layers.swap(x, partner).astype(jnp.float32))
-  np.testing.assert_array_equal(layers.swap_by_matmul(x, partner).astype(jnp.float32), moved)
+  moved = np.asarray(rotary.swap(x, partner).astype(jnp.float32))
+  np.testing.assert_array_equal(rotary.swap_by_matmul(x, partner).astype(jnp.float32), moved)
   half = np.asarray(x.astype(jnp.float32))
   first = half[..., 64] if partner == "halves" else half[..., 1]
   np.testing.assert_array_equal(moved[..., 0], first)
@@ -155,7 +155,7 @@ def test_a_scan_over_some_layers_stops_there():
   np.testing.assert_allclose(layers.layer_of(stacked, 2)(two), whole, rtol=1e-6)
 
 
-@pytest.mark.parametrize("rotate", [layers.rotate_half, rotate_pairs])
+@pytest.mark.parametrize("rotate", [rotary.rotate_half, rotate_pairs])
 def test_rotary_is_a_rotation(rotate):
   x, angles = normal(2, 5, 3, 8), normal(1, 5, 4, seed=1, scale=3.0)
   found = np.asarray(rotate(jnp.asarray(x), jnp.asarray(angles)))
@@ -163,7 +163,7 @@ def test_rotary_is_a_rotation(rotate):
   np.testing.assert_allclose(as_complex(found, rotate), expected, atol=2e-6)
 
 
-@pytest.mark.parametrize("rotate", [layers.rotate_half, rotate_pairs])
+@pytest.mark.parametrize("rotate", [rotary.rotate_half, rotate_pairs])
 def test_rotary_keeps_the_dtype_and_turns_in_float32(rotate):
   x = jnp.asarray(normal(1, 4, 1, 8), jnp.bfloat16)
   angles = jnp.asarray(normal(1, 4, 4, scale=1000.0))  # far positions: bfloat16 angles are noise

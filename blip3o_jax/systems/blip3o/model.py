@@ -324,10 +324,8 @@ class Blip3o(nnx.Module):
     denoiser = self.denoiser
     keep = jax.random.bernoulli(k_drop, 1 - cfg.drop, (len(z), 1, 1))
     z = jnp.where(keep, z, jnp.zeros_like(z))
-    if cfg.draws == 1:
-      condition = denoiser.embed(z)
-    else:
-      condition = denoiser.prepare(z)
+    condition = denoiser.embed(z) if cfg.draws == 1 else denoiser.prepare(z)
+    if cfg.draws > 1:
       x0 = jnp.repeat(x0, cfg.draws, axis=0)
       condition = jax.tree.map(
         lambda axis, v: jnp.repeat(v, cfg.draws, axis=axis), next_dit.BATCH_AXES, condition

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from blip3o_jax import rotary
 from blip3o_jax import sharding
 from blip3o_jax import trees
 from blip3o_jax.models import next_dit
@@ -148,7 +149,7 @@ def test_rotation_by_hand() -> None:
   cfg = dataclasses.replace(THREE_D, dim=64, heads=4, rope_axes=(4, 6, 6))
   x = np.random.default_rng(0).normal(size=(2, 6, 4, 16)).astype(np.float32)
   table = next_dit.rotary_table(cfg, 2, 3)
-  out = np.asarray(next_dit.rotate(jnp.asarray(x.reshape(2, 6, 64)), 4, table)).reshape(x.shape)
+  out = np.asarray(rotary.rotate_pairs(jnp.asarray(x.reshape(2, 6, 64)), 4, table)).reshape(x.shape)
   turned = (x[..., 0::2] + 1j * x[..., 1::2]) * np.exp(
     1j * next_dit.rotary_angles(cfg, 2, 3)[None, :, None]
   )
