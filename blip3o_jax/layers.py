@@ -256,7 +256,10 @@ def upsample(x: jax.Array) -> jax.Array:
 
 
 class GatedMlp(nnx.Module):
-  """down(silu(gate(x)) * up(x)): the SwiGLU MLP of Qwen's text and vision towers."""
+  """down(silu(gate(x)) * up(x)): the SwiGLU MLP of Qwen's text and vision towers.
+
+  `make` builds the three of the arguments of `linear`.
+  """
 
   def __init__(
     self,
@@ -266,12 +269,13 @@ class GatedMlp(nnx.Module):
     bias: bool,
     dtype: Dtype,
     init: Initializer | None = None,
+    make: Callable[..., Any] = linear,
     rngs: nnx.Rngs,
   ):
     up: dict[str, Any] = dict(bias=bias, dtype=dtype, init=init, rngs=rngs)
-    self.gate_proj = linear(dim, mlp_dim, ("embed", "mlp"), **up)
-    self.up_proj = linear(dim, mlp_dim, ("embed", "mlp"), **up)
-    self.down_proj = linear(mlp_dim, dim, ("mlp", "embed"), **up)
+    self.gate_proj = make(dim, mlp_dim, ("embed", "mlp"), **up)
+    self.up_proj = make(dim, mlp_dim, ("embed", "mlp"), **up)
+    self.down_proj = make(mlp_dim, dim, ("mlp", "embed"), **up)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))

@@ -16,6 +16,7 @@ import jax
 import optax
 
 from blip3o_jax import config
+from blip3o_jax import quantized
 from blip3o_jax import sharding
 from blip3o_jax import trees
 from blip3o_jax.data.pipeline import Data
@@ -112,6 +113,8 @@ def prepare(run: Run, system: Any, devices: Sequence[jax.Device] | None = None) 
   part = train_state.partition(system, run.model, mesh, cfg.trainable, cfg.frozen_dtype)
   for line in train_state.table(part):
     logging.info("%s", line)
+  if said := quantized.said(part.leaves, mesh.devices.flat[0].device_kind):
+    logging.info("%s", said)
 
   # ---- 5. optimiser and shardings ----------------------------------------------------------
   tx = optimizer.make(cfg.optimizer, cfg.steps, {path: part.axes[path] for path in part.trained})
