@@ -136,8 +136,9 @@ def _rows(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   A row that is not finite has a scale that is not, and so has the product.
   """
   x = x.astype(jnp.float32)
-  # Some backends' max passes over a NaN, and as an int8 it would be 0.
-  top = jnp.max(jnp.where(jnp.isnan(x), jnp.inf, jnp.abs(x)), -1, keepdims=True)
+  # Some backends' max passes over a NaN, which as an int8 would be 0; its bits are the largest.
+  bits = jax.lax.bitcast_convert_type(jnp.abs(x), jnp.int32)
+  top = jax.lax.bitcast_convert_type(jnp.max(bits, -1, keepdims=True), jnp.float32)
   return jnp.round(x * jnp.where(top > 0, LARGEST / top, 0)).astype(jnp.int8), top / LARGEST
 
 
