@@ -259,7 +259,7 @@ def upsample(x: jax.Array) -> jax.Array:
 
 
 class GatedMlp(nnx.Module):
-  """down(silu(gate(x)) * up(x)): the SwiGLU MLP of Qwen's text and vision towers."""
+  """down(silu(gate(x)) * up(x)), Qwen's; `make` builds the three of the arguments of `linear`."""
 
   def __init__(
     self,
@@ -269,12 +269,13 @@ class GatedMlp(nnx.Module):
     bias: bool,
     dtype: Dtype,
     init: Initializer | None = None,
+    make: Callable[..., Any] = linear,
     rngs: nnx.Rngs,
   ):
     up: dict[str, Any] = dict(bias=bias, dtype=dtype, init=init, rngs=rngs)
-    self.gate_proj = linear(dim, mlp_dim, ("embed", "mlp"), **up)
-    self.up_proj = linear(dim, mlp_dim, ("embed", "mlp"), **up)
-    self.down_proj = linear(mlp_dim, dim, ("mlp", "embed"), **up)
+    self.gate_proj = make(dim, mlp_dim, ("embed", "mlp"), **up)
+    self.up_proj = make(dim, mlp_dim, ("embed", "mlp"), **up)
+    self.down_proj = make(mlp_dim, dim, ("mlp", "embed"), **up)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     return self.down_proj(gated(self.gate_proj(x), self.up_proj(x)))
@@ -359,8 +360,7 @@ def scan(
     x: the carry, any pytree of arrays.
     xs: a tuple of arrays with a leading `layers` dim.
     remat: what the backward pass recomputes: "none", "full" (each layer), "dots" (all but what
-      linear layers and rotations give, in the compute dtype). "dots" is the quickest where it
-      fits: what "none" keeps beyond it takes longer to write and read than to make again.
+      linear layers and rotations give), on TPUs the quickest: more takes long to write and read.
     count: how many of the layers, from the first on; None is all.
 
   Returns:

@@ -5,6 +5,7 @@ what `embed` gives. Source: spec 1.1, 1.2.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 from flax import nnx
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from blip3o_jax import layers
+from blip3o_jax import quantized
 from blip3o_jax.attention import attention
 from blip3o_jax.layers import Dtype
 from blip3o_jax.layers import GatedMlp
@@ -39,6 +41,8 @@ class Config:
     tie_embeddings: the head is the transposed embedding table.
     init_std: of every matrix at the start; 0.02 suits the released widths, a narrow one learns
       sooner from dim ** -0.5.
+    quantize: how the linear layers of the blocks are stored and multiplied, see `quantized`; other
+      than "none" they cannot be trained.
 
   Raises:
     ValueError: heads that do not divide, an odd head_dim, sections that do not add up.
@@ -58,6 +62,7 @@ class Config:
   init_std: float = 0.02
   dtype: Dtype = "float32"
   remat: Remat = "none"
+  quantize: quantized.Quantize = "none"
 
   def __post_init__(self) -> None:
     if self.heads % self.kv_heads:
@@ -133,10 +138,11 @@ class SelfAttention(nnx.Module):
     q_dim, kv_dim = cfg.heads * cfg.head_dim, cfg.kv_heads * cfg.head_dim
     into, zeros = ("embed", "heads"), layers.zeros
     kw: dict[str, Any] = dict(dtype=cfg.dtype, init=_init(cfg), bias_init=zeros, rngs=rngs)
-    self.q_proj = linear(cfg.dim, q_dim, into, **kw)
-    self.k_proj = linear(cfg.dim, kv_dim, into, **kw)
-    self.v_proj = linear(cfg.dim, kv_dim, into, **kw)
-    self.o_proj = linear(q_dim, cfg.dim, ("heads", "embed"), bias=False, **kw)
+    make = functools.partial(quantized.linear, cfg.quantize)
+    self.q_proj = make(cfg.dim, q_dim, into, **kw)
+    self.k_proj = make(cfg.dim, kv_dim, into, **kw)
+    self.v_proj = make(cfg.dim, kv_dim, into, **kw)
+    self.o_proj = make(q_dim, cfg.dim, ("heads", "embed"), bias=False, **kw)
     self.heads, self.kv_heads = cfg.heads, cfg.kv_heads
 
   def project(self, x: jax.Array, angles: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -154,8 +160,9 @@ class Layer(nnx.Module):
     self.input_layernorm = RMSNorm(cfg.dim, eps=cfg.norm_eps)
     self.self_attn = SelfAttention(cfg, rngs=rngs)
     self.post_attention_layernorm = RMSNorm(cfg.dim, eps=cfg.norm_eps)
+    make = functools.partial(quantized.linear, cfg.quantize)
     self.mlp = GatedMlp(
-      cfg.dim, cfg.mlp_dim, bias=False, dtype=cfg.dtype, init=_init(cfg), rngs=rngs
+      cfg.dim, cfg.mlp_dim, bias=False, dtype=cfg.dtype, init=_init(cfg), make=make, rngs=rngs
     )
 
   def project(self, x: jax.Array, angles: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -9,12 +9,14 @@ recomputed unless asked.
 
 import dataclasses
 from typing import Literal
+from typing import get_args
 
 from ml_collections import ConfigDict
 
 from blip3o_jax import config
 from blip3o_jax.data.pipeline import Data
 from blip3o_jax.layers import Remat
+from blip3o_jax.quantized import Quantize
 from blip3o_jax.systems import blip3o
 from blip3o_jax.systems.blip3o import sizes as released_sizes
 from blip3o_jax.train.checkpoint import Checkpoint
@@ -39,11 +41,13 @@ def get_config(size: Size, stage: Stage, arg: str) -> ConfigDict:
   Args:
     arg: words and settings after the config's name, separated by commas. `reference`: as published.
       `debug`: 20 steps of batch 32, each reported. `memory=large`: nothing is recomputed in the
-      backward pass, for 80 GiB and more a device; `memory=small`: every layer is. `data=cached` or
-      `data=pixels`: what the tars hold. `tars=DIR`: the records. `qwen=DIR`: frozen weights and
-      tokenizer, a directory in the released BLIP3-o layout; its generator is not read. `init=DIR`:
-      what instruction tuning starts from, a run's working directory or released BLIP3-o weights.
-      `tokenizer=DIR`: if not in qwen.
+      backward pass, for 80 GiB and more a device; `memory=small`: every layer is. `quantize=int8`:
+      the frozen language model is stored and multiplied so, in the forward pass; with
+      `quantize=int8_backward` the slots' gradient is as well (docs/performance.md has the errors).
+      `data=cached` or `data=pixels`: what the tars hold. `tars=DIR`: the records. `qwen=DIR`:
+      frozen weights and tokenizer, a directory in the released BLIP3-o layout; its generator is not
+      read. `init=DIR`: what instruction tuning starts from, a run's working directory or released
+      BLIP3-o weights. `tokenizer=DIR`: if not in qwen.
 
   Raises:
     ValueError: an unknown word, or a value that is not one of those above.
@@ -53,6 +57,7 @@ def get_config(size: Size, stage: Stage, arg: str) -> ConfigDict:
     reference=False,
     debug=False,
     memory="large",
+    quantize="none",
     data="",
     tars="",
     qwen="",
@@ -66,6 +71,9 @@ def get_config(size: Size, stage: Stage, arg: str) -> ConfigDict:
     raise ValueError("config argument init=: pretraining starts from qwen= with a new generator")
   if options.memory not in ("large", "small"):
     raise ValueError(f"config argument memory={options.memory!r}: expected large or small")
+  if options.quantize not in (kinds := get_args(Quantize)):
+    found = f"config argument quantize={options.quantize!r}"
+    raise ValueError(f"{found}: expected {', '.join(kinds[:-1])} or {kinds[-1]}")
   pixels = kind == "pixels"
   data = _data(stage, options, pixels)
   train = _train(stage, options, pixels)
@@ -83,7 +91,7 @@ def _model(size: Size, options: ConfigDict, pixels: bool) -> blip3o.Config:
     parts=("denoiser", "encoder") if pixels else ("denoiser",),
     prompt_gradient="full" if options.reference else "stop",
     prompt_form="training" if options.reference else "inference",
-    backbone=dataclasses.replace(model.backbone, remat=remat),
+    backbone=dataclasses.replace(model.backbone, remat=remat, quantize=options.quantize),
     denoiser=dataclasses.replace(model.denoiser, remat=remat),
   )
 

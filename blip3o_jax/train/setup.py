@@ -17,6 +17,7 @@ import optax
 
 from blip3o_jax import compiling
 from blip3o_jax import config
+from blip3o_jax import quantized
 from blip3o_jax import sharding
 from blip3o_jax import trees
 from blip3o_jax.data.pipeline import Data
@@ -124,6 +125,8 @@ def prepare(run: Run, system: Any, devices: Sequence[jax.Device] | None = None) 
   chosen = f"compiler options for {kind}: {compiling.described(compiling.options(kind))}"
   for line in (*train_state.table(part), *placed, chosen):
     logging.info("%s", line)
+  if said := quantized.said(part.leaves, mesh.devices.flat[0].device_kind):
+    logging.info("%s", said)
 
   # ---- 5. optimiser and shardings ----------------------------------------------------------
   tx = optimizer.make(cfg.optimizer, cfg.steps, {path: part.axes[path] for path in part.trained})

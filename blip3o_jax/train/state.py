@@ -20,6 +20,7 @@ import numpy as np
 import optax
 
 from blip3o_jax import layers
+from blip3o_jax import quantized
 from blip3o_jax import sharding
 from blip3o_jax import trees
 
@@ -120,6 +121,7 @@ def partition(
     dtype = stored if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
     group = trained if is_trained(path) else frozen
     group[path] = jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=places[path])
+  quantized.check_trained(trained, shapes)
   system.check(model_cfg, list(trained))
   cast = _computed_in_bfloat16(model) & set(trained)
   return Partition(graphdef, trained, frozen, sharding.param_axes(model), frozenset(cast))

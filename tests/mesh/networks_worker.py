@@ -2,6 +2,7 @@
 process; prints {network: largest relative error} as one JSON line. Needs 8 CPU devices."""
 
 from collections.abc import Callable
+import dataclasses
 import json
 import sys
 from typing import Any
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from blip3o_jax import quantized
 from blip3o_jax import sharding
 from blip3o_jax import trees
 from blip3o_jax.miniature import sizes
@@ -60,6 +62,11 @@ CASES: dict[str, tuple[Callable[[nnx.Rngs], nnx.Module], Callable[..., jax.Array
     language,
     draw(0, 24, 128),
   ),
+  "decoder_lm_int8": (
+    lambda r: decoder_lm.DecoderLM(dataclasses.replace(SIZES.backbone, quantize="int8"), rngs=r),
+    language,
+    draw(0, 24, 128),
+  ),
   "qwen_vision": (lambda r: qwen_vision.QwenVision(SIZES.visual, rngs=r), vision, draw(1, 64, 384)),
   "next_dit": (
     lambda r: next_dit.NextDiT(SIZES.denoiser, rngs=r),
@@ -86,17 +93,20 @@ def error(make: Any, call: Any, x: jax.Array, mesh: jax.sharding.Mesh) -> float:
   graphdef, state = nnx.split(module)
   axes, rng = sharding.param_axes(module), np.random.default_rng(0)
   # Noise on all leaves: gates and biases that start at zero would hide what they multiply.
+  plain = {path: np.asarray(v) for path, v in trees.flatten(nnx.to_pure_dict(state)).items()}
+  frozen = {p for pair in quantized.scales_of(plain).items() for p in pair}
   flat = {
-    path: np.asarray(v) + 0.05 * rng.normal(size=v.shape).astype(np.float32)
-    for path, v in trees.flatten(nnx.to_pure_dict(state)).items()
+    path: v if path in frozen else v + 0.05 * rng.normal(size=v.shape).astype(np.float32)
+    for path, v in plain.items()
   }
 
-  def loss(params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    out = call(nnx.merge(graphdef, params), x)
+  def loss(params: Any, fixed: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    out = call(nnx.merge(graphdef, params, fixed), x)
     return jnp.mean(jnp.square(out)), out
 
   def run(params: Any, x: jax.Array) -> list[np.ndarray]:
-    (_, out), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, x)
+    fixed, params = trees.partition(params, frozen.__contains__)
+    (_, out), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, fixed, x)
     return [np.asarray(v) for v in (out, *jax.tree.leaves(grads))]
 
   one = run(trees.unflatten(flat), x)

@@ -81,6 +81,9 @@ def test_words_and_settings():
   found = parsed("8b_sft", "qwen=/q,init=/run")
   assert found.train.init_from == ("/q#only=backbone", "/run")
   assert parsed("8b_sft", "init=/released,tokenizer=/t").tokenizer == "/t"
+  for kind in ("none", "int8", "int8_backward"):
+    assert parsed("8b_pretrain", f"quantize={kind}").model.backbone.quantize == kind
+  assert parsed("8b_pretrain").model.backbone.quantize == "none"
   debug = parsed("8b_pretrain", "debug").train
   assert (debug.steps, debug.batch, debug.log.every) == (20, 32, 1)
 
@@ -89,6 +92,7 @@ def test_words_that_are_wrong():
   for arg, text in {
     "data=video": "expected cached or pixels",
     "memory=tiny": "expected large or small",
+    "quantize=fp8": "'fp8': expected none, int8 or int8_backward",
     "init=/x": "pretraining starts from qwen=",
     "referense": "unknown, expected one of reference",
   }.items():

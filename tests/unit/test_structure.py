@@ -10,14 +10,24 @@ ROOT, PACKAGE = Path(__file__).parents[2], "blip3o_jax"
 TREES = (PACKAGE, "configs", "launch", "tools", "tests")
 LINES, FUNCTION_LINES, PARAMETERS = 400, 80, 8
 BAD_NAMES = {"util", "utils", "common", "misc", "manager", "handler", "helper", "helpers"}
-ROOTS = ("config", "trees", "files", "chips", "sharding", "attention", "rotary", "layers")
+ROOTS = (
+  "config",
+  "trees",
+  "files",
+  "chips",
+  "sharding",
+  "attention",
+  "rotary",
+  "layers",
+  "quantized",
+)
 BELOW = (*ROOTS, "models", "diffusion", "weights", "data")
 PARTS = (*BELOW, "systems/parts", "train/checkpoint")
 # A room -> what else it may import; the longest name that fits decides, and `*` stands for one
 # file or folder, which is then a room of its own. What is not here brings everything together.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
   **{room: ROOTS[:i] for i, room in enumerate(ROOTS)},
-  "models/*": ("sharding", "attention", "rotary", "layers"),
+  "models/*": ("sharding", "attention", "rotary", "layers", "quantized"),
   "diffusion": (),
   "weights": ("trees", "files"),
   "data": ("config", "trees", "files"),

@@ -29,6 +29,7 @@ from blip3o_jax import trees
 from blip3o_jax.systems.parts import layout
 from blip3o_jax.systems.parts import opened
 from blip3o_jax.systems.parts import others
+from blip3o_jax.systems.parts import quantising
 from blip3o_jax.systems.parts.network import Network
 from blip3o_jax.train import checkpoint
 from blip3o_jax.weights import hashes
@@ -217,7 +218,7 @@ def load(
   places = {} if mesh is None else trees.flatten(sharding.shardings(model, mesh))
   leaves: Leaves = {}
   for path, leaf in trees.flatten(nnx.to_pure_dict(state)).items():
-    own = dtype is None or trees.top(path) in keep
+    own = dtype is None or trees.top(path) in keep or leaf.dtype == jnp.int8
     kind = leaf.dtype if own else jnp.dtype(dtype)
     leaves[path] = jax.ShapeDtypeStruct(leaf.shape, kind, sharding=places.get(path))
   wanted = {p: v for p, v in leaves.items() if not only or trees.top(p) in only}
@@ -277,9 +278,10 @@ def _from_run(source: Source, left: Leaves, model: Leaves) -> dict[str, jax.Arra
   here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   wanted = {
     path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or here)
-    for path, leaf in left.items()
+    for path, leaf in quantising.floats(left).items()
   }
   found = checkpoint.restore_params(source.path, wanted, item=item, step=source.step)
+  found = quantising.quantise(found, left)
   # A leaf without a place must not be bound to one device, or it meets no sharded array.
   return {
     path: value if left[path].sharding is not None else jax.device_put(np.asarray(value))
@@ -302,12 +304,13 @@ def _from_directory(
     return {}
   names = system.stored_as(cfg)
   stored = {path: _renamed(path, names) for path in whole}
-  wanted = {stored[path]: tuple(leaf.shape) for path, leaf in whole.items()}
+  floats = quantising.floats(whole)
+  wanted = {stored[path]: tuple(leaf.shape) for path, leaf in floats.items()}
   arrays: store.Arrays | opened.Released
   if store.is_converted(directory):
     arrays = store.Arrays(directory, {trees.top(path) for path in wanted})
     present = {trees.top(path) for path in arrays}
-    expected = {p: leaf for p, leaf in whole.items() if trees.top(stored[p]) in present}
+    expected = {p: leaf for p, leaf in floats.items() if trees.top(stored[p]) in present}
     found = {
       p: jax.ShapeDtypeStruct(arrays[stored[p]], leaf.dtype)
       for p, leaf in expected.items()
@@ -317,7 +320,8 @@ def _from_directory(
       raise WeightsError(directory, wrong)
   else:
     arrays = opened.fitting(system, directory, wanted)
-  return {p: _array(arrays, stored[p], left[p]) for p in whole if p in left and stored[p] in arrays}
+  reader = quantising.Reader(arrays, {stored[path]: leaf for path, leaf in whole.items()})
+  return {p: _array(reader, stored[p], left[p]) for p in whole if p in left and stored[p] in reader}
 
 
 def _renamed(path: str, names: Mapping[str, str]) -> str:
@@ -325,9 +329,7 @@ def _renamed(path: str, names: Mapping[str, str]) -> str:
   return f"{names.get(module, module)}{slash}{rest}"
 
 
-def _array(
-  arrays: store.Arrays | opened.Released, path: str, leaf: jax.ShapeDtypeStruct
-) -> jax.Array:
+def _array(arrays: quantising.Reader, path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
   """A stored parameter as `leaf` wants it; a process reads the bytes of its own shards alone."""
   seen: dict[str, np.ndarray] = {}  # jax asks once a device, also for copies of one shard
 

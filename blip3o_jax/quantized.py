@@ -1,0 +1,188 @@
+"""Linear layers whose weights are frozen and stored as int8, one scale an output channel.
+
+The forward pass multiplies int8 by int8: the rows of the activations are quantised as they come,
+each by its own largest value. There is no gradient of the weights, only one of the activations.
+Knows no network.
+"""
+
+from collections.abc import Iterable
+from collections.abc import Mapping
+from typing import Any
+from typing import Literal
+
+from flax import nnx
+import jax
+from jax.ad_checkpoint import checkpoint_name
+import jax.numpy as jnp
+import numpy as np
+
+from blip3o_jax import layers
+from blip3o_jax.rotary import KEPT
+
+# "int8": the gradient of the activations is a product in the compute dtype. "int8_backward": that
+# product is of int8 too.
+Quantize = Literal["none", "int8", "int8_backward"]
+LARGEST = 127  # -128 is not used: the range is symmetric
+# Kinds of device whose matrix units take int8 at about twice the rate of bfloat16 (v5e, v5p, v6e);
+# those of v4 and tpu7x do not, by the compiler's own costs.
+GAINS = ("TPU v5 lite", "TPU v5", "TPU v6 lite")
+
+
+class Int8Linear(nnx.Module):
+  """float[..., d_in] -> float[..., d_out] in `dtype`; not to be trained.
+
+  Attributes:
+    kernel: int8[d_in, d_out]. scale: float[d_out], what 1 in a column of the kernel stands for.
+    bias: float[d_out], or None. backward: the gradient of the activations is a product of int8.
+  """
+
+  def __init__(
+    self,
+    d_in: int,
+    d_out: int,
+    axes: tuple[str, str],
+    *,
+    bias: bool = True,
+    dtype: layers.Dtype = "float32",
+    init: layers.Initializer | None = None,
+    bias_init: layers.Initializer | None = None,
+    rngs: nnx.Rngs,
+  ):
+    uniform = layers.uniform_fan_in(d_in)
+    kernel, scale = quantize((init or uniform)(rngs.params(), (d_in, d_out)))
+    self.kernel = nnx.Param(kernel, axes=axes)
+    self.scale = nnx.Param(scale, axes=axes[-1:])
+    made = (bias_init or uniform)(rngs.params(), (d_out,)) if bias else None
+    self.bias = None if made is None else nnx.Param(made, axes=axes[-1:])
+    self.dtype, self.backward = dtype, False
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    # Not flattened to rows: what follows would not be fused with the product any more.
+    product = _product_int8_backward if self.backward else _product
+    y = product(x.astype(self.dtype), self.kernel[...], self.scale[...].astype(jnp.float32))
+    y = checkpoint_name(y, KEPT)
+    return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+
+
+def linear(kind: Quantize, *args: Any, **kwargs: Any) -> nnx.Module:
+  """`layers.linear`, or for another kind than "none" an `Int8Linear` of the same arguments."""
+  if kind == "none":
+    return layers.linear(*args, **kwargs)
+  made = Int8Linear(*args, **kwargs)
+  made.backward = kind == "int8_backward"
+  return made
+
+
+def quantize(kernel: Any) -> tuple[Any, Any]:
+  """int8[..., d_in, d_out] and float32[..., d_out] of a kernel, numpy for numpy.
+
+  The scale is the smallest that reaches the largest value of a column, or up to 0.8 % more: it is
+  rounded up to a bfloat16, so it is the same number where leaves are stored as such.
+  """
+  xp: Any = np if isinstance(kernel, np.ndarray) else jnp
+  scale = _scale(xp.max(xp.abs(kernel.astype(xp.float32)), -2), xp)
+  return divide(kernel, scale), scale
+
+
+def scales(kernel: np.ndarray) -> np.ndarray:
+  """The second of `quantize`."""
+  return _scale(np.max(np.abs(kernel.astype(np.float32)), -2), np)
+
+
+def divide(kernel: Any, scale: Any) -> Any:
+  """The first of `quantize`, of some rows of a kernel whose scale is known."""
+  xp: Any = np if isinstance(kernel, np.ndarray) else jnp
+  column = xp.where(scale > 0, scale, 1)[..., None, :]
+  with np.errstate(invalid="ignore"):  # of a column that is not finite its scale tells
+    return xp.rint(kernel.astype(xp.float32) / column).astype(xp.int8)
+
+
+def _scale(top: Any, xp: Any) -> Any:
+  return (top * ((1 + 2**-8) / LARGEST)).astype(jnp.bfloat16).astype(xp.float32)
+
+
+def scales_of(leaves: Mapping[str, Any]) -> dict[str, str]:
+  """{path of a scale: path of its kernel} for the int8 kernels among leaves with a dtype."""
+  kernels = [path for path, leaf in leaves.items() if leaf.dtype == jnp.int8]
+  return {f"{path.rpartition('/')[0]}/scale": path for path in kernels}
+
+
+def check_trained(trained: Iterable[str], leaves: Mapping[str, Any]) -> None:
+  """Raises ValueError for trained leaves, by path, that belong to int8 layers."""
+  pairs = scales_of(leaves)
+  fixed = {*pairs, *pairs.values()}
+  if wrong := [path for path in trained if path in fixed]:
+    more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+    raise ValueError(
+      f"config.trainable: {wrong[0]}{more} cannot be trained, stored in int8; leave it out of the "
+      "patterns, or set quantize of its network's config to 'none'"
+    )
+
+
+def said(leaves: Mapping[str, Any], device_kind: str) -> str:
+  """What a run whose model holds int8 layers should know, a line; "" without."""
+  kernels = scales_of(leaves).values()
+  if not kernels:
+    return ""
+  where = f"int8: {len(kernels)} kernels of frozen layers are stored and multiplied in it"
+  if device_kind in GAINS:
+    return where
+  return (
+    f"{where}, but {device_kind} is not known to multiply int8 faster than bfloat16: it saves "
+    f"memory there and no time ({', '.join(GAINS)} are faster)"
+  )
+
+
+def _rows(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """int8[..., D] of float[..., D], and float32[..., 1], what 1 stands for in each row.
+
+  A row that is not finite has a scale that is not, and so has the product.
+  """
+  x = x.astype(jnp.float32)
+  # Some backends' max passes over a NaN, which as an int8 would be 0; its bits are the largest.
+  bits = jax.lax.bitcast_convert_type(jnp.abs(x), jnp.int32)
+  top = jax.lax.bitcast_convert_type(jnp.max(bits, -1, keepdims=True), jnp.float32)
+  return jnp.round(x * jnp.where(top > 0, LARGEST / top, 0)).astype(jnp.int8), top / LARGEST
+
+
+def _forward(x: jax.Array, kernel: jax.Array, scale: jax.Array) -> jax.Array:
+  values, row = _rows(x)
+  y = jnp.dot(values, kernel, preferred_element_type=jnp.int32)
+  return (y.astype(jnp.float32) * row * scale).astype(x.dtype)
+
+
+@jax.custom_vjp
+def _product(x: jax.Array, kernel: jax.Array, scale: jax.Array) -> jax.Array:
+  """float[..., D] by int8[D, F] with float32[F]: float[..., F] in the dtype of x."""
+  return _forward(x, kernel, scale)
+
+
+@jax.custom_vjp
+def _product_int8_backward(x: jax.Array, kernel: jax.Array, scale: jax.Array) -> jax.Array:
+  """`_product`, whose backward pass multiplies int8 by int8 as well."""
+  return _forward(x, kernel, scale)
+
+
+def _keep(
+  x: jax.Array, kernel: jax.Array, scale: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  return _forward(x, kernel, scale), (kernel, scale)
+
+
+def _backward(kept: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, None, None]:
+  # As if the activations had not been rounded. The scale goes to the gradient, which is smaller
+  # than the kernel.
+  kernel, scale = kept
+  g = (g.astype(jnp.float32) * scale).astype(g.dtype)
+  return jnp.dot(g, kernel.T.astype(g.dtype)), None, None
+
+
+def _backward_int8(kept: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, None, None]:
+  kernel, scale = kept
+  values, row = _rows(g.astype(jnp.float32) * scale)
+  y = jnp.dot(values, kernel.T, preferred_element_type=jnp.int32)
+  return (y.astype(jnp.float32) * row).astype(g.dtype), None, None
+
+
+_product.defvjp(_keep, _backward)
+_product_int8_backward.defvjp(_keep, _backward_int8)
