@@ -22,7 +22,11 @@ from PIL import Image
 from tqdm import tqdm
 
 Value = float | list[float]
-LAST = ("lr", "param_norm")  # of these the latest is logged, not the mean since the last line
+LAST = (
+  "lr",
+  "param_norm",
+  "skipped",
+)  # of these the latest is logged, not the mean since the last line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +64,7 @@ def due(step: int, every: int, last: int) -> bool:
 
 
 def reduce(history: Sequence[Mapping[str, jax.Array]]) -> dict[str, Value]:
-  """Means over steps as floats, but the last of `lr` and `param_norm`.
+  """Means over steps as floats, but the last of `LAST`.
 
   "x/sum" and "x/count" become their quotient "x"; bins that saw nothing are NaN. One transfer from
   the device for all of them.

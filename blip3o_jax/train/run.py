@@ -21,6 +21,7 @@ from blip3o_jax.train.checkpoint import Checkpoint
 from blip3o_jax.train.distributed import Mesh
 from blip3o_jax.train.metrics import Log
 from blip3o_jax.train.optimizer import Optimizer
+from blip3o_jax.train.spikes import Spikes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Train:
   init_from: tuple[str, ...] = ()
   profile: tuple[int, ...] = ()
   optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+  spikes: Spikes = dataclasses.field(default_factory=Spikes)
   mesh: Mesh = dataclasses.field(default_factory=Mesh)
   checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
   log: Log = dataclasses.field(default_factory=Log)

@@ -65,6 +65,7 @@ class Setup:
       cast_params=cfg.cast_params,
       ema_decay=cfg.ema_decay,
       learning_rate=optimizer.schedule(cfg.optimizer, cfg.steps),
+      spikes=cfg.spikes,
     )
     places = jax.tree.map(lambda x: x.sharding, self.abstract)
     whole = sharding.replicated(self.mesh)
@@ -115,7 +116,7 @@ def prepare(run: Run, system: Any, devices: Sequence[jax.Device] | None = None) 
 
   # ---- 5. optimiser and shardings ----------------------------------------------------------
   tx = optimizer.make(cfg.optimizer, cfg.steps, {path: part.axes[path] for path in part.trained})
-  abstract = train_state.abstract_state(part, tx, mesh, ema=cfg.ema_decay > 0)
+  abstract = train_state.abstract_state(part, tx, mesh, ema=cfg.ema_decay > 0, spikes=cfg.spikes.on)
   return Setup(run, system, mesh, part, tx, abstract)
 
 
