@@ -10,7 +10,7 @@ ROOT, PACKAGE = Path(__file__).parents[2], "blip3o_jax"
 TREES = (PACKAGE, "configs", "launch", "tools", "tests")
 LINES, FUNCTION_LINES, PARAMETERS = 400, 80, 8
 BAD_NAMES = {"util", "utils", "common", "misc", "manager", "handler", "helper", "helpers"}
-ROOTS = ("config", "trees", "files", "sharding", "attention", "layers")
+ROOTS = ("config", "trees", "files", "chips", "sharding", "attention", "layers")
 BELOW = (*ROOTS, "models", "diffusion", "weights", "data")
 PARTS = (*BELOW, "systems/parts", "train/checkpoint")
 # A room -> what else it may import; the longest name that fits decides, and `*` stands for one
@@ -27,7 +27,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
   "convert": (*BELOW, "systems", "train"),
   "verify": (*BELOW, "systems"),
   "evaluate": ("files", "data"),
-  "commands/*": (*BELOW, "systems", "train", "recipes", "convert", "verify"),
+  "plan": (*BELOW, "train"),
+  "commands/*": (*BELOW, "systems", "train", "recipes", "convert", "verify", "plan"),
 }
 OUTSIDE = ("configs", "launch", "tools", "tests")
 TORCH = ("torch", "diffusers", f"{PACKAGE}/verify/torch")
@@ -54,7 +55,7 @@ def is_fault(importer: str, name: str) -> bool:
   if name.startswith("/") or within(name, OUTSIDE):
     return True
   if within(name, ("jax", "flax")):
-    return importer in ("config", "trees") or within(importer, ("data",))
+    return importer in ("config", "trees", "chips") or within(importer, ("data",))
   top, _, rest = importer.partition("/")
   own = f"{top}/{rest.partition('/')[0]}"
   rules, room = (MAY_IMPORT.get(f"{top}/*"), own) if rest else (None, top)
