@@ -1,8 +1,8 @@
 """Checkpoints of a run: trained leaves, optimiser, average, and a JSON record. Orbax, asynchronous.
 
 A run directory holds `checkpoints/<step>/` with the items `params`, `opt`, `ema` and `spikes` (when
-on), `step` (JSON: format version, configs, the sources of frozen leaves) and `data` (JSON: the position, see
-`data.pipeline.Pipeline.position`).
+on), `step` (JSON: format version, configs, the sources of frozen leaves) and `data` (JSON: the
+position, see `data.pipeline.Pipeline.position`).
 On disk every tree is nested dicts with string keys. Frozen leaves are never written.
 """
 

@@ -22,6 +22,7 @@ from blip3o_jax.train.distributed import Mesh
 from blip3o_jax.train.metrics import Log
 from blip3o_jax.train.optimizer import Optimizer
 from blip3o_jax.train.spikes import Spikes
+from blip3o_jax.train.watchdog import Watchdog
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Train:
   mesh: Mesh = dataclasses.field(default_factory=Mesh)
   checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
   log: Log = dataclasses.field(default_factory=Log)
+  watchdog: Watchdog = dataclasses.field(default_factory=Watchdog)
 
   def __post_init__(self) -> None:
     for name in ("steps", "batch", "accumulate"):
