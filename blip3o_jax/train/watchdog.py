@@ -76,7 +76,8 @@ class Watcher:
   def _leave(self, idle: float, median: float) -> None:
     """Writes without a lock that a stuck thread may hold, and ends the process."""
     steps = self._clock.steps
-    where = "a device" if steps.finished < steps.dispatched else "the next batch of data"
+    ran = self._clock.kind == "data" and steps.finished == steps.dispatched
+    where = "the next batch of data" if ran else "a device"
     known = f"the median step takes {median:.3g} s" if median else "no median is known yet"
     text = (
       f"watchdog: process {jax.process_index()} (PID {os.getpid()}) has not finished a step for "
