@@ -50,7 +50,7 @@ def facts(mesh: jax.sharding.Mesh) -> dict[str, Any]:
     "version": blip3o_jax.__version__,
     "commit": commit(),
     "python": platform.python_version(),
-    "packages": _packages(),
+    "packages": packages(),
     "devices": dict(kinds),
     "mesh": dict(mesh.shape),
     "processes": jax.process_count(),
@@ -81,7 +81,8 @@ def commit() -> str:
 
 
 @functools.cache
-def _packages() -> dict[str, str]:
+def packages() -> dict[str, str]:
+  """{name: version} of those of PACKAGES that are installed."""
   out = {}
   for name in PACKAGES:
     try:
