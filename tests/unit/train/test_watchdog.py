@@ -26,9 +26,14 @@ def test_bad_fields(fields, said):
 @pytest.mark.parametrize("kind", ["compile", "save", "restore", "evaluation", "sampling", "other"])
 def test_what_takes_long_by_nature_is_let_pass(tmp_path, kind):
   """Were it not, this process would end here."""
-  with goodput.Clock(tmp_path) as clock, watchdog.Watcher(watchdog.Watchdog(2, 0.1), clock):
-    with clock.spent("step"), clock.spent(kind):
-      time.sleep(0.3)
+  cfg = watchdog.Watchdog(times=2, seconds=0.1)
+  with (
+    goodput.Clock(tmp_path) as clock,
+    watchdog.Watcher(cfg, clock),
+    clock.spent("step"),
+    clock.spent(kind),
+  ):
+    time.sleep(0.3)
   assert not [t for t in threading.enumerate() if t.name == "watchdog"]
 
 
