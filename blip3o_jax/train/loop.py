@@ -138,8 +138,8 @@ def run(run: Run, system: Any, workdir: epath.PathLike) -> Finished:
     compiled = Compiled(setup, clock)
 
     # ---- 8. the loop -----------------------------------------------------------------------
-    facts = {"version": blip3o_jax.__version__, "sources": loading.to_record(used, workdir)}
-    facts["start"] = started
+    facts: dict[str, Any] = {"version": blip3o_jax.__version__, "start": started}
+    facts["sources"] = loading.to_record(used, workdir)
     saver = stack.enter_context(checkpoint.Writer(workdir, cfg.checkpoint, configs | facts))
     writer = stack.enter_context(
       metrics.Writer(workdir, first, cfg.steps, tensorboard=cfg.log.tensorboard)

@@ -1,6 +1,7 @@
 """The one step: loss, gradients of trained leaves, update. Knows no system, no data, no stage."""
 
 from collections.abc import Callable
+import dataclasses
 from typing import Any
 
 import jax
@@ -61,7 +62,7 @@ def make_step(
     metrics["param_norm"] = param_norm = optax.tree.norm(new.params)
     fine = jnp.isfinite(value) & jnp.isfinite(grad_norm) & jnp.isfinite(param_norm)
     bad = jnp.where((state.bad < 0) & ~fine, state.step, state.bad)
-    return new.replace(bad=bad), metrics
+    return dataclasses.replace(new, bad=bad), metrics
 
   return step
 
