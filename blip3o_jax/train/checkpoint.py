@@ -1,8 +1,8 @@
 """Checkpoints of a run: trained leaves, optimiser, average, and a JSON record. Orbax, asynchronous.
 
-A run directory holds `checkpoints/<step>/` with the items `params`, `opt`, `ema` (when on), `step`
-(JSON: format version, configs, the sources of frozen leaves) and `data` (JSON: the position, see
-`data.pipeline.Pipeline.position`).
+A run directory holds `checkpoints/<step>/` with the items `params`, `opt`, `ema` and `spikes` (when
+on), `step` (JSON: format version, configs, the sources of frozen leaves) and `data` (JSON: the
+position, see `data.pipeline.Pipeline.position`).
 On disk every tree is nested dicts with string keys. Frozen leaves are never written.
 """
 
@@ -117,7 +117,8 @@ def to_disk(tree: Any) -> dict[str, Any]:
 
 def _items(state: TrainState) -> dict[str, Any]:
   """The trees of a state that a checkpoint holds, by item."""
-  return {"params": state.params, "opt": state.opt} | ({"ema": state.ema} if state.ema else {})
+  more = {"ema": state.ema, "spikes": state.spikes}
+  return {"params": state.params, "opt": state.opt} | {k: v for k, v in more.items() if v}
 
 
 def _name(keys: tuple[Any, ...]) -> str:
@@ -219,6 +220,8 @@ def restore_state(
   """
   record, path = read_record(run, step), _step_path(run, step)
   parts = _items(abstract)
+  if not (path / "spikes").is_dir():  # the run did not skip any until now
+    parts.pop("spikes", None)
   flat = {item: _flat(tree) for item, tree in parts.items()}
   faults = []
   for item, leaves in flat.items():
@@ -235,8 +238,9 @@ def restore_state(
     arrays = [found[_name(keys)] for keys, _ in jax.tree_util.tree_leaves_with_path(tree)]
     out[item] = jax.tree.unflatten(jax.tree.structure(tree), arrays)
   number = train_state.scalar(int(record["step"]), mesh)
+  seen = out.get("spikes") or train_state.zeros(abstract.spikes)
   return TrainState(
-    number, out["params"], out["opt"], out.get("ema", {}), train_state.scalar(-1, mesh)
+    number, out["params"], out["opt"], out.get("ema", {}), train_state.scalar(-1, mesh), seen
   )
 
 

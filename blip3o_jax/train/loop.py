@@ -27,7 +27,11 @@ from blip3o_jax.data.pipeline import Pipeline
 from blip3o_jax.systems.parts import loading
 from blip3o_jax.train import checkpoint
 from blip3o_jax.train import distributed
+from blip3o_jax.train import goodput
 from blip3o_jax.train import metrics
+from blip3o_jax.train import profiling
+from blip3o_jax.train import starts
+from blip3o_jax.train import watchdog
 from blip3o_jax.train.run import Run
 from blip3o_jax.train.run import parse
 from blip3o_jax.train.setup import Compiled
@@ -43,6 +47,10 @@ Sample = Callable[[nnx.Module, int], np.ndarray]
 
 class NonFiniteError(ValueError):
   """The loss, the gradients or the parameters were not finite at some step."""
+
+
+class SpikesError(ValueError):
+  """Too many updates in a row were skipped."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,11 +84,12 @@ def run(run: Run, system: Any, workdir: epath.PathLike) -> Finished:
   Args:
     run: the config. system: see `systems.System`.
     workdir: made when the first batch is there, so that a run that is refused leaves none; gets
-      config.json, metrics.jsonl, tensorboard/, samples/, profile/, records/ and checkpoints/.
+      config.json, starts.jsonl, goodput.json, metrics.jsonl, tensorboard/, samples/, profile/,
+      records/ and checkpoints/.
 
   Raises:
-    ValueError: configs, data, weights or checkpoints that do not fit; NonFiniteError (a ValueError)
-      at a loss that is not finite.
+    ValueError: configs, data, weights or checkpoints that do not fit; NonFiniteError or
+      SpikesError (ValueErrors) at a loss that is not finite or spikes.
     FileNotFoundError: a source or a checkpoint that is not there.
   """
   # ---- 1. logging and config ---------------------------------------------------------------
@@ -91,6 +100,8 @@ def run(run: Run, system: Any, workdir: epath.PathLike) -> Finished:
   configs = config.to_dict(run)
   if workdir.exists() and not workdir.is_dir():
     raise NotADirectoryError(f"{workdir}: a file; expected the folder of a run")
+
+  clock = goodput.Clock(workdir)
 
   # ---- 2 to 5. mesh; data and batch spec; model, partition, table; optimiser, shardings ----
   setup = prepare(run, system)
@@ -103,24 +114,32 @@ def run(run: Run, system: Any, workdir: epath.PathLike) -> Finished:
   logging.info("data: %d records, %d steps an epoch", len(data.source), data.steps_per_epoch)
 
   with contextlib.ExitStack() as stack:
+    stack.enter_context(clock)
     stack.enter_context(metrics.without_chatter())
     stack.enter_context(jax.set_mesh(setup.mesh))
     # ---- 6. arrays: resume, or init_from, or fresh -----------------------------------------
-    state, frozen, used = first_state(setup, workdir)
-    first = int(state.step)
+    with clock.spent("restore"):
+      state, frozen, used = first_state(setup, workdir)
+      first = int(state.step)
+    clock.begin(first)
     asked = stack.enter_context(_sigterm())  # before any record is read, which takes time
+    stack.enter_context(watchdog.Watcher(cfg.watchdog, clock))
     loaded = stack.enter_context(Loader(data, first, cfg.steps))
-    batches = iter(stack.enter_context(distributed.Prefetch(loaded, setup.mesh, cfg.batch)))
+    prefetch = stack.enter_context(distributed.Prefetch(loaded, setup.mesh, cfg.batch))
+    batches = clock.waiting(iter(prefetch))
     head = list(itertools.islice(batches, 1))  # raises for data that cannot be used
+    started = starts.facts(setup.mesh)
     if head and jax.process_index() == 0:
       workdir.mkdir(parents=True, exist_ok=True)
       (workdir / "config.json").write_text(json.dumps(configs, indent=2) + "\n")
+      starts.write(workdir, first, started, configs)
 
     # ---- 7. compile: at the first batch of each shape, timed, memory printed ----------------
-    compiled = Compiled(setup)
+    compiled = Compiled(setup, clock)
 
     # ---- 8. the loop -----------------------------------------------------------------------
-    facts = {"version": blip3o_jax.__version__, "sources": loading.to_record(used, workdir)}
+    facts: dict[str, Any] = {"version": blip3o_jax.__version__, "start": started}
+    facts["sources"] = loading.to_record(used, workdir)
     saver = stack.enter_context(checkpoint.Writer(workdir, cfg.checkpoint, configs | facts))
     writer = stack.enter_context(
       metrics.Writer(workdir, first, cfg.steps, tensorboard=cfg.log.tensorboard)
@@ -130,8 +149,12 @@ def run(run: Run, system: Any, workdir: epath.PathLike) -> Finished:
     state, interrupted = loop(state, itertools.chain(head, batches), asked)
 
     # ---- 9. finish -------------------------------------------------------------------------
-    loop.save(state)
-    saver.wait()
+    with clock.spent("save"):
+      loop.save(state)
+      saver.wait()
+    if head:
+      clock.write(int(state.step))
+      logging.info("%s", clock.summary())
   module = setup.part.module(state.ema or state.params, frozen)
   return Finished(int(state.step), first, interrupted, module, loop.latest)
 
@@ -162,7 +185,8 @@ class Loop:
     self.files, self.setup, self.compiled, self.frozen = files, setup, compiled, frozen
     self.data, self.eval_data, self.sample = data, eval_data, sample
     self.latest: dict[str, metrics.Value] = {}
-    self._flops = 0.0
+    self.clock = compiled.clock
+    self._flops, self._worked = 0.0, self.clock.working()
 
   def __call__(
     self, state: TrainState, batches: Iterator[Any], asked: threading.Event
@@ -170,34 +194,39 @@ class Loop:
     """Runs to the last step, or until it is `asked` to leave: (state, interrupted)."""
     cfg, log = self.setup.run.train, self.setup.run.train.log
     history: list[Any] = []
-    clock = saved = time.monotonic()
-    with _profile(cfg.profile, self.files.workdir) as trace:
+    clock, saved = self.clock, time.monotonic()
+    with (
+      clock.spent("step"),
+      profiling.Profiler(cfg.profile, self.files.workdir, clock) as profiler,
+    ):
       for index, batch in batches:
         done = index + 1
-        trace(index)
-        compiling = self.compiled.seconds
+        profiler.before(index)
         state, found = self.compiled.step(state, self.frozen, batch)
-        clock += self.compiled.seconds - compiling
+        clock.steps.follow(found["loss"])
         history.append(found)
         self._flops += self.setup.flops(batch)
         self.files.writer.advance(done)
         if self.files.ids is not None:
           self.files.ids.write(done, self.data.ids_at(index))
         if metrics.due(done, log.every, cfg.steps):
-          self._report(state, done, history, clock)
-          history, clock = [], time.monotonic()
-        paused = time.monotonic()
+          self._report(state, done, history)
+          history = []
+          profiler.look(done)
         if self.eval_data is not None and metrics.due(done, log.eval_every, cfg.steps):
-          self._evaluate(state, done)
+          with clock.spent("evaluation"):
+            self._evaluate(state, done)
         if self.sample is not None and metrics.due(done, log.samples_every, cfg.steps):
-          module = self.setup.part.module(state.ema or state.params, self.frozen)
-          self.files.writer.images(done, "samples", np.asarray(self.sample(module, done)))
+          with clock.spent("sampling"):
+            module = self.setup.part.module(state.ema or state.params, self.frozen)
+            self.files.writer.images(done, "samples", np.asarray(self.sample(module, done)))
         stopped = self._stopped(asked, done)
         on_time = not history and self._on_time(saved)
         if stopped or on_time or metrics.due(done, cfg.checkpoint.every_steps, cfg.steps):
-          self.save(state)
+          with clock.spent("save"):
+            self.save(state)
+          clock.write(done)
           saved = time.monotonic()
-        clock += time.monotonic() - paused
         if stopped:
           logging.warning("SIGTERM: saved step %d of %d, leaving", done, cfg.steps)
           return state, done < cfg.steps
@@ -209,27 +238,34 @@ class Loop:
     self.files.saver.save(state, self.data.position(int(state.step)))
 
   def _check(self, state: TrainState) -> None:
-    bad = int(state.bad)
-    if bad < 0:
+    bad, spikes = int(state.bad), self.setup.run.train.spikes
+    stopped = int(state.spikes["stopped"]) if state.spikes else 0
+    if bad < 0 and not stopped:
       return
     self.files.saver.wait()
     good = checkpoint.steps(self.files.workdir)
     where = f"step {good[-1]} in {checkpoint.folder(self.files.workdir)}" if good else "none"
+    if bad < 0:
+      raise SpikesError(
+        f"{spikes.stop} updates in a row were skipped up to step {stopped}: the gradients or the "
+        f"loss exceeded config.spikes. Last good checkpoint: {where}. Look at the batches before "
+        "that step, lower optimizer.lr, or raise the fields of config.spikes"
+      )
     raise NonFiniteError(
       f"the loss, the gradients or the parameters stopped being finite at step {bad} (counted from "
       f"0); nothing was saved since. Last good checkpoint: {where}. Lower optimizer.lr, or look at "
       f"the batch of step {bad}"
     )
 
-  def _report(self, state: TrainState, done: int, history: list[Any], clock: float) -> None:
+  def _report(self, state: TrainState, done: int, history: list[Any]) -> None:
     values = metrics.reduce(history)
     jax.block_until_ready(state.step)  # before the clock is read: steps are only dispatched
-    seconds = time.monotonic() - clock
-    values["images_per_second"] = self.setup.run.train.batch * len(history) / seconds
-    if self._flops:
-      rate = self._flops / seconds / self.setup.mesh.size
-      values["model_tflops_per_second_per_device"] = rate / 1e12
+    before, self._worked = self._worked, self.clock.working()
+    devices = self.setup.mesh.devices.flatten().tolist()
+    samples = self.setup.run.train.batch * len(history)
+    values |= metrics.rates(samples, self._flops, self._worked - before, devices)
     self._flops = 0.0
+    values |= self.clock.write(done)
     self.latest = self.latest | values
     self.files.writer.scalars(done, values)
     self._check(state)
@@ -278,25 +314,3 @@ def _sigterm() -> Iterator[threading.Event]:
     yield asked
   finally:
     signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def _profile(steps: tuple[int, ...], workdir: epath.Path) -> Iterator[Callable[[int], None]]:
-  """A function to call before each step, which starts and stops a trace of `steps` (or none)."""
-  first, last = steps or (-1, -1)
-  running = False
-
-  def at(index: int) -> None:
-    nonlocal running
-    if index == first:
-      jax.profiler.start_trace(str(workdir / "profile"))
-      running = True
-    elif index == last and running:
-      jax.profiler.stop_trace()
-      running = False
-
-  try:
-    yield at
-  finally:
-    if running:
-      jax.profiler.stop_trace()

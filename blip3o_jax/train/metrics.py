@@ -21,8 +21,14 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from blip3o_jax import chips
+
 Value = float | list[float]
-LAST = ("lr", "param_norm")  # of these the latest is logged, not the mean since the last line
+LAST = (
+  "lr",
+  "param_norm",
+  "skipped",
+)  # of these the latest is logged, not the mean since the last line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +66,7 @@ def due(step: int, every: int, last: int) -> bool:
 
 
 def reduce(history: Sequence[Mapping[str, jax.Array]]) -> dict[str, Value]:
-  """Means over steps as floats, but the last of `lr` and `param_norm`.
+  """Means over steps as floats, but the last of `LAST`.
 
   "x/sum" and "x/count" become their quotient "x"; bins that saw nothing are NaN. One transfer from
   the device for all of them.
@@ -78,6 +84,30 @@ def reduce(history: Sequence[Mapping[str, jax.Array]]) -> dict[str, Value]:
         out[stem] = (values.sum(0) / count).tolist()
     else:
       out[name] = (values[-1] if name in LAST else values.mean(0)).tolist()
+  return out
+
+
+def rates(
+  samples: int, flops: float, seconds: float, devices: Sequence[jax.Device]
+) -> dict[str, Value]:
+  """How fast steps were: of the whole run, and for each of the (equal) devices.
+
+  Args:
+    samples, flops: of these steps; the operations by the system's formula, nothing that is
+      recomputed among them, or 0. seconds: that they took, waits for data among them.
+
+  Returns:
+    `mfu`, the share of the peak in bfloat16, only for devices that the table of chips has.
+  """
+  out: dict[str, Value] = {
+    "images_per_second": samples / seconds,
+    "samples_per_second_per_device": samples / seconds / len(devices),
+  }
+  if flops:
+    rate = flops / seconds / len(devices)
+    out["model_tflops_per_second_per_device"] = rate / 1e12
+    if peak := chips.peak(devices):
+      out["mfu"] = rate / peak
   return out
 
 
@@ -144,7 +174,7 @@ class Writer:
       for name, value in (flat | bins).items():
         if np.isfinite(value):
           self._board.add_scalar(name, value, step)
-    text = "  ".join(f"{k} {v:.4g}" for k, v in flat.items())
+    text = "  ".join(f"{k} {v:.4g}" for k, v in flat.items() if not k.startswith("seconds/"))
     if self._bar is not None:
       self._bar.set_postfix_str(f"loss {flat['loss']:.4g}" if "loss" in flat else "")
     else:

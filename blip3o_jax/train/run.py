@@ -21,6 +21,8 @@ from blip3o_jax.train.checkpoint import Checkpoint
 from blip3o_jax.train.distributed import Mesh
 from blip3o_jax.train.metrics import Log
 from blip3o_jax.train.optimizer import Optimizer
+from blip3o_jax.train.spikes import Spikes
+from blip3o_jax.train.watchdog import Watchdog
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +52,11 @@ class Train:
   init_from: tuple[str, ...] = ()
   profile: tuple[int, ...] = ()
   optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+  spikes: Spikes = dataclasses.field(default_factory=Spikes)
   mesh: Mesh = dataclasses.field(default_factory=Mesh)
   checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
   log: Log = dataclasses.field(default_factory=Log)
+  watchdog: Watchdog = dataclasses.field(default_factory=Watchdog)
 
   def __post_init__(self) -> None:
     for name in ("steps", "batch", "accumulate"):

@@ -27,8 +27,10 @@ from blip3o_jax.data.text.tokenizer import Tokenizer
 from blip3o_jax.systems.parts import loading
 from blip3o_jax.train import checkpoint
 from blip3o_jax.train import distributed
+from blip3o_jax.train import goodput
 from blip3o_jax.train import optimizer
 from blip3o_jax.train import placement
+from blip3o_jax.train import starts
 from blip3o_jax.train import state as train_state
 from blip3o_jax.train import step as train_step
 from blip3o_jax.train.run import Run
@@ -75,6 +77,7 @@ class Setup:
       cast_params=cfg.cast_params,
       ema_decay=cfg.ema_decay,
       learning_rate=optimizer.schedule(cfg.optimizer, cfg.steps),
+      spikes=cfg.spikes,
     )
     places = jax.tree.map(lambda x: x.sharding, self.abstract)
     whole = sharding.replicated(self.mesh)
@@ -130,7 +133,7 @@ def prepare(run: Run, system: Any, devices: Sequence[jax.Device] | None = None) 
 
   # ---- 5. optimiser and shardings ----------------------------------------------------------
   tx = optimizer.make(cfg.optimizer, cfg.steps, {path: part.axes[path] for path in part.trained})
-  abstract = train_state.abstract_state(part, tx, mesh, ema=cfg.ema_decay > 0)
+  abstract = train_state.abstract_state(part, tx, mesh, ema=cfg.ema_decay > 0, spikes=cfg.spikes.on)
   return Setup(run, system, mesh, part, tx, abstract, tuple(placed))
 
 
@@ -178,11 +181,11 @@ def go_on(data: Pipeline, workdir: epath.PathLike) -> None:
 class Compiled:
   """The step and the held-out loss, compiled once for each shape of batch."""
 
-  def __init__(self, setup: Setup):
+  def __init__(self, setup: Setup, clock: goodput.Clock):
     whole = sharding.replicated(setup.mesh)
     self._cache: dict[Any, Any] = {}
-    self.seconds = 0.0  # spent on compiling so far
     self.options = setup.options
+    self.clock = clock
     make_key = jax.jit(train_state.named_key, static_argnums=(0, 1), out_shardings=whole)
     seed = setup.run.train.seed
     self.key, self.eval_key = make_key(seed, "train"), make_key(seed, "eval")
@@ -204,10 +207,11 @@ class Compiled:
     key = (name, tuple(sorted(spec.items())))
     if key not in self._cache:
       began = time.monotonic()
-      self._cache[key] = function.lower(*args).compile(compiler_options=self.options or None)
+      with self.clock.spent("compile"):
+        lowered = function.lower(*args)
+        self._cache[key] = lowered.compile(compiler_options=self.options or None)
       shapes = ", ".join(f"{k} {t}{list(s)}" for k, (s, t) in spec.items())
       seconds = time.monotonic() - began
-      self.seconds += seconds
       logging.info("compiled the %s in %.1f s for %s", name, seconds, shapes)
       logging.info("memory per device: %s", memory(self._cache[key]))
     return self._cache[key](*args)
@@ -259,10 +263,13 @@ def _resumed(
   record = checkpoint.read_record(workdir)
   logging.info("parameters: resuming from step %d in %s", record["step"], workdir)
   now = config.to_dict(setup.run)
-  for group in ("train", "model", "data"):
-    for line in changes(record[group], now[group]) if record.get(group) else ():
-      name = line if group == "train" else f"{group}.{line}"
-      logging.warning("config changed since the run began: %s", name)
+  for group in now:
+    before = record.get(group, now[group])  # an earlier version has not all of them
+    for line in changes({group: before}, {group: now[group]}):
+      logging.warning("config changed since the run began: %s", line.removeprefix("train."))
+  found = starts.facts(setup.mesh)
+  for line in changes(record.get("start", found), found):
+    logging.warning("changed since step %d was saved: %s", record["step"], line)
   state = checkpoint.restore_state(workdir, record["step"], setup.abstract, setup.mesh)
   used = loading.recorded(workdir, record)
   filled, _ = loading.fill(setup.system, setup.run.model, used, part.frozen, part.leaves)

@@ -23,6 +23,7 @@ from blip3o_jax import layers
 from blip3o_jax import quantized
 from blip3o_jax import sharding
 from blip3o_jax import trees
+from blip3o_jax.train import spikes as train_spikes
 
 KEYS = {"params": 0, "data": 1, "train": 2, "eval": 3, "sample": 4}
 Params = dict[Any, Any]
@@ -34,9 +35,10 @@ class TrainState:
   """The donated argument of the step.
 
   Attributes:
-    step: int32[], updates done. params: trained leaves, float32. opt: optimiser state.
+    step: int32[], batches done. params: trained leaves, float32. opt: optimiser state.
     ema: average of params, or {} when off. bad: int32[], the first step whose loss, gradients or
-      parameters were not finite; -1 while there is none.
+      parameters were not finite; -1 while there is none. spikes: see `spikes.shapes`, or {} when
+      nothing is skipped.
   """
 
   step: jax.Array
@@ -44,6 +46,7 @@ class TrainState:
   opt: optax.OptState
   ema: Params
   bad: jax.Array
+  spikes: Params = struct.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +144,12 @@ def _computed_in_bfloat16(model: nnx.Module) -> set[str]:
 
 
 def abstract_state(
-  part: Partition, tx: optax.GradientTransformation, mesh: jax.sharding.Mesh, *, ema: bool
+  part: Partition,
+  tx: optax.GradientTransformation,
+  mesh: jax.sharding.Mesh,
+  *,
+  ema: bool,
+  spikes: bool = False,
 ) -> TrainState:
   """The train state as ShapeDtypeStructs with shardings; nothing is allocated.
 
@@ -167,7 +175,8 @@ def abstract_state(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, opt_places
   )
   number: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
-  return TrainState(number, params, opt, params if ema else {}, number)
+  seen = train_spikes.shapes(whole) if spikes else {}
+  return TrainState(number, params, opt, params if ema else {}, number, seen)
 
 
 def fresh_params(system: Any, model_cfg: Any, seed: int, leaves: Leaves) -> dict[str, jax.Array]:
@@ -200,7 +209,17 @@ def start(
   opt = jax.jit(tx.init, out_shardings=places)(params)
   # A copy, because a donated buffer may occur only once among the arguments.
   ema = jax.tree.map(jnp.copy, params) if abstract.ema else {}
-  return TrainState(scalar(0, mesh), params, opt, ema, scalar(-1, mesh))
+  return TrainState(scalar(0, mesh), params, opt, ema, scalar(-1, mesh), zeros(abstract.spikes))
+
+
+def zeros(abstract: Params) -> Params:
+  """A tree of zeros, from ShapeDtypeStructs with shardings."""
+
+  def one(leaf: Any) -> jax.Array:
+    value = np.zeros(leaf.shape, leaf.dtype)
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda at: value[at])
+
+  return jax.tree.map(one, abstract)
 
 
 def table(part: Partition) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from collections.abc import Mapping
+import dataclasses
 import functools
 from typing import Any
 
@@ -12,6 +13,7 @@ import optax
 
 from blip3o_jax import sharding
 from blip3o_jax import trees
+from blip3o_jax.train import spikes as train_spikes
 from blip3o_jax.train.state import Params
 from blip3o_jax.train.state import Partition
 from blip3o_jax.train.state import TrainState
@@ -28,6 +30,7 @@ def make_step(
   cast_params: bool = True,
   ema_decay: float = 0.0,
   learning_rate: optax.Schedule,
+  spikes: train_spikes.Spikes = train_spikes.OFF,
 ) -> Callable[[TrainState, Params, Batch, jax.Array], tuple[TrainState, Metrics]]:
   """The training step, to be jitted: (state, frozen, batch, key) -> (state, metrics).
 
@@ -40,6 +43,7 @@ def make_step(
     cast_params: cast what bfloat16 layers use once, before the model is put together.
     ema_decay: of the average of the parameters; 0 is off. It is min(decay, (1 + n) / (10 + n)) at
       update n, or the random start would dominate short runs.
+    spikes: updates that are skipped; then `skipped` of the metrics counts them from the start on.
   """
 
   def step(
@@ -52,14 +56,17 @@ def make_step(
     grad_norm = optax.tree.norm(grads)
     updates, opt = tx.update(grads, state.opt, state.params)
     params = optax.apply_updates(state.params, updates)
-    param_norm = optax.tree.norm(params)
-    ema = _average(state.ema, params, state.step, ema_decay) if ema_decay else state.ema
+    done = train_spikes.updates(state)
+    ema = _average(state.ema, params, done, ema_decay) if ema_decay else state.ema
+    new = TrainState(state.step + 1, params, opt, ema, state.bad, state.spikes)
+    metrics = metrics | dict(loss=value, grad_norm=grad_norm, lr=learning_rate(done))
+    if spikes.on:
+      new = train_spikes.judged(spikes, state, new, grad_norm, value)
+      metrics["skipped"] = new.spikes["skipped"]
+    metrics["param_norm"] = param_norm = optax.tree.norm(new.params)
     fine = jnp.isfinite(value) & jnp.isfinite(grad_norm) & jnp.isfinite(param_norm)
     bad = jnp.where((state.bad < 0) & ~fine, state.step, state.bad)
-    metrics = metrics | dict(
-      loss=value, grad_norm=grad_norm, param_norm=param_norm, lr=learning_rate(state.step)
-    )
-    return TrainState(state.step + 1, params, opt, ema, bad), metrics
+    return dataclasses.replace(new, bad=bad), metrics
 
   return step
 

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -72,3 +73,20 @@ def test_progress_bar_on_a_terminal(tmp_path, monkeypatch, capsys):
     writer.advance(5)
     writer.scalars(5, {"loss": 0.25})
   assert "5/10" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ("kind", "share"), [("TPU v5", 0.5), ("TPU v5 lite", 459 / 197 / 2), ("cpu", None)]
+)
+def test_the_share_of_the_peak_is_of_chips_that_are_known(kind, share):
+  """MFU by hand: 4 devices, 459e12 operations a second each at 0.5 of v5p's peak."""
+  devices = [types.SimpleNamespace(device_kind=kind, id=i, coords=(i, 0, 0)) for i in range(4)]
+  found = metrics.rates(64, 4 * 0.5 * 459e12 * 8, 8.0, devices)
+  assert found["images_per_second"] == 8
+  assert found["samples_per_second_per_device"] == 2
+  assert found["model_tflops_per_second_per_device"] == pytest.approx(459 / 2)
+  assert found.get("mfu") == (share and pytest.approx(share))
+  assert set(metrics.rates(64, 0.0, 8.0, devices)) == {
+    "images_per_second",
+    "samples_per_second_per_device",
+  }
