@@ -13,6 +13,7 @@ import jax
 from jax.sharding import AxisType
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+import numpy as np
 
 from blip3o_jax import trees
 
@@ -42,13 +43,17 @@ def make_mesh(
 ) -> jax.sharding.Mesh:
   """A mesh over `MESH_AXES` with Auto axes: XLA propagates, we constrain.
 
+  Over several TPU slices only `replica` crosses from one to another, whose network is slow: each
+  slice holds whole copies.
+
   Args:
     replica: copies of the parameters. fsdp: ways parameters and batch are split; 0 fills the
       devices that the other two leave. tensor: ways heads and MLP are split.
     devices: default all of `jax.devices()`.
 
   Raises:
-    ValueError: the product is not the number of devices.
+    ValueError: the product is not the number of devices; slices of different sizes, or whose
+      number does not divide `replica`.
   """
   devices = list(jax.devices() if devices is None else devices)
   fsdp = fsdp_ways(replica, fsdp, tensor, len(devices))
@@ -57,9 +62,30 @@ def make_mesh(
       f"config.mesh: replica {replica} x fsdp {fsdp} x tensor {tensor} = "
       f"{replica * fsdp * tensor} does not equal the {len(devices)} devices present"
     )
-  return jax.make_mesh(
-    (replica, fsdp, tensor), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
-  )
+  parts = slices(devices)
+  if replica % len(parts) or len({len(part) for part in parts}) > 1:
+    sizes = ", ".join(str(len(part)) for part in parts)
+    raise ValueError(
+      f"config.mesh: replica {replica} over {len(parts)} slices of {sizes} devices: expected "
+      f"slices of one size, and a multiple of {len(parts)}, so that no copy lies in two of them"
+    )
+  types = (AxisType.Auto,) * 3
+  inside = (replica // len(parts), fsdp, tensor)
+  meshes = [jax.make_mesh(inside, MESH_AXES, axis_types=types, devices=part) for part in parts]
+  if len(meshes) == 1:
+    return meshes[0]
+  laid = np.concatenate([mesh.devices for mesh in meshes])
+  return jax.sharding.Mesh(laid, MESH_AXES, axis_types=types)
+
+
+def slices(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
+  """The devices of each TPU slice, in the order of the slices; others are one."""
+  parts: dict[int, list[jax.Device]] = {}
+  for device in devices:
+    # Machines with GPUs have an index too, each its own: there all axes may cross.
+    index = getattr(device, "slice_index", None) if device.platform == "tpu" else None
+    parts.setdefault(index or 0, []).append(device)
+  return [parts[index] for index in sorted(parts)]
 
 
 def to_spec(axes: Sequence[str | None]) -> P:

@@ -21,6 +21,7 @@ from blip3o_jax.train.checkpoint import Checkpoint
 from blip3o_jax.train.distributed import Mesh
 from blip3o_jax.train.metrics import Log
 from blip3o_jax.train.optimizer import Optimizer
+from blip3o_jax.train.processes import Distributed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Train:
   profile: tuple[int, ...] = ()
   optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
   mesh: Mesh = dataclasses.field(default_factory=Mesh)
+  distributed: Distributed = dataclasses.field(default_factory=Distributed)
   checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
   log: Log = dataclasses.field(default_factory=Log)
 
