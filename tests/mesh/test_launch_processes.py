@@ -1,4 +1,4 @@
-"""launch/local_multiprocess.sh and slurm.sbatch with the real command: two processes, one is killed."""
+"""The launch scripts with the real command: two processes, of which one is killed."""
 
 import json
 import os
