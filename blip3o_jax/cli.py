@@ -95,10 +95,15 @@ def train(args: list[str]) -> int:
   )
   parser.add_argument("--show", action="store_true", help="print all fields and stop")
   parser.add_argument(
-    "--coordinator", default="", help='several processes: "host:port" of the first, or "auto"'
+    "--coordinator",
+    default="",
+    help='several processes: "host:port" of the first, or "auto" to ask the cluster '
+    "(default: JAX_COORDINATOR_ADDRESS)",
   )
-  parser.add_argument("--processes", type=int, default=0, help="how many there are")
-  parser.add_argument("--process", type=int, default=-1, help="which one this is, from 0")
+  parser.add_argument(
+    "--processes", type=int, default=0, help="how many there are (JAX_NUM_PROCESSES)"
+  )
+  parser.add_argument("--process", type=int, default=-1, help="which, from 0 (JAX_PROCESS_ID)")
   options, overrides = parser.parse_known_args(args)
   from blip3o_jax import config
   from blip3o_jax import recipes
@@ -118,14 +123,24 @@ def train(args: list[str]) -> int:
   from absl import logging
 
   from blip3o_jax import systems
-  from blip3o_jax.train import distributed
   from blip3o_jax.train import loop
+  from blip3o_jax.train import meeting
+  from blip3o_jax.train import processes
 
   flags.FLAGS.mark_as_parsed()  # absl complains of lines before that
   logging.set_verbosity(logging.INFO)
   logging.use_absl_handler()
-  distributed.initialize(options.coordinator, options.processes, options.process)
-  done = loop.start(values, systems.SYSTEMS, options.workdir)
+  parsed = run.parse(values, systems.SYSTEMS)  # before anybody is waited for
+  bounds = parsed.train.distributed
+  told = processes.facts(dict(config.fields(values)), os.path.abspath(options.workdir))
+  asked = (options.coordinator, options.processes, options.process)
+  try:
+    place = processes.find(*asked, bounds, os.environ)
+    with processes.joined(place, told, bounds):
+      done = loop.run(parsed, systems.SYSTEMS[parsed.system], options.workdir)
+  except meeting.Missing as error:
+    print(f"blip3o train: {error}", file=sys.stderr)
+    return meeting.GONE
   if done.first == done.step:
     before = f"finished before, at step {done.step} (config.steps is {values.steps})"
     print(f"nothing was trained: the run was {before}")

@@ -60,13 +60,19 @@ def load(
   return out
 
 
-def lines(value: Any, name: str = "config") -> Iterator[str]:
+def lines(value: Any) -> Iterator[str]:
   """A line for each field of a ConfigDict, as it can be given."""
+  for name, text in fields(value):
+    yield f"--{name}={text}"
+
+
+def fields(value: Any, name: str = "config") -> Iterator[tuple[str, str]]:
+  """Name and value of each field of a ConfigDict, as texts."""
   if not hasattr(value, "keys"):
-    yield f"--{name}={value!r}"
+    yield name, repr(value)
     return
   for key in value:
-    yield from lines(value[key], f"{name}.{key}")
+    yield from fields(value[key], f"{name}.{key}")
 
 
 def to_config(value: Any) -> ConfigDict:

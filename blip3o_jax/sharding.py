@@ -44,6 +44,9 @@ def make_mesh(
 ) -> jax.sharding.Mesh:
   """A mesh over `MESH_AXES` with Auto axes: XLA propagates, we constrain.
 
+  Over several TPU slices only `replica` crosses from one to another, whose network is slow: each
+  slice holds whole copies.
+
   Args:
     replica: copies of the parameters. fsdp: ways parameters and batch are split; 0 fills the
       devices that the other two leave. tensor: ways heads and MLP are split.
@@ -51,7 +54,8 @@ def make_mesh(
       axis that crosses them: only gradients go between slices.
 
   Raises:
-    ValueError: the product is not the number of devices, or replica no multiple of the slices.
+    ValueError: the product is not the number of devices; slices of different sizes, or whose
+      number does not divide `replica`.
   """
   devices = list(jax.devices() if devices is None else devices)
   fsdp = fsdp_ways(replica, fsdp, tensor, len(devices))
@@ -60,16 +64,15 @@ def make_mesh(
       f"config.mesh: replica {replica} x fsdp {fsdp} x tensor {tensor} = "
       f"{replica * fsdp * tensor} does not equal the {len(devices)} devices present"
     )
-  slices: dict[int, list[jax.Device]] = {}
-  for device in devices:
-    slices.setdefault(getattr(device, "slice_index", None) or 0, []).append(device)
-  if replica % len(slices):
+  parts = slices(devices)
+  if replica % len(parts) or len({len(part) for part in parts}) > 1:
+    sizes = ", ".join(str(len(part)) for part in parts)
     raise ValueError(
-      f"config.mesh.replica {replica}: not a multiple of the {len(slices)} slices, which only "
-      "this axis crosses"
+      f"config.mesh: replica {replica} over {len(parts)} slices of {sizes} devices: expected "
+      f"slices of one size, and a multiple of {len(parts)}, so that no copy lies in two of them"
     )
-  within = (replica // len(slices), fsdp, tensor)
-  places = [_laid_out(within, slices[i]) for i in sorted(slices)]
+  within = (replica // len(parts), fsdp, tensor)
+  places = [_laid_out(within, part) for part in parts]
   return jax.sharding.Mesh(np.concatenate(places), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
@@ -78,6 +81,16 @@ def _laid_out(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarr
     return mesh_utils.create_device_mesh(shape, devices)
   except NotImplementedError:  # an axis that is none of the slice's; JAX asks before it cuts one
     return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+
+
+def slices(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
+  """The devices of each TPU slice, in the order of the slices; others are one."""
+  parts: dict[int, list[jax.Device]] = {}
+  for device in devices:
+    # Machines with GPUs have an index too, each its own: there all axes may cross.
+    index = getattr(device, "slice_index", None) if device.platform == "tpu" else None
+    parts.setdefault(index or 0, []).append(device)
+  return [parts[index] for index in sorted(parts)]
 
 
 def to_spec(axes: Sequence[str | None]) -> P:

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the launch scripts, from the root of the repository: makes or reuses the environment.
 #
 #   PYTHON=python3.12   the interpreter; by default the one of a usable environment that is there,

@@ -1,4 +1,4 @@
-"""Processes, the mesh of a run, and batches on it. Knows no system and no data format."""
+"""The mesh of a run, and batches on it. Knows no system and no data format."""
 
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -24,8 +24,9 @@ class Mesh:
   """Ways over which the devices are laid out; the product is the number of devices.
 
   Attributes:
-    replica: copies of the parameters. fsdp: ways parameters and batch are split; 0 fills the
-      devices that the others leave. tensor: ways heads and MLP are split.
+    replica: copies of the parameters; of several TPU slices each holds whole ones, so that their
+      number must divide it. fsdp: ways parameters and batch are split; 0 fills the devices that
+      the others leave. tensor: ways heads and MLP are split.
     frozen: frozen leaves are "split" over fsdp, or "whole" on each device (but for tensor), so that
       they never cross the interconnect. "auto" is whole where a device has room for it.
     trained: trained leaves, which are always stored split, are gathered layer by layer ("split") or
@@ -44,37 +45,11 @@ class Mesh:
         raise ValueError(f"mesh.{name} {getattr(self, name)}: expected at least {least}")
 
 
-def initialize(address: str = "", processes: int = 0, index: int = -1) -> None:
-  """Joins this process to a run of several; call before anything asks for devices.
-
-  Args:
-    address: "host:port" of process 0; "auto" lets JAX ask the cluster (TPU pods, Slurm); "" is a
-      run of one process, and nothing happens.
-    processes, index: how many, and which one this is; not with "auto".
-
-  Raises:
-    ValueError: an address without `processes` and `index`.
-  """
-  if not address:
-    return
-  # Only the CPU backend reads this; its default cannot talk between processes.
-  jax.config.update("jax_cpu_collectives_implementation", "gloo")
-  if address == "auto":
-    jax.distributed.initialize()
-  elif processes < 1 or not 0 <= index < processes:
-    raise ValueError(
-      f"distributed: address {address!r} needs processes >= 1 and an index below it, got "
-      f"processes {processes}, index {index}"
-    )
-  else:
-    jax.distributed.initialize(address, processes, index)
-
-
 def make_mesh(cfg: Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
   """The mesh of `cfg` over `devices`, by default all.
 
   Raises:
-    ValueError: the product is not the number of devices.
+    ValueError: the product is not the number of devices, or a copy would lie in two slices.
   """
   return sharding.make_mesh(replica=cfg.replica, fsdp=cfg.fsdp, tensor=cfg.tensor, devices=devices)
 

@@ -21,6 +21,7 @@ from blip3o_jax.train.checkpoint import Checkpoint
 from blip3o_jax.train.distributed import Mesh
 from blip3o_jax.train.metrics import Log
 from blip3o_jax.train.optimizer import Optimizer
+from blip3o_jax.train.processes import Distributed
 from blip3o_jax.train.spikes import Spikes
 from blip3o_jax.train.watchdog import Watchdog
 
@@ -54,6 +55,7 @@ class Train:
   optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
   spikes: Spikes = dataclasses.field(default_factory=Spikes)
   mesh: Mesh = dataclasses.field(default_factory=Mesh)
+  distributed: Distributed = dataclasses.field(default_factory=Distributed)
   checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
   log: Log = dataclasses.field(default_factory=Log)
   watchdog: Watchdog = dataclasses.field(default_factory=Watchdog)

@@ -13,6 +13,7 @@ import numpy as np
 
 from blip3o_jax import sharding
 from blip3o_jax.train import distributed
+from blip3o_jax.train import processes
 
 BATCH = 8
 
@@ -38,5 +39,6 @@ def put(ways: dict[str, int]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-  distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
-  sys.stdout.write(json.dumps([put(mesh) for mesh in json.loads(sys.argv[3])]) + "\n")
+  place = processes.Place(sys.argv[1], 2, int(sys.argv[2]))
+  with processes.joined(place, {}, processes.Distributed()):
+    sys.stdout.write(json.dumps([put(mesh) for mesh in json.loads(sys.argv[3])]) + "\n")

@@ -1,12 +1,15 @@
 """`blip3o train` on one, two and four processes: the same records in each row, the same losses.
 
 A run of N processes with a device each is compared with one process that has N devices, which adds
-up in the same order, and that one with a single device. A run of two that is killed goes on as one.
+up in the same order, and that one with a single device. A run of two loses one process, then one is
+asked to leave, and it goes on as one.
 """
 
 import contextlib
 import json
+import os
 from pathlib import Path
+import signal
 import socket
 import subprocess
 import time
@@ -18,8 +21,9 @@ import rows_worker
 import simulated
 
 from blip3o_jax.train import checkpoint
+from blip3o_jax.train import meeting
 
-BATCH, LONG = 8, 40
+BATCH, LONG = 8, 100
 ONE = dict(replica=1, fsdp=1, tensor=1)
 TWO = dict(replica=2, fsdp=1, tensor=1)
 FOUR = dict(replica=1, fsdp=2, tensor=2)  # both lie across processes of one device
@@ -39,7 +43,13 @@ class Runs:
     self.features = blip3o_worker.cached(folder)
 
   def __call__(
-    self, name: str, mesh: dict[str, int], steps: int, devices: int = 1, processes: int = 1
+    self,
+    name: str,
+    mesh: dict[str, int],
+    steps: int,
+    devices: int = 1,
+    processes: int = 1,
+    own: tuple[str, ...] = (),
   ) -> list[subprocess.Popen[str]]:
     args = [f"--config.mesh.{axis}={ways}" for axis, ways in mesh.items()]
     args += [f"--config={blip3o_worker.CONFIG}", f"--workdir={self.folder / name}"]
@@ -62,7 +72,7 @@ class Runs:
     joined: list[list[str]] = [[]]
     if processes > 1:
       join = [f"--coordinator={free_address()}", f"--processes={processes}"]
-      joined = [[*join, f"--process={i}"] for i in range(processes)]
+      joined = [[*join, f"--process={i}", *own[i : i + 1]] for i in range(processes)]
     return [simulated.train(devices, *args, *j, cache=self.folder / "programs") for j in joined]
 
   def losses(self, name: str) -> list[float]:
@@ -81,18 +91,40 @@ class Runs:
     return out
 
 
-def killed(processes: list[subprocess.Popen[str]], workdir: Path) -> None:
-  """kill -9, once the run has its first checkpoint."""
+def saved(processes: list[subprocess.Popen[str]], workdir: Path, step: int) -> None:
+  """Waits until a run has a checkpoint of a step, or a later one."""
   until = time.monotonic() + simulated.SECONDS
-  while not checkpoint.steps(workdir):
+  while checkpoint.steps(workdir)[-1:] < [step]:
     ended = [p.communicate()[1][-4000:] for p in processes if p.poll() is not None]
     assert not ended, ended
     assert time.monotonic() < until
     time.sleep(0.02)
+
+
+def killed(processes: list[subprocess.Popen[str]], victim: int) -> None:
+  """kill -9 of one process; the others leave by themselves, with a last line that names it."""
+  processes[victim].kill()
+  for i, process in enumerate(processes):
+    _, err = process.communicate(timeout=simulated.SECONDS)
+    if i != victim:
+      last = err.splitlines()[-1]
+      assert process.returncode == meeting.GONE, err[-4000:]
+      assert f"process {victim}" in last
+      assert "is gone: " in last
+      assert f"process {i} leaves with exit code 77: start all processes again" in last
+
+
+def asked_to_leave(processes: list[subprocess.Popen[str]], which: int) -> int:
+  """SIGTERM to one process; all save the same step and leave. Returns the step."""
+  processes[which].send_signal(signal.SIGTERM)
+  steps = set()
   for process in processes:
-    process.kill()
-  for process in processes:
-    process.communicate()
+    out, err = process.communicate(timeout=simulated.SECONDS)
+    assert process.returncode in (0, os.EX_TEMPFAIL), err[-4000:]
+    assert out.splitlines()[-1].startswith("interrupted at step "), out
+    steps.add(int(out.split()[-1]))
+  (step,) = steps
+  return step
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +141,15 @@ def runs(tmp_path_factory: Any) -> Any:
 
     parts = begin("parts", TWO, LONG, processes=2)
     whole = begin("two", TWO, LONG, devices=2)
-    killed(parts, start.folder / "parts")
-    assert 10 <= checkpoint.steps(start.folder / "parts")[-1] < LONG
+    saved(parts, start.folder / "parts", 10)
+    killed(parts, 1)
+    first = checkpoint.steps(start.folder / "parts")[-1]
+    assert 10 <= first < LONG
+    parts = begin("parts", TWO, LONG, processes=2)
+    saved(parts, start.folder / "parts", first + 10)
+    step = asked_to_leave(parts, 1)
+    assert first < step < LONG
+    assert checkpoint.steps(start.folder / "parts")[-1] == step
     simulated.output(whole[0])
     four = begin("four", FOUR, 10, processes=4)
     others = begin("one", ONE, 10) + begin("cube", FOUR, 10, devices=4)
@@ -120,7 +159,7 @@ def runs(tmp_path_factory: Any) -> Any:
   return start
 
 
-def test_two_processes_that_were_killed_and_went_on_as_one(runs):
+def test_two_processes_of_which_one_was_killed_then_one_asked_to_leave_and_went_on_as_one(runs):
   found, expected = runs.losses("parts"), runs.losses("two")
   assert len(found) == len(expected) == LONG
   assert found == pytest.approx(expected, rel=1e-6)
@@ -173,3 +212,14 @@ def test_devices_may_lie_in_any_order():
       assert found["sum"] == sum(range(BATCH))
       held = f"hold {len(rows[i])} of the 8 of the global batch"
       assert found["refused"] == f"batch x: 3 rows, but this process's devices {held}"
+
+
+def test_different_configs_are_refused_by_name_before_anything_is_compiled(runs):
+  """Two learning rates would end with a checkpoint that is neither's model."""
+  own = ("--config.optimizer.lr=1e-3", "--config.optimizer.lr=2e-3")
+  for process in runs("differ", TWO, LONG, processes=2, own=own):
+    _, err = process.communicate(timeout=simulated.SECONDS)
+    assert process.returncode == 1
+    differ = "config.optimizer.lr: 0.001 in process 0, 0.002 in process 1"
+    assert err.splitlines()[-1] == f"blip3o train: the processes of this run differ: {differ}"
+  assert not (runs.folder / "differ").exists()

@@ -63,12 +63,6 @@ def test_a_batch_of_other_rows_is_refused_by_name(rows):
     distributed.put(batch, _mesh(), 4)
 
 
-def test_address_needs_processes():
-  with pytest.raises(ValueError, match="needs processes >= 1"):
-    distributed.initialize("127.0.0.1:1234")
-  distributed.initialize("")
-
-
 def test_mesh_must_fill_the_devices():
   with pytest.raises(ValueError, match=r"config\.mesh: replica 3"):
     distributed.make_mesh(distributed.Mesh(replica=3))
