@@ -9,6 +9,7 @@ sinusoids are float32 whatever `dtype` is.
 """
 
 from collections.abc import Callable
+import functools
 import math
 from typing import Any
 from typing import Literal
@@ -26,6 +27,7 @@ from blip3o_jax.sharding import constrain
 M = TypeVar("M", bound=nnx.Module)
 Dtype = Literal["float32", "bfloat16"]
 Remat = Literal["none", "full", "dots"]
+SLICED = "sliced"  # the name of weights cut out of a stack
 Initializer = Callable[..., jax.Array]
 
 
@@ -191,8 +193,7 @@ class LayerNorm(nnx.Module):
 
 def standardize(x: jax.Array, eps: float) -> jax.Array:
   """float32 (x - mean) / sqrt(var + eps) over the last axis: a layer norm without affine."""
-  y = x.astype(jnp.float32)
-  y = y - jnp.mean(y, -1, keepdims=True)
+  y = x.astype(jnp.float32) - jnp.mean(x.astype(jnp.float32), -1, keepdims=True)
   return y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + eps)
 
 
@@ -297,8 +298,7 @@ def _gated_forward(gate: jax.Array, up: jax.Array) -> tuple[jax.Array, tuple[jax
 
 def _gated_backward(kept: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
   # Stored once: XLA would compute them inside each of the matmuls that read them, for every tile.
-  slope, value = kept
-  return jax.lax.optimization_barrier((g * slope, g * value))
+  return jax.lax.optimization_barrier((g * kept[0], g * kept[1]))
 
 
 gated.defvjp(_gated_forward, _gated_backward)
@@ -351,7 +351,6 @@ def scan(
   xs: Any = (),
   *,
   remat: Remat = "none",
-  count: int | None = None,
 ) -> tuple[Any, Any]:
   """Folds a carry through a stack: `apply(layer, x, *xs_of_layer) -> (x, y)`.
 
@@ -361,32 +360,34 @@ def scan(
     xs: a tuple of arrays with a leading `layers` dim.
     remat: what the backward pass recomputes: "none", "full" (each layer), "dots" (all but what
       linear layers and rotations give), on TPUs the quickest: more takes long to write and read.
-    count: how many of the layers, from the first on; None is all.
 
   Returns:
     The last carry and the stacked ys.
   """
 
   def body(carry: Any, item: Any) -> tuple[Any, Any]:
-    layer, extra = item
-    return apply(layer, carry, *extra)
+    return apply(item[0], carry, *item[1])
 
   if remat != "none":
-    policy = None if remat == "full" else jax.checkpoint_policies.save_only_these_names(KEPT)
-    body = jax.checkpoint(body, policy=policy, prevent_cse=False)
-  if count is None:
-    return jax.lax.scan(body, x, (layers, tuple(xs)))
-  # By index: a shorter stack would be a copy of the weights.
-  return jax.lax.scan(
-    lambda carry, item: body(carry, (layer_of(layers, item[0]), item[1])),
-    x,
-    (jnp.arange(count), tuple(xs)),
-  )
+    body = rematerialised(body, remat)
+  return jax.lax.scan(body, x, (layers, tuple(xs)))
+
+
+def rematerialised(body: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
+  """A function whose backward pass recomputes what `remat` says; slices of `layer_of` always."""
+  policies = jax.checkpoint_policies
+  policy = {
+    "none": policies.save_anything_except_these_names(SLICED),
+    "dots": policies.save_only_these_names(KEPT),
+    "full": None,
+  }[remat]
+  return jax.checkpoint(body, policy=policy, prevent_cse=False)
 
 
 def layer_of(layers: M, index: int | jax.Array) -> M:
   """One layer of a `stack`."""
-  return jax.tree.map(lambda p: jax.lax.dynamic_index_in_dim(p, index, keepdims=False), layers)
+  cut = functools.partial(jax.lax.dynamic_index_in_dim, index=index, keepdims=False)
+  return jax.tree.map(lambda p: checkpoint_name(cut(p), SLICED), layers)
 
 
 def constrain_tokens(x: jax.Array) -> jax.Array:

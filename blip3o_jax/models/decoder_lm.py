@@ -224,31 +224,72 @@ class DecoderLM(nnx.Module):
     Raises:
       ValueError: a length below T.
     """
-    x, (k, v) = self._read(x, positions, segments, length, self.cfg.depth)
-    return self.norm(x), _cache(k, v, segments, length)
-
-  def fill(self, x: jax.Array, positions: jax.Array, segments: jax.Array, length: int) -> Cache:
-    """The cache of `prefill` alone: the last layer stops at its keys and values."""
-    last = self.cfg.depth - 1
-    x, kv = self._read(x, positions, segments, length, last)
-    _, *own = layers.layer_of(self.layers, last).project(x, self._angles(positions))
-    k, v = (jnp.concatenate([a, b[None]]) for a, b in zip(kv, own, strict=True))
-    return _cache(k, v, segments, length)
-
-  def _read(
-    self, x: jax.Array, positions: jax.Array, segments: jax.Array, length: int, count: int
-  ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """Through `count` layers: float[B, T, D], and keys and values float[count, B, T, K, H]."""
-    if length < x.shape[1]:
-      raise ValueError(f"a cache of length {length} cannot hold a prompt of {x.shape[1]} positions")
+    t = x.shape[1]
+    if length < t:
+      raise ValueError(f"a cache of length {length} cannot hold a prompt of {t} positions")
     angles = self._angles(positions)
 
     def apply(layer: Layer, x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
       q, k, v = layer.project(x, angles)
       return layer.finish(x, attention(q, k, v, segments=segments, causal=True)), (k, v)
 
-    some = None if count == self.cfg.depth else count
-    return scan(self.layers, constrain_tokens(x), apply, remat=self.cfg.remat, count=some)
+    x, (k, v) = scan(self.layers, constrain_tokens(x), apply, remat=self.cfg.remat)
+    rest = length - t
+    room = ((0, 0), (0, 0), (0, rest), (0, 0), (0, 0))
+    cache = Cache(
+      k=jnp.pad(k, room),
+      v=jnp.pad(v, room),
+      segments=jnp.pad(segments.astype(jnp.int32), ((0, 0), (0, rest))),
+      length=jnp.asarray(t, jnp.int32),
+    )
+    return self.norm(x), cache
+
+  def read_after(
+    self,
+    x: jax.Array,
+    positions: jax.Array,
+    segments: jax.Array,
+    late: jax.Array,
+    after: jax.Array,
+  ) -> jax.Array:
+    """`extend` after `prefill`, without gradient through the prompt, in one pass over the layers.
+
+    So each weight is read, and where it is split gathered, once forward and once backward. The
+    prompt's way ends at the keys and values of the last layer.
+
+    Args:
+      x: float[B, P, D], the prompt. positions, segments: as in the class.
+      late: float[B, t, D], what follows it. after: its positions, int[B, t] or int[3, B, t].
+
+    Returns:
+      hidden float[B, t, D] of what follows.
+    """
+    angles, turned = self._angles(positions), self._angles(after)
+    ones = jnp.ones(late.shape[:2], jnp.int32)
+    seen = jnp.concatenate([(segments != 0).astype(jnp.int32), ones], 1)
+
+    # By index, for the backward pass would be given a copy of all weights instead; and of what
+    # follows alone, for the prompt has no backward pass.
+    def follow(at: Any, late: jax.Array, before: tuple[jax.Array, jax.Array]) -> jax.Array:
+      layer = layers.layer_of(self.layers, at)
+      q, *own = layer.project(late, turned)
+      k, v = (jnp.concatenate(pair, 1) for pair in zip(before, own, strict=True))
+      return layer.finish(late, attention(q, k, v, segments=(ones, seen), causal=True))
+
+    follow = layers.rematerialised(follow, self.cfg.remat)
+
+    def both(carry: tuple[jax.Array, jax.Array], at: jax.Array) -> tuple[Any, None]:
+      x, late = carry
+      layer = layers.layer_of(self.layers, at)
+      q, k, v = layer.project(x, angles)
+      x = layer.finish(x, attention(q, k, v, segments=segments, causal=True))
+      return (x, follow(at, late, (k, v))), None
+
+    carry = constrain_tokens(jax.lax.stop_gradient(x)), constrain_tokens(late)
+    last = self.cfg.depth - 1
+    (x, late), _ = jax.lax.scan(both, carry, jnp.arange(last))
+    _, *before = layers.layer_of(self.layers, last).project(x, angles)
+    return self.norm(follow(last, late, (before[0], before[1])))
 
   def extend(self, x: jax.Array, positions: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
     """Reads t more positions of every row, each seeing the cache and the new ones before it.
@@ -313,18 +354,6 @@ class DecoderLM(nnx.Module):
     else:
       positions = positions[..., None]
     return positions.astype(jnp.float32) * freqs.astype(np.float32)
-
-
-def _cache(k: jax.Array, v: jax.Array, segments: jax.Array, length: int) -> Cache:
-  """A cache of `length` positions that begins with these."""
-  t = segments.shape[1]
-  room = ((0, 0), (0, 0), (0, length - t), (0, 0), (0, 0))
-  return Cache(
-    k=jnp.pad(k, room),
-    v=jnp.pad(v, room),
-    segments=jnp.pad(segments.astype(jnp.int32), ((0, 0), (0, length - t))),
-    length=jnp.asarray(t, jnp.int32),
-  )
 
 
 def plain_positions(segments: jax.Array) -> jax.Array:

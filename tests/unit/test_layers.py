@@ -147,12 +147,13 @@ def test_a_gated_product_has_the_gradient_of_its_formula():
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_a_scan_over_some_layers_stops_there():
+def test_layers_of_a_stack():
   stacked = layers.stack(lambda r: layers.linear(4, 4, ("embed", "mlp"), rngs=r), 3, nnx.Rngs(0))
-  x, apply = jnp.asarray(normal(2, 4)), lambda layer, x: (layer(x), ())
-  two, _ = layers.scan(stacked, x, apply, count=2)
-  whole, _ = layers.scan(stacked, x, apply)
-  np.testing.assert_allclose(layers.layer_of(stacked, 2)(two), whole, rtol=1e-6)
+  x = jnp.asarray(normal(2, 4))
+  expected, _ = layers.scan(stacked, x, lambda layer, x: (layer(x), ()))
+  for i in range(3):
+    x = layers.layer_of(stacked, i)(x)
+  np.testing.assert_allclose(x, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("rotate", [rotary.rotate_half, rotate_pairs])

@@ -62,8 +62,7 @@ def read(
   if prompt_gradient == "stop":
     inputs = jax.lax.stop_gradient(inputs)
     if offset == 0:
-      cache = language.fill(inputs, positions, segments, length + count)
-      return language.extend(slots, after, jax.lax.stop_gradient(cache))[0]
+      return language.read_after(inputs, positions, segments, slots, after)
     before, cache = language.prefill(inputs, positions, segments, length + count)
     hidden, _ = language.extend(slots, after, jax.lax.stop_gradient(cache))
     return jnp.concatenate([jax.lax.stop_gradient(before[:, -1:]), hidden[:, :-1]], 1)

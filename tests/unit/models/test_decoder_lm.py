@@ -82,16 +82,23 @@ def test_extend_continues_prefill(model, chunks):
   assert not np.asarray(cache.k[:, :, 12:]).any()
 
 
-def test_fill_gives_the_cache_of_prefill(model):
-  tokens, segments = batch()
+def test_read_after_is_prefill_and_extend(model):
+  tokens, segments = batch(12)
+  segments[:, -3:] = 1
   positions = decoder_lm.plain_positions(segments)
   x = model.embed(tokens)
-  _, expected = model.prefill(x, positions, segments, 12)
-  found = model.fill(x, positions, segments, 12)
-  near(found.k, expected.k)
-  near(found.v, expected.v)
-  np.testing.assert_array_equal(found.segments, expected.segments)
-  assert int(found.length) == int(expected.length)
+  _, cache = model.prefill(x[:, :9], positions[:, :9], segments[:, :9], 12)
+  expected, _ = model.extend(x[:, 9:], positions[:, 9:], cache)
+  found = model.read_after(x[:, :9], positions[:, :9], segments[:, :9], x[:, 9:], positions[:, 9:])
+  near(found, expected)
+
+  def total(x):
+    args = (x[:, :9], positions[:, :9], segments[:, :9], x[:, 9:], positions[:, 9:])
+    return jnp.sum(model.read_after(*args) ** 2)
+
+  slope = jax.grad(total)(x)
+  assert not slope[:, :9].any(), "the prompt has a gradient"
+  assert np.abs(slope[:, 9:]).max() > 0
 
 
 def test_what_lies_in_the_free_part_of_the_cache_is_never_read(model):
