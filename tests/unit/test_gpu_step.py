@@ -79,6 +79,14 @@ def test_arguments_that_make_no_sense(script, arguments, message, capsys):
   assert message in capsys.readouterr().err
 
 
+def test_a_pytorch_for_cpus_on_a_machine_with_a_gpu_is_refused(script, tmp_path, monkeypatch):
+  """It would be timed on the CPU."""
+  monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+  arguments = ["--side", "torch", "--phase", "check", "--work", str(tmp_path), "--gpu"]
+  with pytest.raises(SystemExit, match="it sees no GPU here, although nvidia-smi lists one"):
+    script.answer(script.parse(arguments))
+
+
 @pytest.mark.slow
 def test_all_cases_on_the_cpu(tmp_path):
   """Outputs, losses and gradients of both sides are equal; then both are timed."""
