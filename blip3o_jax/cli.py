@@ -131,7 +131,7 @@ def train(args: list[str]) -> int:
     print(f"nothing was trained: the run was {before}")
   else:
     print(f"{'interrupted' if done.interrupted else 'finished'} at step {done.step}")
-  return 0
+  return os.EX_TEMPFAIL if done.interrupted else 0  # the table of codes: docs/training.md
 
 
 def _describe(verb: str, what: str) -> argparse.ArgumentParser:
