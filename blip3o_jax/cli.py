@@ -119,13 +119,18 @@ def train(args: list[str]) -> int:
 
   from blip3o_jax import systems
   from blip3o_jax.train import distributed
+  from blip3o_jax.train import lock
   from blip3o_jax.train import loop
 
   flags.FLAGS.mark_as_parsed()  # absl complains of lines before that
   logging.set_verbosity(logging.INFO)
   logging.use_absl_handler()
   distributed.initialize(options.coordinator, options.processes, options.process)
-  done = loop.start(values, systems.SYSTEMS, options.workdir)
+  try:
+    done = loop.start(values, systems.SYSTEMS, options.workdir)
+  except lock.InUseError as error:
+    print(f"blip3o train: {error}", file=sys.stderr)
+    return os.EX_TEMPFAIL
   if done.first == done.step:
     before = f"finished before, at step {done.step} (config.steps is {values.steps})"
     print(f"nothing was trained: the run was {before}")

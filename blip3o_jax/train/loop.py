@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
 import dataclasses
+import errno
 import itertools
 import json
 import signal
@@ -27,7 +28,9 @@ from blip3o_jax.data.pipeline import Pipeline
 from blip3o_jax.systems.parts import loading
 from blip3o_jax.train import checkpoint
 from blip3o_jax.train import distributed
+from blip3o_jax.train import lock
 from blip3o_jax.train import metrics
+from blip3o_jax.train import resume
 from blip3o_jax.train.run import Run
 from blip3o_jax.train.run import parse
 from blip3o_jax.train.setup import Compiled
@@ -36,6 +39,7 @@ from blip3o_jax.train.setup import first_state
 from blip3o_jax.train.setup import go_on
 from blip3o_jax.train.setup import open_data
 from blip3o_jax.train.setup import prepare
+from blip3o_jax.train.setup import resumed
 from blip3o_jax.train.state import TrainState
 
 Sample = Callable[[nnx.Module, int], np.ndarray]
@@ -81,6 +85,7 @@ def run(run: Run, system: Any, workdir: epath.PathLike) -> Finished:
   Raises:
     ValueError: configs, data, weights or checkpoints that do not fit; NonFiniteError (a ValueError)
       at a loss that is not finite.
+    lock.InUseError: another run trains there. checkpoint.SaveError: a checkpoint was not written.
     FileNotFoundError: a source or a checkpoint that is not there.
   """
   # ---- 1. logging and config ---------------------------------------------------------------
@@ -95,7 +100,6 @@ def run(run: Run, system: Any, workdir: epath.PathLike) -> Finished:
   # ---- 2 to 5. mesh; data and batch spec; model, partition, table; optimiser, shardings ----
   setup = prepare(run, system)
   data = open_data(setup, run.data)
-  go_on(data, workdir)
   held_out = open_data(setup, run.eval_data) if cfg.log.eval_every else None
   sample: Sample | None = None
   if cfg.log.samples_every:
@@ -105,16 +109,25 @@ def run(run: Run, system: Any, workdir: epath.PathLike) -> Finished:
   with contextlib.ExitStack() as stack:
     stack.enter_context(metrics.without_chatter())
     stack.enter_context(jax.set_mesh(setup.mesh))
+    stack.enter_context(_naming(workdir))
+    mine = stack.enter_context(lock.Lock(workdir))
     # ---- 6. arrays: resume, or init_from, or fresh -----------------------------------------
-    state, frozen, used = first_state(setup, workdir)
+    before = resumed(setup, workdir)
+    go_on(data, workdir, before)
+    state, frozen, used = first_state(setup, workdir, before)
     first = int(state.step)
     asked = stack.enter_context(_sigterm())  # before any record is read, which takes time
     loaded = stack.enter_context(Loader(data, first, cfg.steps))
     batches = iter(stack.enter_context(distributed.Prefetch(loaded, setup.mesh, cfg.batch)))
     head = list(itertools.islice(batches, 1))  # raises for data that cannot be used
-    if head and jax.process_index() == 0:
-      workdir.mkdir(parents=True, exist_ok=True)
-      (workdir / "config.json").write_text(json.dumps(configs, indent=2) + "\n")
+    if head:
+      if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+      mine.take()
+      if before is None and checkpoint.steps(workdir):
+        raise lock.InUseError(f"{workdir}: another run began there at the same time; start again")
+      if jax.process_index() == 0:
+        (workdir / "config.json").write_text(json.dumps(configs, indent=2) + "\n")
 
     # ---- 7. compile: at the first batch of each shape, timed, memory printed ----------------
     compiled = Compiled(setup)
@@ -126,7 +139,8 @@ def run(run: Run, system: Any, workdir: epath.PathLike) -> Finished:
       metrics.Writer(workdir, first, cfg.steps, tensorboard=cfg.log.tensorboard)
     )
     ids = metrics.RecordIds(workdir, first, setup.rows) if cfg.log.record_ids else None
-    loop = Loop(Files(workdir, saver, writer, ids), setup, compiled, frozen, data, held_out, sample)
+    files = Files(workdir, mine, saver, writer, ids)
+    loop = Loop(files, setup, compiled, frozen, data, held_out, sample)
     state, interrupted = loop(state, itertools.chain(head, batches), asked)
 
     # ---- 9. finish -------------------------------------------------------------------------
@@ -141,6 +155,7 @@ class Files:
   """What writes into the folder of a run."""
 
   workdir: epath.Path
+  lock: lock.Lock
   saver: checkpoint.Writer
   writer: metrics.Writer
   ids: metrics.RecordIds | None
@@ -162,7 +177,7 @@ class Loop:
     self.files, self.setup, self.compiled, self.frozen = files, setup, compiled, frozen
     self.data, self.eval_data, self.sample = data, eval_data, sample
     self.latest: dict[str, metrics.Value] = {}
-    self._flops = 0.0
+    self._first, self._flops = 0, 0.0
 
   def __call__(
     self, state: TrainState, batches: Iterator[Any], asked: threading.Event
@@ -171,6 +186,7 @@ class Loop:
     cfg, log = self.setup.run.train, self.setup.run.train.log
     history: list[Any] = []
     clock = saved = time.monotonic()
+    self._first = int(state.step)
     with _profile(cfg.profile, self.files.workdir) as trace:
       for index, batch in batches:
         done = index + 1
@@ -199,6 +215,7 @@ class Loop:
           saved = time.monotonic()
         clock += time.monotonic() - paused
         if stopped:
+          self.files.saver.wait()  # until then nothing is saved
           logging.warning("SIGTERM: saved step %d of %d, leaving", done, cfg.steps)
           return state, done < cfg.steps
     return state, False
@@ -206,6 +223,7 @@ class Loop:
   def save(self, state: TrainState) -> None:
     """Saves a state unless it is bad, which raises."""
     self._check(state)
+    self.files.lock.check()
     self.files.saver.save(state, self.data.position(int(state.step)))
 
   def _check(self, state: TrainState) -> None:
@@ -213,12 +231,9 @@ class Loop:
     if bad < 0:
       return
     self.files.saver.wait()
-    good = checkpoint.steps(self.files.workdir)
-    where = f"step {good[-1]} in {checkpoint.folder(self.files.workdir)}" if good else "none"
     raise NonFiniteError(
       f"the loss, the gradients or the parameters stopped being finite at step {bad} (counted from "
-      f"0); nothing was saved since. Last good checkpoint: {where}. Lower optimizer.lr, or look at "
-      f"the batch of step {bad}"
+      f"0); nothing was saved since. {resume.advice(self.files.workdir, bad, self._first)}"
     )
 
   def _report(self, state: TrainState, done: int, history: list[Any], clock: float) -> None:
@@ -233,6 +248,8 @@ class Loop:
     self.latest = self.latest | values
     self.files.writer.scalars(done, values)
     self._check(state)
+    self.files.saver.check()
+    self.files.lock.check()
 
   def _evaluate(self, state: TrainState, done: int) -> None:
     assert self.eval_data is not None
@@ -260,6 +277,18 @@ class Loop:
     if jax.process_count() > 1:
       asks = multihost_utils.broadcast_one_to_all(asks)
     return bool(asks)
+
+
+@contextlib.contextmanager
+def _naming(workdir: epath.Path) -> Iterator[None]:
+  """Says the folder of a run in errors of a disk that has no room, which name no file."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT) or error.filename:
+      raise
+    text = f"{workdir}: {error.strerror}; the run stopped, make room and start it again"
+    raise OSError(text) from error
 
 
 @contextlib.contextmanager
