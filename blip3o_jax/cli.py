@@ -123,6 +123,7 @@ def train(args: list[str]) -> int:
   from absl import logging
 
   from blip3o_jax import systems
+  from blip3o_jax.train import lock
   from blip3o_jax.train import loop
   from blip3o_jax.train import meeting
   from blip3o_jax.train import processes
@@ -138,6 +139,9 @@ def train(args: list[str]) -> int:
     place = processes.find(*asked, bounds, os.environ)
     with processes.joined(place, told, bounds):
       done = loop.run(parsed, systems.SYSTEMS[parsed.system], options.workdir)
+  except lock.InUseError as error:
+    print(f"blip3o train: {error}", file=sys.stderr)
+    return os.EX_TEMPFAIL
   except meeting.Missing as error:
     print(f"blip3o train: {error}", file=sys.stderr)
     return meeting.GONE

@@ -1,12 +1,15 @@
 """Checkpoints of a run: trained leaves, optimiser, average, and a JSON record. Orbax, asynchronous.
 
 A run directory holds `checkpoints/<step>/` with the items `params`, `opt`, `ema` and `spikes` (when
-on), `step` (JSON: format version, configs, the sources of frozen leaves) and `data` (JSON: the
-position, see `data.pipeline.Pipeline.position`).
-On disk every tree is nested dicts with string keys. Frozen leaves are never written.
+on), `step` (JSON: format version, configs, the sources of frozen leaves, and of every leaf dtype,
+shape and checksum) and `data` (JSON: the position, see `data.pipeline.Pipeline.position`).
+On disk every tree is nested dicts with string keys. Frozen leaves are never written. Folders of
+another name than a step's (`resume.set_aside` makes them) are left alone.
 """
 
+from collections.abc import Iterator
 from collections.abc import Mapping
+import contextlib
 import dataclasses
 import types
 from typing import Any
@@ -14,10 +17,15 @@ from typing import Literal
 
 from etils import epath
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from blip3o_jax import trees
+from blip3o_jax.train import agreement
+from blip3o_jax.train import checksums
+from blip3o_jax.train import damage
 from blip3o_jax.train import state as train_state
+from blip3o_jax.train.damage import DamagedError
 from blip3o_jax.train.state import Leaves
 from blip3o_jax.train.state import TrainState
 
@@ -25,6 +33,11 @@ FORMAT_VERSION = 1
 FOLDER = "checkpoints"
 Item = Literal["params", "ema"]
 NOWHERE: Mapping[str, Any] = types.MappingProxyType({})
+ROOM = ("No space left", "File too large", "Disk quota exceeded", "RESOURCE_EXHAUSTED")
+
+
+class SaveError(OSError):
+  """A checkpoint could not be written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,23 +47,28 @@ class Checkpoint:
   Attributes:
     every_steps: 0 is off. every_minutes: looked at whenever a line is logged; 0 is off.
     keep: how many of the latest stay. keep_every: steps divisible by it stay for good; 0 is off.
+    from_step: go on from this step, not from the latest, and set the later ones aside; 0 is off.
+      Those that the run writes after it has gone back are its own: a restart goes on from them.
   """
 
   every_steps: int = 1000
   every_minutes: float = 0.0
   keep: int = 3
   keep_every: int = 0
+  from_step: int = 0
 
   def __post_init__(self) -> None:
     if self.keep < 1:
       raise ValueError(f"checkpoint.keep {self.keep}: expected at least 1")
-    for name in ("every_steps", "every_minutes", "keep_every"):
+    for name in ("every_steps", "every_minutes", "keep_every", "from_step"):
       if getattr(self, name) < 0:
         raise ValueError(f"checkpoint.{name} {getattr(self, name)}: expected 0 (off) or more")
 
 
 class Writer:
   """Saves train states of one run; the call returns while the files are still being written.
+
+  Every method raises SaveError once a save has failed, be it in the background.
 
   Args:
     workdir: of the run. record: JSON-ready facts for the `step` item (configs, sources).
@@ -59,6 +77,7 @@ class Writer:
   def __init__(self, workdir: epath.PathLike, cfg: Checkpoint, record: Mapping[str, Any]):
     self.record = dict(record)
     self.last = max(steps(workdir), default=-1)
+    self._workdir, self._failed = workdir, False
     self._manager = ocp.CheckpointManager(
       epath.Path(workdir).absolute() / FOLDER,
       options=ocp.CheckpointManagerOptions(
@@ -78,15 +97,18 @@ class Writer:
     step = int(state.step)
     if step == self.last:
       return
+    before, self.last = self.last, step
+    data = {"position": step, **position}
+    record = {"format_version": FORMAT_VERSION, "step": step, **self.record}
+    record |= {"leaves": _described(state), "data_sum": checksums.of_json(data)}
     items: dict[str, Any] = {
       name: ocp.args.PyTreeSave(to_disk(tree)) for name, tree in _items(state).items()
     }
-    items["step"] = ocp.args.JsonSave(
-      {"format_version": FORMAT_VERSION, "step": step, **self.record}
-    )
-    items["data"] = ocp.args.JsonSave({"position": step, **position})
-    self._manager.save(step, args=ocp.args.Composite(**items), force=True)
-    self.last = step
+    items["step"] = ocp.args.JsonSave(record | {"sum": checksums.of_json(record)})
+    items["data"] = ocp.args.JsonSave(data)
+    with self._telling(before):
+      if not self._manager.save(step, args=ocp.args.Composite(**items), force=True):
+        raise ValueError("the checkpoint library refused this step")
 
   def __enter__(self) -> "Writer":
     return self
@@ -94,13 +116,43 @@ class Writer:
   def __exit__(self, *_: object) -> None:
     self.close()
 
+  def check(self) -> None:
+    """Raises what a background write raised, as far as it has come; waits for nothing."""
+    if not self._manager.is_saving_in_progress():
+      self.wait()
+
   def wait(self) -> None:
-    """Returns when everything is on disk; raises what a background write raised."""
-    self._manager.wait_until_finished()
+    """Returns when everything is on disk."""
+    with self._telling(self.last):
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits, and lets go of the directory."""
-    self._manager.close()
+    """Waits, and lets go of the directory; says nothing again that was raised before."""
+    try:
+      self._manager.close()
+    except Exception as error:
+      if not self._failed:
+        raise self._save_error(self.last, error) from error
+
+  @contextlib.contextmanager
+  def _telling(self, step: int) -> Iterator[None]:
+    """Turns what the checkpoint library raises, of a save of `step`, into one line."""
+    try:
+      yield
+    except Exception as error:
+      self._failed = True
+      raise self._save_error(step, error) from error
+
+  def _save_error(self, step: int, error: Exception) -> SaveError:
+    whole = [s for s in steps(self._workdir) if s != step]
+    left = f"the newest that is whole is of step {whole[-1]}" if whole else "no other is there"
+    text = " ".join(str(error).split())
+    known = next((words for words in ROOM if words in text), "")
+    why = f"{known}; make room" if known else f"{type(error).__name__}: {text[:300]}; mend that"
+    return SaveError(
+      f"{folder(self._workdir)}/{step}: the checkpoint could not be written: {why} and start again; "
+      f"{left}"
+    )
 
 
 def to_disk(tree: Any) -> dict[str, Any]:
@@ -121,6 +173,16 @@ def _items(state: TrainState) -> dict[str, Any]:
   return {"params": state.params, "opt": state.opt} | {k: v for k, v in more.items() if v}
 
 
+def _described(state: TrainState) -> dict[str, dict[str, list[Any]]]:
+  """{item: {path: [dtype, shape, checksum]}} of what a checkpoint of a state holds."""
+  out: dict[str, dict[str, list[Any]]] = {}
+  for item, tree in _items(state).items():
+    leaves = _flat(tree)
+    sums = checksums.of_arrays(leaves)
+    out[item] = {p: [str(x.dtype), list(x.shape), sums[p]] for p, x in leaves.items()}
+  return out
+
+
 def _name(keys: tuple[Any, ...]) -> str:
   return jax.tree_util.keystr(keys, simple=True, separator="/")
 
@@ -138,41 +200,49 @@ def is_run(path: epath.PathLike) -> bool:
 
 def steps(run: epath.PathLike) -> list[int]:
   """The steps of the complete checkpoints of a run, ascending; [] when there are none."""
-  return sorted(ocp.utils.checkpoint_steps(folder(run))) if is_run(run) else []
+  found = ocp.utils.checkpoint_steps_paths(folder(run)) if is_run(run) else []
+  return sorted(int(path.name) for path in found if path.name.isdigit())
 
 
 def read_record(run: epath.PathLike, step: int = -1) -> dict[str, Any]:
-  """The record of a checkpoint (-1: the latest): step, configs, sources.
+  """The record of a checkpoint (-1: the latest): step, configs, sources, leaves.
 
   Raises:
     FileNotFoundError: no complete checkpoint, or none of this step.
-    ValueError: a damaged record, or one written by a newer version of this package.
+    DamagedError: a record that is not what was written.
+    ValueError: one written by a newer version of this package.
   """
   path = _step_path(run, step)
   record = _read_json(run, path, "step")
   try:
     version = int(record["format_version"])
+    known = record.pop("sum", "")
   except Exception as error:
-    raise _damaged(run, path, "step", error) from error
+    raise _unreadable(run, path, "step", error) from error
   if version > FORMAT_VERSION:
     raise ValueError(
       f"{path}: format_version {version} is newer than {FORMAT_VERSION}, the newest that this "
       "package reads; use a newer blip3o_jax"
     )
+  if ("leaves" in record or known) and known != checksums.of_json(record):
+    raise _damaged(run, path, "step", "its checksum does not fit")
   return record
 
 
 def read_position(run: epath.PathLike, step: int = -1) -> dict[str, Any]:
   """Where a run stood in its data at a checkpoint; raises like `read_record`."""
-  return _read_json(run, _step_path(run, step), "data")
+  known, path = read_record(run, step).get("data_sum"), _step_path(run, step)
+  found = _read_json(run, path, "data")
+  if known and known != checksums.of_json(found):
+    raise _damaged(run, path, "data", "its checksum does not fit")
+  return found
 
 
 def _read_json(run: epath.PathLike, path: epath.Path, item: str) -> dict[str, Any]:
   try:
-    handler = ocp.Checkpointer(ocp.JsonCheckpointHandler())
-    return handler.restore(path / item, args=ocp.args.JsonRestore())
+    return ocp.JsonCheckpointHandler().restore(path / item, args=ocp.args.JsonRestore())
   except Exception as error:
-    raise _damaged(run, path, item, error) from error
+    raise _unreadable(run, path, item, error) from error
 
 
 def restore_params(
@@ -187,15 +257,16 @@ def restore_params(
 
   Raises:
     FileNotFoundError: no such checkpoint or item.
-    ValueError: a leaf of another shape, a damaged file, a newer format.
+    ValueError: a leaf of another shape, a newer format. DamagedError: bytes that are not what was
+      written.
   """
-  path, stored = _open(run, item, step)
+  record, path = read_record(run, step), _step_path(run, step)
+  stored = _open(run, path, item, record)
   wanted = {p: leaf for p, leaf in abstract.items() if p in stored}
   faults = trees.diff(wanted, {p: stored[p] for p in wanted})
   if faults:
     raise ValueError(f"{path / item} does not fit the model:\n  " + "\n  ".join(faults))
-  found = _read(run, path, item, wanted) if wanted else {}
-  return {p: found[p] for p in wanted}
+  return _read(run, path, item, wanted, record) if wanted else {}
 
 
 def held(run: epath.PathLike, *, item: Item = "params", step: int = -1) -> set[str]:
@@ -205,7 +276,7 @@ def held(run: epath.PathLike, *, item: Item = "params", step: int = -1) -> set[s
 
 def stored(run: epath.PathLike, *, item: Item = "params", step: int = -1) -> dict[str, Any]:
   """{path: .shape and .dtype} of what an item holds; raises like `restore_params`."""
-  return _open(run, item, step)[1]
+  return _open(run, _step_path(run, step), item, read_record(run, step))
 
 
 def restore_state(
@@ -215,8 +286,8 @@ def restore_state(
 
   Raises:
     FileNotFoundError: no such checkpoint.
-    ValueError: leaves missing, unexpected or of another shape (all listed), a damaged file, a
-      newer format.
+    DamagedError: an item that is missing, or bytes that are not what was written.
+    ValueError: leaves missing, unexpected or of another shape (all listed), a newer format.
   """
   record, path = read_record(run, step), _step_path(run, step)
   parts = _items(abstract)
@@ -225,8 +296,10 @@ def restore_state(
   flat = {item: _flat(tree) for item, tree in parts.items()}
   faults = []
   for item, leaves in flat.items():
-    stored = _shapes(run, path, item) if (path / item).is_dir() else {}
-    faults += [f"{item}: {line}" for line in trees.diff(leaves, stored)]
+    # Without a record of the leaves (earlier versions), what is missing may be a changed config.
+    known = item in record["leaves"] if "leaves" in record else (path / item).is_dir()
+    shapes = _open(run, path, item, record) if known else {}
+    faults += [f"{item}: {line}" for line in trees.diff(leaves, shapes)]
   if faults:
     raise ValueError(
       f"{path} does not fit this run's model and optimizer; give the run another workdir, or undo "
@@ -234,7 +307,7 @@ def restore_state(
     )
   out = {}
   for item, tree in parts.items():
-    found = _read(run, path, item, flat[item])
+    found = _read(run, path, item, flat[item], record)
     arrays = [found[_name(keys)] for keys, _ in jax.tree_util.tree_leaves_with_path(tree)]
     out[item] = jax.tree.unflatten(jax.tree.structure(tree), arrays)
   number = train_state.scalar(int(record["step"]), mesh)
@@ -244,15 +317,27 @@ def restore_state(
   )
 
 
-def _open(run: epath.PathLike, item: str, step: int) -> tuple[epath.Path, dict[str, Any]]:
-  read_record(run, step)
-  path = _step_path(run, step)
+def _open(
+  run: epath.PathLike, path: epath.Path, item: str, record: Mapping[str, Any]
+) -> dict[str, Any]:
+  """{path: metadata with .shape and .dtype} of an item, which is as the record says."""
+  known = record.get("leaves")
   if not (path / item).is_dir():
+    if known and item in known:
+      raise _damaged(run, path, item, "it is missing, though it was written")
     raise FileNotFoundError(f"{path}: has no item {item!r}; it holds {_listing(path)}")
-  return path, _shapes(run, path, item)
+  try:
+    # Of the handler: a Checkpointer looks for a step's metadata in the item too, and warns.
+    found = trees.flatten(ocp.PyTreeCheckpointHandler().metadata(path / item).tree)
+    shapes = {p: [str(np.dtype(x.dtype)), list(x.shape)] for p, x in found.items()}
+  except Exception as error:
+    raise _unreadable(run, path, item, error) from error
+  if known and shapes != {p: each[:2] for p, each in known[item].items()}:
+    raise _damaged(run, path, item, "its leaves are not those that were written")
+  return found
 
 
-def _flat(tree: Any) -> Leaves:
+def _flat(tree: Any) -> dict[str, Any]:
   return {_name(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
@@ -269,34 +354,46 @@ def _listing(path: epath.Path) -> str:
   return ", ".join(sorted(p.name for p in path.iterdir() if p.is_dir()))
 
 
-def _shapes(run: epath.PathLike, path: epath.Path, item: str) -> dict[str, Any]:
-  """{path: metadata with .shape} of a stored item."""
-  try:
-    # Of the handler: a Checkpointer looks for a step's metadata in the item too, and warns.
-    return trees.flatten(ocp.PyTreeCheckpointHandler().metadata(path / item).tree)
-  except Exception as error:
-    raise _damaged(run, path, item, error) from error
-
-
-def _read(run: epath.PathLike, path: epath.Path, item: str, leaves: Leaves) -> dict[str, Any]:
-  """{path: array} of leaves that the stored item holds in these shapes."""
-  target = to_disk(trees.unflatten(leaves))
+def _read(
+  run: epath.PathLike, path: epath.Path, item: str, leaves: Leaves, record: Mapping[str, Any]
+) -> dict[str, Any]:
+  """{path: array} of leaves that the item holds; all processes of a run must call this."""
+  known = record.get("leaves", {}).get(item, {})
+  as_stored = {  # the checksum is of what was written, so the dtype changes after it
+    p: jax.ShapeDtypeStruct(x.shape, known[p][0] if known else x.dtype, sharding=x.sharding)
+    for p, x in leaves.items()
+  }
+  target = to_disk(trees.unflatten(as_stored))
   args = ocp.args.PyTreeRestore(
     target,
     restore_args=ocp.checkpoint_utils.construct_restore_args(target),
     partial_restore=True,
   )
+  found: dict[str, Any] = {}
+  fault: Exception | None = None
   try:
-    tree = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(path / item, args=args)
+    # Of the handler: a Checkpointer would wait for processes that could not read their shards.
+    found = trees.flatten(ocp.PyTreeCheckpointHandler().restore(path / item, args=args))
   except Exception as error:
-    raise _damaged(run, path, item, error) from error
-  return trees.flatten(tree)
+    fault = _unreadable(run, path, item, error)
+  if said := agreement.first(str(fault) if fault else ""):
+    raise fault or DamagedError(said)
+  if known:
+    sums = checksums.of_arrays(found)
+    changed = [p for p in found if sums[p] != known[p][2]]
+    why = f"the checksums of {damage.some(changed)} do not fit" if changed else ""
+    if why := agreement.first(why):
+      raise _damaged(run, path, item, why)
+  return {p: found.pop(p).astype(leaf.dtype) for p, leaf in leaves.items()}
 
 
-def _damaged(run: epath.PathLike, path: epath.Path, item: str, error: Exception) -> ValueError:
-  others = [s for s in steps(run) if str(s) != path.name]
-  hint = f"; delete {path} to go on from step {others[-1]}" if others else ""
-  text = " ".join(str(error).split())[:300]
-  return ValueError(
-    f"{path}: item {item!r} is missing, truncated or damaged ({type(error).__name__}: {text}){hint}"
-  )
+def _damaged(run: epath.PathLike, path: epath.Path, item: str, why: str) -> DamagedError:
+  return damage.damaged(path, item, why, _others(run, path))
+
+
+def _unreadable(run: epath.PathLike, path: epath.Path, item: str, error: Exception) -> Exception:
+  return damage.unreadable(path, item, error, _others(run, path))
+
+
+def _others(run: epath.PathLike, path: epath.Path) -> list[int]:
+  return [s for s in steps(run) if str(s) != path.name]

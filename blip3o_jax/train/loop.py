@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
 import dataclasses
+import errno
 import itertools
 import json
 import signal
@@ -28,8 +29,10 @@ from blip3o_jax.systems.parts import loading
 from blip3o_jax.train import checkpoint
 from blip3o_jax.train import distributed
 from blip3o_jax.train import goodput
+from blip3o_jax.train import lock
 from blip3o_jax.train import metrics
 from blip3o_jax.train import profiling
+from blip3o_jax.train import resume
 from blip3o_jax.train import starts
 from blip3o_jax.train import watchdog
 from blip3o_jax.train.run import Run
@@ -40,6 +43,7 @@ from blip3o_jax.train.setup import first_state
 from blip3o_jax.train.setup import go_on
 from blip3o_jax.train.setup import open_data
 from blip3o_jax.train.setup import prepare
+from blip3o_jax.train.setup import resumed
 from blip3o_jax.train.state import TrainState
 
 Sample = Callable[[nnx.Module, int], np.ndarray]
@@ -90,6 +94,7 @@ def run(run: Run, system: Any, workdir: epath.PathLike) -> Finished:
   Raises:
     ValueError: configs, data, weights or checkpoints that do not fit; NonFiniteError or
       SpikesError (ValueErrors) at a loss that is not finite or spikes.
+    lock.InUseError: another run trains there. checkpoint.SaveError: a checkpoint was not written.
     FileNotFoundError: a source or a checkpoint that is not there.
   """
   # ---- 1. logging and config ---------------------------------------------------------------
@@ -106,7 +111,6 @@ def run(run: Run, system: Any, workdir: epath.PathLike) -> Finished:
   # ---- 2 to 5. mesh; data and batch spec; model, partition, table; optimiser, shardings ----
   setup = prepare(run, system)
   data = open_data(setup, run.data)
-  go_on(data, workdir)
   held_out = open_data(setup, run.eval_data) if cfg.log.eval_every else None
   sample: Sample | None = None
   if cfg.log.samples_every:
@@ -117,9 +121,13 @@ def run(run: Run, system: Any, workdir: epath.PathLike) -> Finished:
     stack.enter_context(clock)
     stack.enter_context(metrics.without_chatter())
     stack.enter_context(jax.set_mesh(setup.mesh))
+    stack.enter_context(_naming(workdir))
+    mine = stack.enter_context(lock.Lock(workdir))
     # ---- 6. arrays: resume, or init_from, or fresh -----------------------------------------
     with clock.spent("restore"):
-      state, frozen, used = first_state(setup, workdir)
+      before = resumed(setup, workdir)
+      go_on(data, workdir, before)
+      state, frozen, used = first_state(setup, workdir, before)
       first = int(state.step)
     clock.begin(first)
     asked = stack.enter_context(_sigterm())  # before any record is read, which takes time
@@ -129,10 +137,15 @@ def run(run: Run, system: Any, workdir: epath.PathLike) -> Finished:
     batches = clock.waiting(iter(prefetch))
     head = list(itertools.islice(batches, 1))  # raises for data that cannot be used
     started = starts.facts(setup.mesh)
-    if head and jax.process_index() == 0:
-      workdir.mkdir(parents=True, exist_ok=True)
-      (workdir / "config.json").write_text(json.dumps(configs, indent=2) + "\n")
-      starts.write(workdir, first, started, configs)
+    if head:
+      if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+      mine.take()
+      if before is None and checkpoint.steps(workdir):
+        raise lock.InUseError(f"{workdir}: another run began there at the same time; start again")
+      if jax.process_index() == 0:
+        (workdir / "config.json").write_text(json.dumps(configs, indent=2) + "\n")
+        starts.write(workdir, first, started, configs)
 
     # ---- 7. compile: at the first batch of each shape, timed, memory printed ----------------
     compiled = Compiled(setup, clock)
@@ -145,7 +158,8 @@ def run(run: Run, system: Any, workdir: epath.PathLike) -> Finished:
       metrics.Writer(workdir, first, cfg.steps, tensorboard=cfg.log.tensorboard)
     )
     ids = metrics.RecordIds(workdir, first, setup.rows) if cfg.log.record_ids else None
-    loop = Loop(Files(workdir, saver, writer, ids), setup, compiled, frozen, data, held_out, sample)
+    files = Files(workdir, mine, saver, writer, ids)
+    loop = Loop(files, setup, compiled, frozen, data, held_out, sample)
     state, interrupted = loop(state, itertools.chain(head, batches), asked)
 
     # ---- 9. finish -------------------------------------------------------------------------
@@ -164,6 +178,7 @@ class Files:
   """What writes into the folder of a run."""
 
   workdir: epath.Path
+  lock: lock.Lock
   saver: checkpoint.Writer
   writer: metrics.Writer
   ids: metrics.RecordIds | None
@@ -186,7 +201,7 @@ class Loop:
     self.data, self.eval_data, self.sample = data, eval_data, sample
     self.latest: dict[str, metrics.Value] = {}
     self.clock = compiled.clock
-    self._flops, self._worked = 0.0, self.clock.working()
+    self._flops, self._worked, self._first = 0.0, self.clock.working(), 0
 
   def __call__(
     self, state: TrainState, batches: Iterator[Any], asked: threading.Event
@@ -195,6 +210,7 @@ class Loop:
     cfg, log = self.setup.run.train, self.setup.run.train.log
     history: list[Any] = []
     clock, saved = self.clock, time.monotonic()
+    self._first = int(state.step)
     with (
       clock.spent("step"),
       profiling.Profiler(cfg.profile, self.files.workdir, clock) as profiler,
@@ -228,6 +244,7 @@ class Loop:
           clock.write(done)
           saved = time.monotonic()
         if stopped:
+          self.files.saver.wait()  # until then nothing is saved
           logging.warning("SIGTERM: saved step %d of %d, leaving", done, cfg.steps)
           return state, done < cfg.steps
     return state, False
@@ -235,6 +252,7 @@ class Loop:
   def save(self, state: TrainState) -> None:
     """Saves a state unless it is bad, which raises."""
     self._check(state)
+    self.files.lock.check()
     self.files.saver.save(state, self.data.position(int(state.step)))
 
   def _check(self, state: TrainState) -> None:
@@ -243,18 +261,15 @@ class Loop:
     if bad < 0 and not stopped:
       return
     self.files.saver.wait()
-    good = checkpoint.steps(self.files.workdir)
-    where = f"step {good[-1]} in {checkpoint.folder(self.files.workdir)}" if good else "none"
     if bad < 0:
       raise SpikesError(
         f"{spikes.stop} updates in a row were skipped up to step {stopped}: the gradients or the "
-        f"loss exceeded config.spikes. Last good checkpoint: {where}. Look at the batches before "
-        "that step, lower optimizer.lr, or raise the fields of config.spikes"
+        f"loss exceeded config.spikes. {resume.advice(self.files.workdir, stopped, self._first)}, "
+        "or raise the fields of config.spikes"
       )
     raise NonFiniteError(
       f"the loss, the gradients or the parameters stopped being finite at step {bad} (counted from "
-      f"0); nothing was saved since. Last good checkpoint: {where}. Lower optimizer.lr, or look at "
-      f"the batch of step {bad}"
+      f"0); nothing was saved since. {resume.advice(self.files.workdir, bad, self._first)}"
     )
 
   def _report(self, state: TrainState, done: int, history: list[Any]) -> None:
@@ -269,6 +284,8 @@ class Loop:
     self.latest = self.latest | values
     self.files.writer.scalars(done, values)
     self._check(state)
+    self.files.saver.check()
+    self.files.lock.check()
 
   def _evaluate(self, state: TrainState, done: int) -> None:
     assert self.eval_data is not None
@@ -296,6 +313,18 @@ class Loop:
     if jax.process_count() > 1:
       asks = multihost_utils.broadcast_one_to_all(asks)
     return bool(asks)
+
+
+@contextlib.contextmanager
+def _naming(workdir: epath.Path) -> Iterator[None]:
+  """Says the folder of a run in errors of a disk that has no room, which name no file."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT) or error.filename:
+      raise
+    text = f"{workdir}: {error.strerror}; the run stopped, make room and start it again"
+    raise OSError(text) from error
 
 
 @contextlib.contextmanager

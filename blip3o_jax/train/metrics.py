@@ -22,6 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from blip3o_jax import chips
+from blip3o_jax.train import lines
 
 Value = float | list[float]
 LAST = (
@@ -113,10 +114,11 @@ def rates(
 
 @contextlib.contextmanager
 def without_chatter() -> Iterator[None]:
-  """Keeps the information lines of the checkpoint library (about 80 a save) out of the log."""
+  """Keeps the checkpoint library's information (about 80 lines a save) and tracebacks out of the log."""
 
   def wanted(record: std_logging.LogRecord) -> bool:
-    return record.levelno > std_logging.INFO or "orbax" not in record.pathname
+    # Errors too: what fails there is raised, and said in one line.
+    return "orbax" not in record.pathname or record.levelno == std_logging.WARNING
 
   logger = logging.get_absl_logger()
   logger.addFilter(wanted)
@@ -142,10 +144,7 @@ class Writer:
     if not self.primary:
       return
     self._path = self.workdir / "metrics.jsonl"
-    if self._path.exists():
-      lines = [json.loads(x) for x in self._path.read_text().splitlines() if x.endswith("}")]
-      kept = [json.dumps(x) for x in lines if x["step"] <= start]
-      self._path.write_text("".join(f"{x}\n" for x in kept))
+    lines.keep(self._path, start)
     if tensorboard:
       from tensorboardX import SummaryWriter  # imports torch, where there is one
 
@@ -231,10 +230,7 @@ class RecordIds:
     self._path = epath.Path(workdir) / "records" / f"process_{jax.process_index()}.jsonl"
     self._path.parent.mkdir(parents=True, exist_ok=True)
     self._rows = list(rows)
-    if self._path.exists():
-      lines = [x for x in self._path.read_text().splitlines() if x.endswith("}")]
-      kept = [x for x in lines if json.loads(x)["step"] <= start]
-      self._path.write_text("".join(f"{x}\n" for x in kept))
+    lines.keep(self._path, start)
 
   def write(self, step: int, records: Sequence[int]) -> None:
     """One line: the step, counted from 1 as everywhere in a run's files, its rows and records."""

@@ -30,9 +30,11 @@ from blip3o_jax.train import distributed
 from blip3o_jax.train import goodput
 from blip3o_jax.train import optimizer
 from blip3o_jax.train import placement
+from blip3o_jax.train import resume
 from blip3o_jax.train import starts
 from blip3o_jax.train import state as train_state
 from blip3o_jax.train import step as train_step
+from blip3o_jax.train.resume import Resumed
 from blip3o_jax.train.run import Run
 from blip3o_jax.train.state import Params
 from blip3o_jax.train.state import Partition
@@ -149,24 +151,30 @@ def open_data(setup: Setup, cfg: Data) -> Pipeline:
   return Pipeline(open_source(cfg), made, cfg, setup.rows)
 
 
-def go_on(data: Pipeline, workdir: epath.PathLike) -> None:
-  """Puts the data where the latest checkpoint of a run stood, and says what changed since.
+def resumed(setup: Setup, workdir: epath.PathLike) -> Resumed | None:
+  """The checkpoint that a run goes on from, see `resume.latest`; None for a fresh one."""
+  from_step = setup.run.train.checkpoint.from_step
+  return resume.latest(workdir, setup.abstract, setup.mesh, from_step)
+
+
+def go_on(data: Pipeline, workdir: epath.PathLike, before: Resumed | None) -> None:
+  """Puts the data where the checkpoint of a run stood, and says what changed since.
 
   Raises:
     ValueError: a checkpoint that does not say where, and other batches than the run had.
   """
-  if not checkpoint.steps(workdir):
+  if before is None:
     return
-  record, found = checkpoint.read_record(workdir), checkpoint.read_position(workdir)
+  record, found = before.record, before.position
   if "order" in found:
     if said := data.resume(found, record["step"]):
       logging.warning("the data changed since step %d: %s", record["step"], said)
     return
   # Of a version that kept the step alone, from which only the same batches can be counted.
-  before = record.get("data", {}) | {"batch": record["train"].get("batch", data.cfg.batch)}
+  had = record.get("data", {}) | {"batch": record["train"].get("batch", data.cfg.batch)}
   fields = ("batch", "seed", "shuffle", "buckets", "records", "holdout", "split")
   now = {name: getattr(data.cfg, name) for name in fields}
-  changed = changes({k: before.get(k, v) for k, v in now.items()}, now)
+  changed = changes({k: had.get(k, v) for k, v in now.items()}, now)
   where = f"{checkpoint.folder(workdir)}/{record['step']}"
   if changed:
     raise ValueError(
@@ -232,19 +240,19 @@ def memory(compiled: Any) -> str:
 
 
 def first_state(
-  setup: Setup, workdir: epath.PathLike
+  setup: Setup, workdir: epath.PathLike, before: Resumed | None
 ) -> tuple[TrainState, Params, list[loading.Source]]:
   """The first train state, the frozen leaves, and the sources that the run rests on.
 
-  Order: 1. a checkpoint in the workdir (frozen leaves: from the sources it names). 2. init_from,
+  Order: 1. `before`, what `resumed` gave (frozen leaves: from the sources it names). 2. init_from,
   the later entry wins. 3. Random numbers, for trained leaves only.
 
   Raises:
     ValueError: frozen leaves that no source fills (all listed), and whatever does not fit.
     FileNotFoundError: a source that is not there.
   """
-  if checkpoint.steps(workdir):
-    return _resumed(setup, workdir)
+  if before is not None:
+    return _resumed(setup, workdir, before)
   run, part = setup.run, setup.part
   used = loading.resolve(run.train.init_from)
   filled, left = loading.fill(setup.system, run.model, used, part.leaves, part.leaves)
@@ -257,23 +265,21 @@ def first_state(
 
 
 def _resumed(
-  setup: Setup, workdir: epath.PathLike
+  setup: Setup, workdir: epath.PathLike, before: Resumed
 ) -> tuple[TrainState, Params, list[loading.Source]]:
-  part = setup.part
-  record = checkpoint.read_record(workdir)
+  part, record = setup.part, before.record
   logging.info("parameters: resuming from step %d in %s", record["step"], workdir)
   now = config.to_dict(setup.run)
   for group in now:
-    before = record.get(group, now[group])  # an earlier version has not all of them
-    for line in changes({group: before}, {group: now[group]}):
+    had = record.get(group, now[group])  # an earlier version has not all of them
+    for line in changes({group: had}, {group: now[group]}):
       logging.warning("config changed since the run began: %s", line.removeprefix("train."))
   found = starts.facts(setup.mesh)
   for line in changes(record.get("start", found), found):
     logging.warning("changed since step %d was saved: %s", record["step"], line)
-  state = checkpoint.restore_state(workdir, record["step"], setup.abstract, setup.mesh)
   used = loading.recorded(workdir, record)
   filled, _ = loading.fill(setup.system, setup.run.model, used, part.frozen, part.leaves)
-  return state, _frozen(part, filled, used), used
+  return before.state, _frozen(part, filled, used), used
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

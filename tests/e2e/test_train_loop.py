@@ -109,7 +109,7 @@ def test_non_finite_loss_stops_and_saves_nothing(tmp_path, weights):
     row["x"][0, 0], row["mask"] = np.inf, np.float32(1)
 
   fields = dict(steps=6, checkpoint=dict(every_steps=1), log=dict(every=6))
-  match = r"finite at step 3 .*Last good checkpoint: step 3 in .*run/checkpoints"
+  match = r"finite at step 3 .*Last checkpoint: step 3 in .*run/checkpoints"
   with pytest.raises(loop.NonFiniteError, match=match):
     _run(tmp_path / "run", weights, _acting(weights, 3, spoil, **fields), **fields)
   assert checkpoint.steps(tmp_path / "run") == [1, 2, 3]

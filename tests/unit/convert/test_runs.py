@@ -29,6 +29,7 @@ from blip3o_jax.train.run import to_config
 from blip3o_jax.train.setup import Setup
 from blip3o_jax.train.setup import first_state
 from blip3o_jax.train.setup import prepare
+from blip3o_jax.train.setup import resumed
 from blip3o_jax.weights import store
 
 TINY = checkpoints.TINY
@@ -47,7 +48,7 @@ def setup_of(init_from: Any, cfg: blip3o.Config, trainable=TRAINED) -> Setup:
 
 def run_of(workdir: Path, setup: Setup) -> Path:
   """A checkpoint of step 3: parameters one more than they began, the average two more."""
-  state, _, used = first_state(setup, workdir)
+  state, _, used = first_state(setup, workdir, resumed(setup, workdir))
   state = state.replace(
     step=train_state.scalar(3, setup.mesh),
     params=jax.tree.map(lambda x: x + 1, state.params),
@@ -170,7 +171,8 @@ def test_a_run_names_its_frozen_weights_by_their_bytes(run, converted, cfg, tmp_
   facts["sha"] = "0" * 64  # as an earlier version recorded it
   with pytest.raises(ValueError, match=r"cannot be compared; import it with --hash sha256$"):
     loading.recorded(run, record)
-  state, frozen, _ = first_state(setup_of([converted], cfg), run)
+  setup = setup_of([converted], cfg)
+  state, frozen, _ = first_state(setup, run, resumed(setup, run))
   assert int(state.step) == 3
   np.testing.assert_array_equal(
     frozen["backbone"]["embed_tokens"]["embedding"],

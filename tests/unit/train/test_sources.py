@@ -19,6 +19,7 @@ from blip3o_jax.train.run import parse
 from blip3o_jax.train.setup import changes
 from blip3o_jax.train.setup import first_state
 from blip3o_jax.train.setup import prepare
+from blip3o_jax.train.setup import resumed
 
 CFG = toy.Config(depth=1)
 
@@ -29,7 +30,8 @@ def _setup(init_from=(), cfg=CFG, trainable=toy.TRAINED):
 
 
 def _first(workdir, init_from=(), **fields):
-  return first_state(_setup(init_from, **fields), workdir)
+  setup = _setup(init_from, **fields)
+  return first_state(setup, workdir, resumed(setup, workdir))
 
 
 def _arrays(seed):
@@ -38,7 +40,7 @@ def _arrays(seed):
 
 def _run(workdir, setup, step=5):
   """Leaves the checkpoint of a run that did nothing."""
-  state, _, used = first_state(setup, workdir)
+  state, _, used = first_state(setup, workdir, resumed(setup, workdir))
   train = dataclasses.asdict(setup.run.train)
   record = {"train": train, "model": {}, "sources": loading.to_record(used, workdir)}
   with checkpoint.Writer(workdir, checkpoint.Checkpoint(), record) as writer:
@@ -128,7 +130,7 @@ def test_sources_that_do_not_fit(tmp_path):
 def test_a_run_of_another_model_is_refused(tmp_path):
   weights = toy.released(tmp_path / "weights", CFG)
   setup = _setup([weights])
-  state, _, _ = first_state(setup, tmp_path / "run")
+  state, _, _ = first_state(setup, tmp_path / "run", None)
   other = pathlib.Path(tmp_path / "other")
   record = {"train": {}, "model": {}, "sources": []}
   with checkpoint.Writer(other, checkpoint.Checkpoint(), record) as writer:
