@@ -102,7 +102,9 @@ def to_spec(axes: Sequence[str | None]) -> P:
   return P(*(None if a is None else RULES[a] for a in axes))
 
 
-def ways(mesh: jax.sharding.Mesh, entry: str | tuple[str, ...] | None) -> int:
+def ways(
+  mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, entry: str | tuple[str, ...] | None
+) -> int:
   """Into how many parts one entry of a PartitionSpec splits a dim."""
   out = 1
   for axis in (entry,) if isinstance(entry, str) else entry or ():
