@@ -150,8 +150,8 @@ class Writer:
     known = next((words for words in ROOM if words in text), "")
     why = f"{known}; make room" if known else f"{type(error).__name__}: {text[:300]}; mend that"
     return SaveError(
-      f"{folder(self._workdir)}/{step}: the checkpoint could not be written: {why} and start again; "
-      f"{left}"
+      f"{folder(self._workdir)}/{step}: the checkpoint could not be written: {why} and start "
+      f"again; {left}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Who trains in a folder: one run at a time. The file `lock` says which, and a killed run is found out.
+"""Who trains in a folder: one run at a time. The file `lock` says which.
 
 The kernel's lock of the file (flock) ends with its process, so on one machine, and on shared
 folders that pass it on, a killed run holds nothing. Not all do: so the file also has a beat that

@@ -105,7 +105,6 @@ def run(run: Run, system: Any, workdir: epath.PathLike) -> Finished:
   configs = config.to_dict(run)
   if workdir.exists() and not workdir.is_dir():
     raise NotADirectoryError(f"{workdir}: a file; expected the folder of a run")
-
   clock = goodput.Clock(workdir)
 
   # ---- 2 to 5. mesh; data and batch spec; model, partition, table; optimiser, shardings ----
@@ -138,11 +137,7 @@ def run(run: Run, system: Any, workdir: epath.PathLike) -> Finished:
     head = list(itertools.islice(batches, 1))  # raises for data that cannot be used
     started = starts.facts(setup.mesh)
     if head:
-      if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-      mine.take()
-      if before is None and checkpoint.steps(workdir):
-        raise lock.InUseError(f"{workdir}: another run began there at the same time; start again")
+      _claim(workdir, mine, before is None)
       if jax.process_index() == 0:
         (workdir / "config.json").write_text(json.dumps(configs, indent=2) + "\n")
         starts.write(workdir, first, started, configs)
@@ -171,6 +166,19 @@ def run(run: Run, system: Any, workdir: epath.PathLike) -> Finished:
       logging.info("%s", clock.summary())
   module = setup.part.module(state.ema or state.params, frozen)
   return Finished(int(state.step), first, interrupted, module, loop.latest)
+
+
+def _claim(workdir: epath.Path, mine: lock.Lock, fresh: bool) -> None:
+  """Makes the folder of a run and takes its lock, if that is not held already.
+
+  Raises:
+    lock.InUseError: another run made it in the meantime.
+  """
+  if jax.process_index() == 0:
+    workdir.mkdir(parents=True, exist_ok=True)
+  mine.take()
+  if fresh and checkpoint.steps(workdir):
+    raise lock.InUseError(f"{workdir}: another run began there at the same time; start again")
 
 
 @dataclasses.dataclass(frozen=True)

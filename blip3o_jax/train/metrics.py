@@ -114,7 +114,7 @@ def rates(
 
 @contextlib.contextmanager
 def without_chatter() -> Iterator[None]:
-  """Keeps the checkpoint library's information (about 80 lines a save) and tracebacks out of the log."""
+  """Keeps what the checkpoint library says (some 80 lines a save, tracebacks) out of the log."""
 
   def wanted(record: std_logging.LogRecord) -> bool:
     # Errors too: what fails there is raised, and said in one line.

@@ -82,7 +82,8 @@ def _choose(
   elif from_step not in present:
     where = checkpoint.folder(workdir)
     raise FileNotFoundError(
-      f"config.checkpoint.from_step: {where} has no checkpoint of step {from_step}, only of {present}"
+      f"config.checkpoint.from_step: {where} has no checkpoint of step {from_step}, "
+      f"only of {present}"
     )
   base = [from_step] if from_step in present else []
   return own[::-1] + base, [step for step in newer if step not in own]

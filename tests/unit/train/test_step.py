@@ -1,5 +1,6 @@
 """The step: gradients of trained leaves alone, accumulation, casting, the average, the flag."""
 
+from collections.abc import Mapping
 import functools
 from typing import Any
 
@@ -88,6 +89,8 @@ def test_accumulation_equals_the_whole_batch(parts):
 
 class KeyTeller:
   """A partition and module in one, whose metric tells which key it was given."""
+
+  gathered: Mapping[str, Any] = {}
 
   def module(self, params: Any, frozen: Any) -> "KeyTeller":
     return self
