@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import errno
 import itertools
-import json
 import signal
 import threading
 import time
@@ -111,9 +110,8 @@ def run(run: Run, system: Any, workdir: epath.PathLike) -> Finished:
   setup = prepare(run, system)
   data = open_data(setup, run.data)
   held_out = open_data(setup, run.eval_data) if cfg.log.eval_every else None
-  sample: Sample | None = None
-  if cfg.log.samples_every:
-    sample = system.sampler(run.model, run.samples, run.tokenizer)
+  wanted = cfg.log.samples_every > 0
+  sample = system.sampler(run.model, run.samples, run.tokenizer) if wanted else None
   logging.info("data: %d records, %d steps an epoch", len(data.source), data.steps_per_epoch)
 
   with contextlib.ExitStack() as stack:
@@ -138,9 +136,7 @@ def run(run: Run, system: Any, workdir: epath.PathLike) -> Finished:
     started = starts.facts(setup.mesh)
     if head:
       _claim(workdir, mine, before is None)
-      if jax.process_index() == 0:
-        (workdir / "config.json").write_text(json.dumps(configs, indent=2) + "\n")
-        starts.write(workdir, first, started, configs)
+      starts.write(workdir, first, started, configs)
 
     # ---- 7. compile: at the first batch of each shape, timed, memory printed ----------------
     compiled = Compiled(setup, clock)

@@ -95,7 +95,13 @@ def packages() -> dict[str, str]:
 def write(
   workdir: epath.Path, step: int, found: Mapping[str, Any], configs: Mapping[str, Any]
 ) -> None:
-  """Adds a line to starts.jsonl: time (Unix seconds), host, PID, the step that it went on from."""
+  """Writes config.json, and adds a line to starts.jsonl, both by process 0.
+
+  The line has time (Unix seconds), host, PID, the step that it went on from, and all of these.
+  """
+  if jax.process_index():
+    return
+  (workdir / "config.json").write_text(json.dumps(dict(configs), indent=2) + "\n")
   here = {"time": round(time.time(), 1), "host": socket.gethostname(), "pid": os.getpid()}
   line = here | {"step": step} | dict(found) | {"config": dict(configs)}
   with (workdir / NAME).open("a") as file:
