@@ -98,9 +98,7 @@ def run(run: Run, system: Any, workdir: epath.PathLike) -> Finished:
   """
   # ---- 1. logging and config ---------------------------------------------------------------
   workdir, cfg = epath.Path(workdir).absolute(), run.train
-  logging.info(
-    "blip3o_jax %s, JAX %s, workdir %s", blip3o_jax.__version__, jax.__version__, workdir
-  )
+  logging.info("blip3o_jax %s, JAX %s, in %s", blip3o_jax.__version__, jax.__version__, workdir)
   configs = config.to_dict(run)
   if workdir.exists() and not workdir.is_dir():
     raise NotADirectoryError(f"{workdir}: a file; expected the folder of a run")
