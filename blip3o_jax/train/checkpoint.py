@@ -26,6 +26,7 @@ from blip3o_jax.train import checksums
 from blip3o_jax.train import damage
 from blip3o_jax.train import state as train_state
 from blip3o_jax.train.damage import DamagedError
+from blip3o_jax.train.damage import SaveError
 from blip3o_jax.train.state import Leaves
 from blip3o_jax.train.state import TrainState
 
@@ -33,11 +34,6 @@ FORMAT_VERSION = 1
 FOLDER = "checkpoints"
 Item = Literal["params", "ema"]
 NOWHERE: Mapping[str, Any] = types.MappingProxyType({})
-ROOM = ("No space left", "File too large", "Disk quota exceeded", "RESOURCE_EXHAUSTED")
-
-
-class SaveError(OSError):
-  """A checkpoint could not be written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,14 +141,7 @@ class Writer:
 
   def _save_error(self, step: int, error: Exception) -> SaveError:
     whole = [s for s in steps(self._workdir) if s != step]
-    left = f"the newest that is whole is of step {whole[-1]}" if whole else "no other is there"
-    text = " ".join(str(error).split())
-    known = next((words for words in ROOM if words in text), "")
-    why = f"{known}; make room" if known else f"{type(error).__name__}: {text[:300]}; mend that"
-    return SaveError(
-      f"{folder(self._workdir)}/{step}: the checkpoint could not be written: {why} and start "
-      f"again; {left}"
-    )
+    return damage.unwritten(folder(self._workdir) / str(step), error, whole)
 
 
 def to_disk(tree: Any) -> dict[str, Any]:

@@ -1,13 +1,22 @@
 """Checkpoints that are not what was written: what is damage, and how it is said."""
 
 from collections.abc import Sequence
+import sys
+from typing import Any
 
 from etils import epath
 import jax
 
+# What a disk without room makes the checkpoint library say.
+ROOM = ("No space left", "File too large", "Disk quota exceeded", "RESOURCE_EXHAUSTED")
+
 
 class DamagedError(ValueError):
   """A checkpoint whose files are missing, truncated or changed."""
+
+
+class SaveError(OSError):
+  """A checkpoint could not be written."""
 
 
 def damaged(path: epath.Path, item: str, why: str, others: Sequence[int]) -> DamagedError:
@@ -23,6 +32,21 @@ def unreadable(path: epath.Path, item: str, error: Exception, others: Sequence[i
   if isinstance(error, PermissionError) or "PERMISSION_DENIED" in str(error):
     return ValueError(f"{path}: item {item!r} may not be read ({text(error)})")
   return damaged(path, item, text(error), others)
+
+
+def unwritten(path: epath.Path, error: Exception, whole: Sequence[int]) -> SaveError:
+  """The error of a checkpoint that could not be written; `whole` are the run's steps that are."""
+  left = f"the newest that is whole is of step {whole[-1]}" if whole else "no other is there"
+  said = " ".join(str(error).split())
+  known = next((words for words in ROOM if words in said), "")
+  why = f"{known}; make room" if known else f"{text(error)}; mend that"
+  return SaveError(f"{path}: the checkpoint could not be written: {why} and start again; {left}")
+
+
+def quietly(found: Any) -> None:
+  """For writes that end after the one that failed: each would print a traceback of its own."""
+  if "Event loop is closed" not in str(found.exc_value):
+    sys.__unraisablehook__(found)
 
 
 def text(error: Exception) -> str:

@@ -22,6 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from blip3o_jax import chips
+from blip3o_jax.train import damage
 from blip3o_jax.train import lines
 
 Value = float | list[float]
@@ -122,10 +123,13 @@ def without_chatter() -> Iterator[None]:
 
   logger = logging.get_absl_logger()
   logger.addFilter(wanted)
+  before, sys.unraisablehook = sys.unraisablehook, damage.quietly
   try:
     yield
   finally:
     logger.removeFilter(wanted)
+    if sys.exc_info()[0] is None:  # else writes may still end, each with a traceback of its own
+      sys.unraisablehook = before
 
 
 class Writer:
