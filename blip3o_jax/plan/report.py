@@ -111,7 +111,7 @@ def _time(facts: Facts) -> list[str]:
 def side_by_side(plans: Sequence[Facts], refused: Sequence[str]) -> list[str]:
   """A row a plan, the best marked, then what was refused and why."""
   head = ("topology", "mesh", "a chip", "GiB", "ms", "samples/s/chip", "MFU", "days", "chip-hours")
-  rows = [(*head, "cost")]
+  rows: list[tuple[str, ...]] = [(*head, "cost")]
   for plan in plans:
     total, step = plan["bytes_per_chip"]["total"], plan["step_seconds"]
     rows.append(

@@ -3,8 +3,8 @@
 Both forms of a stage have the optimisation of spec 6.3 and 6.4. `reference` has it computed as
 published: pixels through the frozen EVA tower in every step, pictures read as the release does, one
 prompt length, gradients through the whole prompt, everything recomputed. The default computes the
-same loss for less: cached features, three prompt lengths, gradients at the slots alone, nothing
-recomputed unless asked.
+same loss for less: cached features, three prompt lengths, gradients at the slots alone, and only
+what is cheap recomputed unless asked.
 """
 
 import dataclasses
@@ -40,8 +40,8 @@ def get_config(size: Size, stage: Stage, arg: str) -> ConfigDict:
 
   Args:
     arg: words and settings after the config's name, separated by commas. `reference`: as published.
-      `debug`: 20 steps of batch 32, each reported. `memory=large`: nothing is recomputed in the
-      backward pass, for 80 GiB and more a device; `memory=small`: every layer is. `quantize=int8`:
+      `debug`: 20 steps of batch 32, each reported. `memory=large`: the backward pass
+      recomputes all but what linear layers give; `memory=small`: every layer. `quantize=int8`:
       the frozen language model is stored and multiplied so, in the forward pass; with
       `quantize=int8_backward` the slots' gradient is as well (docs/performance.md has the errors).
       `data=cached` or `data=pixels`: what the tars hold. `tars=DIR`: the records. `qwen=DIR`:

@@ -134,7 +134,12 @@ def _gather(place: Place, facts: dict[str, str], wait: float, silent: float) -> 
   began = time.monotonic()
   said, shown, beat = began - EVERY + 2, "", began
   with _listen(place) as server, contextlib.ExitStack() as stack:
-    stack.callback(lambda: [line.close() for line in (*new, *came.values())])
+
+    def leave() -> None:
+      for line in (*new, *came.values()):
+        line.close()
+
+    stack.callback(leave)
     while len(came) < place.processes - 1:
       now = time.monotonic()
       text = _waiting(place, [i for i in range(1, place.processes) if i not in came])
@@ -148,7 +153,8 @@ def _gather(place: Place, facts: dict[str, str], wait: float, silent: float) -> 
       if now - beat >= 1:
         _tell(came, waiting=text)
         beat = now
-      for line in select.select([server, *new, *came.values()], [], [], 0.2)[0]:
+      watched: list[Any] = [server, *new, *came.values()]
+      for line in select.select(watched, [], [], 0.2)[0]:
         if line is server:
           new.append(Line(server.accept()[0]))
           continue

@@ -85,9 +85,10 @@ def find(
     ValueError: what is given does not say who this is; not as many as expected.
     Missing: the cluster's process 0 has no address in time.
   """
+  place: Place | None
   if coordinator == "auto":
-    place = _ask_cluster(cfg)
-    _expect(place.processes, processes, "--processes")
+    place = found = _ask_cluster(cfg)
+    _expect(found.processes, processes, "--processes")
   else:
     place = _given(coordinator, processes, process, environment)
   count = place.processes if place else 1
