@@ -34,15 +34,11 @@ _SPARSE_CORE: Options = {
 }
 
 
-# Room for a fusion in the vector memory, 96 of the 128 MiB of these two (16 by default), as MaxText
-# has it. Not on v5p, where it costs 3 % of the cycles beside the gathers above.
-_VMEM: Options = {"xla_tpu_scoped_vmem_limit_kib": "98304"}
-
 _TPU: Mapping[str, Options] = {
   "TPU v4": _GATHERS,
-  "TPU v5 lite": _GATHERS | _VMEM,
+  "TPU v5 lite": _GATHERS,
   "TPU v5": _GATHERS | _SPARSE_CORE,
-  "TPU v6 lite": _GATHERS | _SPARSE_CORE | _VMEM,
+  "TPU v6 lite": _GATHERS | _SPARSE_CORE,
   "TPU7x": _GATHERS | _SPARSE_CORE,
 }
 

@@ -35,13 +35,16 @@ def test_each_kind_has_its_own():
     assert not any("gpu" in name for name in found), kind
 
 
+SPARSE = "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter"
+
+
 def test_what_the_user_set_is_left_to_the_user():
   environment = {
     "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    "LIBTPU_INIT_ARGS": "--xla_tpu_scoped_vmem_limit_kib=65536 --xla_enable_async_all_gather=false",
+    "LIBTPU_INIT_ARGS": f"--{SPARSE}=false --xla_enable_async_all_gather=false",
   }
   before, now = (compiling.options("TPU v6 lite", given) for given in ({}, environment))
-  assert set(before) - set(now) == {"xla_tpu_scoped_vmem_limit_kib", "xla_enable_async_all_gather"}
+  assert set(before) - set(now) == {SPARSE, "xla_enable_async_all_gather"}
 
 
 def test_the_options_in_a_line():
