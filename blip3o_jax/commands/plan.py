@@ -69,10 +69,10 @@ def plan(
   Raises:
     ValueError: a topology, mesh, batch or config that does not fit together, or the chip.
   """
+  values = config.load(options.config, overrides, recipes.RELEASED)
   where = topology.resolve(name, options.slices)
   price = price_of(options.price, where)
   devices = topology.devices(where)
-  values = config.load(options.config, overrides, recipes.RELEASED)
   samples = values.steps * values.batch
   if mesh:
     values.mesh.update(meshes(mesh))

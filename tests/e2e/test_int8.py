@@ -39,8 +39,12 @@ def train(run: Path, steps: int, *more: str, status: int = 0) -> list[float]:
 
 
 def leaves(run: Path) -> dict[str, Any]:
-  stored = checkpoint.stored(run)
-  return {p: np.asarray(v) for p, v in checkpoint.restore_params(run, stored).items()}
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  wanted = {
+    path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
+    for path, leaf in checkpoint.stored(run).items()
+  }
+  return {p: np.asarray(v) for p, v in checkpoint.restore_params(run, wanted).items()}
 
 
 def test_a_run_in_int8_trains_and_goes_on_bit_for_bit(tmp_path, caplog):

@@ -96,7 +96,7 @@ def test_spikes_are_skipped_and_three_in_a_row_end_the_run(tmp_path, train, caps
   assert train("whole", 16, *ON) == 1
   said = capsys.readouterr().err.splitlines()[-1]
   assert "3 updates in a row were skipped up to step 12" in said
-  assert "Last good checkpoint: step 11 in" in said
+  assert "Last checkpoint: step 11 in" in said
   assert checkpoint.steps(tmp_path / "whole") == [9, 11]
   # Somebody who has looked at them may go on.
   assert train("whole", 16, *ON, "--config.spikes.stop=4") == 0

@@ -178,13 +178,13 @@ def test_one_picture_from_all_directories(run, released, converted, said, home):
   assert "a model of the system quilt cannot chat; it can generate" in said()
 
 
-def test_its_step_is_planned(home, said):
-  arguments = (f"--config={home}/config.py", "--topology=here", "--json", "--config.batch=16")
-  assert command("plan")(*arguments) == 0
-  text = said()
-  facts = json.loads(text.splitlines()[-1])
-  assert (facts["batch"], facts["bucket"]) == (16, 64)
-  assert facts["model_tflop_per_chip"] > 0
+def test_its_step_is_planned(home, said, tmp_path):
+  file = tmp_path / "plan.json"
+  arguments = (f"--config={home}/config.py", "--topology=here", "--config.batch=16")
+  assert command("plan")(*arguments, f"--json={file}") == 0
+  text, facts = said(), json.loads(file.read_text())
+  assert (facts["batch"], facts["prompt_bucket"]) == (16, 64)
+  assert facts["flops_per_sample_analytic"] > 0
   assert re.search(r"^dye +trained +2 ", text, re.MULTILINE)
 
 

@@ -11,6 +11,7 @@ import shlex
 import signal
 import stat
 import subprocess
+import sys
 import time
 import tomllib
 from typing import Any
@@ -26,6 +27,7 @@ SHELL = sorted([*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch"])
 JOBSETS = sorted(LAUNCH.glob("k8s/*.yaml"))
 FILES = (*SHELL, *JOBSETS, *LAUNCH.glob("docker/*"))
 OWN = [path for path in FILES if path.name not in ("environment.sh", "test.sh")]
+SHELLCHECK = Path(sys.executable).with_name("shellcheck")
 KUBERNETES = "1.31"  # the first whose podFailurePolicy is stable
 CALL = ["--config=a b.py:debug", "--workdir=/w", "--config.steps=3"]
 
@@ -131,7 +133,7 @@ def test_each_file_is_short_and_calls_the_one_command(path):
 def test_shell_syntax(path):
   subprocess.run(["bash", "-n", path], check=True)
   found = subprocess.run(
-    ["shellcheck", "-x", path], cwd=ROOT, capture_output=True, text=True, check=False
+    [SHELLCHECK, "-x", path], cwd=ROOT, capture_output=True, text=True, check=False
   )
   assert found.returncode == 0, found.stdout
 

@@ -66,7 +66,7 @@ def test_the_default_has_the_same_optimisation(size, stage):
   assert (ours.data.buckets, ours.data.features) == ((64, 160, 448), True)
   assert (ours.model.parts, ours.model.prompt_gradient) == (("denoiser",), "stop")
   assert (ours.train.mesh.replica, ours.train.mesh.fsdp, ours.train.mesh.tensor) == (1, 0, 1)
-  assert (ours.model.backbone.remat, ours.model.denoiser.remat) == ("none", "none")
+  assert (ours.model.backbone.remat, ours.model.denoiser.remat) == ("dots", "dots")
   small = parsed(f"{size}_{stage}", "memory=small").model
   assert (small.backbone.remat, small.denoiser.remat) == ("full", "full")
   assert ours.eval_data.split == "test"
