@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import importlib.metadata
 import os
 from pathlib import Path
 import platform
@@ -19,28 +18,12 @@ import jax
 
 import blip3o_jax
 from blip3o_jax.train import meeting
+from blip3o_jax.train import starts
 from blip3o_jax.train.meeting import Place
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 DEVICES = "JAX_LOCAL_DEVICE_IDS"
 AFTER = 60  # seconds after ours, when JAX's own watch may end a process, by abort
-PACKAGES = (
-  "jax",
-  "jaxlib",
-  "libtpu",
-  "jax-cuda12-plugin",
-  "jax-cuda13-plugin",
-  "flax",
-  "optax",
-  "orbax-checkpoint",
-  "grain",
-  "numpy",
-  "ml-dtypes",
-  "pillow",
-  "safetensors",
-  "tokenizers",
-  "transformers",
-)  # whose versions decide what a process compiles, reads and writes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,10 +92,7 @@ def facts(lines: Mapping[str, str], workdir: str) -> dict[str, str]:
   out["version of blip3o_jax"] = blip3o_jax.__version__
   out["source of blip3o_jax"] = source()
   out["python"] = platform.python_version()
-  for name in PACKAGES:
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-      out[f"package {name}"] = importlib.metadata.version(name)
-  return out
+  return out | {f"package {name}": version for name, version in starts.packages().items()}
 
 
 @functools.cache

@@ -35,7 +35,7 @@ PACKAGES = (
   "safetensors",
   "tokenizers",
   "transformers",
-)  # those whose numbers or files a run rests on
+)  # whose versions decide what a run compiles, reads and writes
 
 
 def facts(mesh: jax.sharding.Mesh) -> dict[str, Any]:
