@@ -5,9 +5,7 @@ leaves may be stored whole; trained ones are always stored split, and the step m
 that it computes with once. Knows sizes and devices, no system.
 """
 
-from collections.abc import Iterable
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +14,7 @@ from blip3o_jax import chips
 from blip3o_jax import sharding
 from blip3o_jax.train.distributed import Mesh
 from blip3o_jax.train.state import Partition
+from blip3o_jax.train.state import bytes_on_device
 
 # Of a device's memory under "auto": for frozen leaves, and for the step's copy of trained ones. The
 # rest is for the optimiser, activations and gradients.
@@ -71,10 +70,3 @@ def _choose(how: str, name: str, size: int, share: float, room: int) -> tuple[bo
   fits = size <= share * room
   limit = f"{share:.1%} of {room / 2**30:.1f} GiB"
   return fits, f"{facts}, which is {'within' if fits else 'above'} {limit} ({name}=auto)"
-
-
-def bytes_on_device(leaves: Iterable[jax.ShapeDtypeStruct]) -> int:
-  """Bytes of leaves on one device."""
-  return sum(
-    math.prod(x.sharding.shard_shape(x.shape)) * jnp.dtype(x.dtype).itemsize for x in leaves
-  )

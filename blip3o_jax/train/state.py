@@ -4,6 +4,7 @@ Everything at a jit boundary is a pure dict. Frozen leaves never meet the optimi
 donated, never returned and never checkpointed.
 """
 
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
@@ -238,11 +239,11 @@ def table(part: Partition) -> list[str]:
 
 
 def _row(leaves: Leaves) -> tuple[str, ...]:
-  local = sum(_bytes(x.sharding.shard_shape(x.shape), x.dtype) for x in leaves.values())
+  local = bytes_on_device(leaves.values())
   specs: dict[str, int] = {}
   for leaf in leaves.values():
     axes = [a if isinstance(a, str) else "+".join(a) for a in leaf.sharding.spec if a]
-    size = _bytes(leaf.shape, leaf.dtype)
+    size = math.prod(leaf.shape) * leaf.dtype.itemsize
     specs[" ".join(axes) or "whole"] = specs.get(" ".join(axes) or "whole", 0) + size
   total = sum(specs.values())
   parts = sorted(specs.items(), key=lambda item: -item[1])
@@ -256,8 +257,13 @@ def _row(leaves: Leaves) -> tuple[str, ...]:
   )
 
 
-def _bytes(shape: Sequence[int], dtype: Any) -> int:
-  return math.prod(shape) * jnp.dtype(dtype).itemsize
+def bytes_on_device(leaves: Iterable[jax.ShapeDtypeStruct]) -> int:
+  """Bytes of leaves on one device; one without a sharding is whole there."""
+  total = 0
+  for leaf in leaves:
+    shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
+    total += math.prod(shape) * leaf.dtype.itemsize
+  return total
 
 
 def readable(size: float) -> str:
