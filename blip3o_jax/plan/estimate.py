@@ -5,7 +5,6 @@ to run at 0.9 of the chip's peak; transfers that nothing hides are added. All of
 nothing here has run.
 """
 
-from collections import Counter
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
@@ -90,7 +89,7 @@ def _too_large(setup: Setup, asked: Asked, needed: float, there: float) -> str:
   """The refusal; sizes on one device."""
   devices = list(setup.mesh.devices.flat)
   each = chips.devices_a_chip(devices)
-  held = sum(_local(leaf) for leaf in leaves(setup))
+  held = train_state.bytes_on_device(leaves(setup))
   batch = setup.run.train.batch * each / len(devices)
   fits = math.floor(batch * (there - held) / max(needed - held, 1))
   unit = "GiB a chip" if each == 1 else f"GiB on one of the {each} devices of a chip"
@@ -109,16 +108,12 @@ def leaves(setup: Setup) -> list[jax.ShapeDtypeStruct]:
   return [*jax.tree.leaves(setup.abstract), *setup.part.frozen.values()]
 
 
-def _local(leaf: jax.ShapeDtypeStruct) -> int:
-  shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
-  return math.prod(shape) * jnp.dtype(leaf.dtype).itemsize
-
-
 def replicated(setup: Setup) -> int:
   """Bytes of state and frozen leaves that every device holds whole, on one device."""
   if setup.mesh.size == 1:
     return 0
-  return sum(_local(x) for x in leaves(setup) if x.sharding and x.sharding.is_fully_replicated)
+  whole = [x for x in leaves(setup) if x.sharding and x.sharding.is_fully_replicated]
+  return train_state.bytes_on_device(whole)
 
 
 def figures(setup: Setup, asked: Asked, done: stored.Compiled, cycle: float) -> dict[str, Any]:
@@ -153,11 +148,12 @@ def figures(setup: Setup, asked: Asked, done: stored.Compiled, cycle: float) -> 
     "compile_seconds": done.seconds,
     "compiled_before": done.made,
   }
-  terms, time = _roofline(chip, devices, program, operations)
-  seconds = None
-  basis = "the chip is not in the table: no time"
-  if chip is not None and cycle:
+  terms: dict[str, float] = {}
+  time, seconds, basis = wires.Time(), None, "the chip is not in the table: no time"
+  if chip is not None:
     time = wires.timeline(program, wires.Wires(chip, devices), cycle)
+    terms = _roofline(chip, devices, program, operations, time)
+  if chip is not None and cycle:
     seconds, basis = time.compute + time.exposed, "the compiler's cycles, and transfers waited for"
     out["step_seconds_by_cycles"] = {"compute": time.compute, "exposed": time.exposed}
   elif terms:
@@ -196,12 +192,13 @@ def _frozen(setup: Setup, capacity: int) -> dict[str, Any]:
 
 
 def _roofline(
-  chip: chips.Chip | None, devices: Sequence[Any], program: Program, operations: Counter[str]
-) -> tuple[dict[str, float], wires.Time]:
+  chip: chips.Chip,
+  devices: Sequence[Any],
+  program: Program,
+  operations: Mapping[str, int],
+  time: wires.Time,
+) -> dict[str, float]:
   """Seconds of each term if it were alone and at its peak."""
-  if chip is None:
-    return {}, wires.Time()
-  time = wires.timeline(program, wires.Wires(chip, devices), 0.0)
   rate = chip.bandwidth / chips.devices_a_chip(devices)
   terms = {
     "compute": sum(n / chips.peak(devices, kind) for kind, n in operations.items()),
@@ -209,7 +206,7 @@ def _roofline(
     "interconnect": time.wires,
   }
   several = len({getattr(d, "slice_index", None) for d in devices}) > 1
-  return terms | ({"network": time.network} if several else {}), time
+  return terms | ({"network": time.network} if several else {})
 
 
 def timed(
@@ -246,7 +243,7 @@ def analytic(setup: Setup, asked: Asked) -> dict[str, Any]:
   if chip is None:
     raise ValueError(f"{asked.where.name}: not in the table of chips")
   n, part = setup.mesh.size, setup.part
-  held = sum(_local(leaf) for leaf in leaves(setup))
+  held = train_state.bytes_on_device(leaves(setup))
   cut = setup.mesh.size // setup.mesh.shape["replica"]
   trained = sum(math.prod(leaf.shape) for leaf in part.trained.values())
   frozen = sum(math.prod(leaf.shape) for leaf in part.frozen.values())
