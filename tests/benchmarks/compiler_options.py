@@ -28,6 +28,7 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from blip3o_jax import compiling
+from blip3o_jax.plan.program import Program
 
 LAYERS, DIM, MLP_DIM, ROWS = 6, 1792, 4864, 1024  # rows of one chip
 KIND = re.compile(
@@ -71,36 +72,6 @@ def lowered(devices: Any) -> Any:
     return jax.jit(step, donate_argnums=0, out_shardings=places).lower(params, x)
 
 
-def cycles(text: str) -> int:
-  """The compiler's estimated cycles; a loop's body as often as the constant of its condition."""
-  bodies: dict[str, list[str]] = {}
-  name = entry = ""
-  for line in text.splitlines():
-    if line and not line[0].isspace() and "{" in line:
-      name = line.split()[line.startswith("ENTRY")].lstrip("%")
-      entry, bodies[name] = name if line.startswith("ENTRY") else entry, []
-    elif name:
-      bodies[name].append(line)
-
-  def trips(condition: str) -> int:
-    lines = list(bodies[condition])
-    for called in re.findall(r"calls=%?([\w.\-]+)", "\n".join(lines)):
-      lines += bodies.get(called, [])
-    return max(map(int, re.findall(r"constant\((\d+)\)", "\n".join(lines))), default=1)
-
-  def total(computation: str) -> int:
-    out = 0
-    for line in bodies.get(computation, []):
-      out += sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', line)[:1]))
-      if found := re.search(r"while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)", line):
-        out += trips(found[1]) * total(found[2])
-      elif found := re.search(r" call\(.*to_apply=%?([\w.\-]+)", line):
-        out += total(found[1])
-    return out
-
-  return total(entry)
-
-
 def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -118,7 +89,7 @@ def main() -> None:
     default = default or text
     facts = {
       "options": options,
-      "cycles": cycles(text),
+      "cycles": Program(done.as_text()).cycles,
       "collectives": dict(Counter(KIND.findall(text))),
       "fused": len(re.findall(r"async_collective_fusion|async-collective-fusion", text)),
       "temporary_mib": done.memory_analysis().temp_size_in_bytes >> 20,

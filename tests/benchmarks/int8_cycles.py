@@ -13,7 +13,6 @@ from collections.abc import Callable
 import dataclasses
 import json
 import os
-import re
 import time
 from typing import Any
 
@@ -21,28 +20,22 @@ os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 
 from flax import nnx
 import jax
-from jax.experimental import topologies
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from blip3o_jax import layers
 from blip3o_jax.models import decoder_lm
+from blip3o_jax.plan import estimate
+from blip3o_jax.plan import topology
+from blip3o_jax.plan.program import Program
 
-# FLOP/s in bfloat16 of a device, which for v4 and tpu7x is half a chip (docs of the cloud).
-PEAKS = {"v4": 137.5e12, "v5e": 197e12, "v5p": 459e12, "v6e": 918e12, "tpu7x": 1153.5e12}
-SIDE = 8192
 
-
-def cycles(text: str) -> tuple[int, int]:
-  """Of a compiled program: outside of its loops, and of one turn of each."""
-  sums, name = {}, ""
-  for line in text.splitlines():
-    if found := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
-      name = "ENTRY" if found[1] else found[2]
-    elif found := re.search(r'"estimated_cycles":"(\d+)"', line):
-      sums[name] = sums.get(name, 0) + int(found[1])
-  bodies = set(re.findall(r" while\(.*body=%?([\w.\-]+)", text))
-  return sums.get("ENTRY", 0), sum(sums.get(body, 0) for body in bodies)
+def a_turn(text: str) -> int:
+  """The compiler's cycles of one turn of each loop of a compiled program."""
+  program = Program(text)
+  loops = [line for _, line, _ in program.walk() if line.op == "while"]
+  bodies = {name for loop in loops for name in loop.called}
+  return sum(line.cycles for name in bodies for line in program.computations[name].lines)
 
 
 def programs(cfg: decoder_lm.Config, rows: int, bucket: int, slots: int, place: Any) -> Any:
@@ -89,16 +82,14 @@ def main() -> None:
   for name, value in (("depth", 4), ("rows", 16), ("bucket", 160), ("slots", 64)):
     parser.add_argument(f"--{name}", type=int, default=value)
   args = parser.parse_args()
-  found = topologies.get_topology_desc(platform="tpu", topology_name=args.topology)
-  place = SingleDeviceSharding(found.devices[0])
+  where = topology.resolve(args.topology, 1)
+  devices = topology.devices(where)
+  place = SingleDeviceSharding(devices[0])
+  milliseconds = 1e3 * estimate.seconds_a_cycle(devices, where.name)
 
   def compiled(call: Callable[..., Any], given: Any) -> str:
     return str(jax.jit(call).lower(*given).compile().as_text())
 
-  square = jax.ShapeDtypeStruct((SIDE, SIDE), jnp.bfloat16, sharding=place)
-  matmul = cycles(compiled(jnp.dot, (square, square)))[0]
-  peak = PEAKS[args.topology.split(":")[0]]
-  milliseconds = 1e3 * 2 * SIDE**3 / (0.9 * peak) / matmul
   for kind in args.kinds.split(","):
     cfg = dataclasses.replace(
       decoder_lm.VARIANTS[args.size],
@@ -110,7 +101,7 @@ def main() -> None:
     )
     for name, job in programs(cfg, args.rows, args.bucket, args.slots, place).items():
       began = time.monotonic()
-      layer = round(cycles(compiled(*job))[1] * milliseconds, 3)
+      layer = round(a_turn(compiled(*job)) * milliseconds, 3)
       facts = {"topology": args.topology, "kind": kind, "of": name, "ms_a_layer": layer}
       print(json.dumps(facts | {"compile_seconds": round(time.monotonic() - began)}), flush=True)
 
