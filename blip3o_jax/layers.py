@@ -21,13 +21,14 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
-from blip3o_jax.rotary import KEPT
+from blip3o_jax.remat import KEPT
+from blip3o_jax.remat import SLICED
+from blip3o_jax.remat import Remat
+from blip3o_jax.remat import rematerialised
 from blip3o_jax.sharding import constrain
 
 M = TypeVar("M", bound=nnx.Module)
 Dtype = Literal["float32", "bfloat16"]
-Remat = Literal["none", "full", "dots"]
-SLICED = "sliced"  # the name of weights cut out of a stack
 Initializer = Callable[..., jax.Array]
 
 
@@ -193,7 +194,8 @@ class LayerNorm(nnx.Module):
 
 def standardize(x: jax.Array, eps: float) -> jax.Array:
   """float32 (x - mean) / sqrt(var + eps) over the last axis: a layer norm without affine."""
-  y = x.astype(jnp.float32) - jnp.mean(x.astype(jnp.float32), -1, keepdims=True)
+  y = x.astype(jnp.float32)
+  y = y - jnp.mean(y, -1, keepdims=True)
   return y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + eps)
 
 
@@ -298,19 +300,11 @@ def _gated_forward(gate: jax.Array, up: jax.Array) -> tuple[jax.Array, tuple[jax
 
 def _gated_backward(kept: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
   # Stored once: XLA would compute them inside each of the matmuls that read them, for every tile.
-  return jax.lax.optimization_barrier((g * kept[0], g * kept[1]))
+  slope, value = kept
+  return jax.lax.optimization_barrier((g * slope, g * value))
 
 
 gated.defvjp(_gated_forward, _gated_backward)
-
-
-@jax.custom_vjp
-def stored_gradient(x: Any) -> Any:
-  """The identity of a pytree, whose gradient is made once and stored (see `_gated_backward`)."""
-  return x
-
-
-stored_gradient.defvjp(lambda x: (x, None), lambda _, g: (jax.lax.optimization_barrier(g),))
 
 
 def split_heads(x: jax.Array, heads: int) -> jax.Array:
@@ -366,22 +360,12 @@ def scan(
   """
 
   def body(carry: Any, item: Any) -> tuple[Any, Any]:
-    return apply(item[0], carry, *item[1])
+    layer, extra = item
+    return apply(layer, carry, *extra)
 
   if remat != "none":
     body = rematerialised(body, remat)
   return jax.lax.scan(body, x, (layers, tuple(xs)))
-
-
-def rematerialised(body: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
-  """A function whose backward pass recomputes what `remat` says; slices of `layer_of` always."""
-  policies = jax.checkpoint_policies
-  policy = {
-    "none": policies.save_anything_except_these_names(SLICED),
-    "dots": policies.save_only_these_names(KEPT),
-    "full": None,
-  }[remat]
-  return jax.checkpoint(body, policy=policy, prevent_cse=False)
 
 
 def layer_of(layers: M, index: int | jax.Array) -> M:

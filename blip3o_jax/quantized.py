@@ -16,16 +16,14 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 import numpy as np
 
+from blip3o_jax import chips
 from blip3o_jax import layers
-from blip3o_jax.rotary import KEPT
+from blip3o_jax.remat import KEPT
 
 # "int8": the gradient of the activations is a product in the compute dtype. "int8_backward": that
 # product is of int8 too.
 Quantize = Literal["none", "int8", "int8_backward"]
 LARGEST = 127  # -128 is not used: the range is symmetric
-# Kinds of device whose matrix units take int8 at about twice the rate of bfloat16 (v5e, v5p, v6e);
-# those of v4 and tpu7x do not, by the compiler's own costs.
-GAINS = ("TPU v5 lite", "TPU v5", "TPU v6 lite")
 
 
 class Int8Linear(nnx.Module):
@@ -125,11 +123,13 @@ def said(leaves: Mapping[str, Any], device_kind: str) -> str:
   if not kernels:
     return ""
   where = f"int8: {len(kernels)} kernels of frozen layers are stored and multiplied in it"
-  if device_kind in GAINS:
+  chip = chips.of_kind(device_kind)
+  if chip is not None and chip.gain == "int8":
     return where
+  faster = ", ".join(chip.kinds[0] for chip in chips.CHIPS.values() if chip.gain == "int8")
   return (
     f"{where}, but {device_kind} is not known to multiply int8 faster than bfloat16: it saves "
-    f"memory there and no time ({', '.join(GAINS)} are faster)"
+    f"memory there and no time ({faster} are faster)"
   )
 
 

@@ -7,11 +7,11 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 import numpy as np
 
+from blip3o_jax.remat import KEPT
 from blip3o_jax.sharding import platform
 
 Partner = Literal["halves", "pairs"]
 Table = tuple[np.ndarray, np.ndarray]
-KEPT = "kept"  # the name of what `layers.scan` keeps with remat="dots"
 
 
 def rotate_half(x: jax.Array, angles: jax.Array) -> jax.Array:

@@ -17,8 +17,8 @@ from blip3o_jax.attention import attention
 from blip3o_jax.layers import Conv
 from blip3o_jax.layers import Dtype
 from blip3o_jax.layers import GroupNorm
-from blip3o_jax.layers import Remat
 from blip3o_jax.layers import Resnet
+from blip3o_jax.remat import Remat
 
 EPS = 1e-6
 LOGVAR_RANGE = (-30.0, 20.0)

@@ -20,7 +20,6 @@ from blip3o_jax.attention import attention
 from blip3o_jax.layers import Dtype
 from blip3o_jax.layers import GatedMlp
 from blip3o_jax.layers import Initializer
-from blip3o_jax.layers import Remat
 from blip3o_jax.layers import RMSNorm
 from blip3o_jax.layers import constrain_tokens
 from blip3o_jax.layers import linear
@@ -28,6 +27,9 @@ from blip3o_jax.layers import merge_heads
 from blip3o_jax.layers import scan
 from blip3o_jax.layers import split_heads
 from blip3o_jax.layers import stack
+from blip3o_jax.remat import Remat
+from blip3o_jax.remat import rematerialised
+from blip3o_jax.remat import stored_gradient
 from blip3o_jax.rotary import rotate_half
 
 
@@ -171,7 +173,7 @@ class Layer(nnx.Module):
 
   def finish(self, x: jax.Array, mixed: jax.Array) -> jax.Array:
     """The second half: residual of float[B, T, D] with attention's [B, T, N, H], then the MLP."""
-    x = x + self.self_attn.o_proj(layers.stored_gradient(merge_heads(mixed)))
+    x = x + self.self_attn.o_proj(stored_gradient(merge_heads(mixed)))
     # Stored once: XLA would norm again inside the gate's matmul, for every tile.
     normed = jax.lax.optimization_barrier(self.post_attention_layernorm(x))
     return constrain_tokens(x + self.mlp(normed))
@@ -276,7 +278,7 @@ class DecoderLM(nnx.Module):
       k, v = (jnp.concatenate(pair, 1) for pair in zip(before, own, strict=True))
       return layer.finish(late, attention(q, k, v, segments=(ones, seen), causal=True))
 
-    follow = layers.rematerialised(follow, self.cfg.remat)
+    follow = rematerialised(follow, self.cfg.remat)
 
     def both(carry: tuple[jax.Array, jax.Array], at: jax.Array) -> tuple[Any, None]:
       x, late = carry

@@ -15,8 +15,8 @@ from blip3o_jax import layers
 from blip3o_jax.attention import attention
 from blip3o_jax.layers import Dtype
 from blip3o_jax.layers import LayerNorm
-from blip3o_jax.layers import Remat
 from blip3o_jax.layers import linear
+from blip3o_jax.remat import Remat
 
 POSITION_STD = 0.02
 

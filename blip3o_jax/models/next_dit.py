@@ -19,9 +19,10 @@ from blip3o_jax import rotary
 from blip3o_jax.attention import attention
 from blip3o_jax.layers import Dtype
 from blip3o_jax.layers import LayerNorm
-from blip3o_jax.layers import Remat
 from blip3o_jax.layers import RMSNorm
 from blip3o_jax.layers import linear
+from blip3o_jax.remat import Remat
+from blip3o_jax.remat import stored_gradient
 
 SINUSOIDS = 256  # width of the timestep embedding, whatever the other sizes are
 MAX_CONDITION = 1024  # the modulation is conditioned on min(dim, 1024) channels
@@ -245,7 +246,7 @@ class FeedForward(nnx.Module):
     self.linear_3 = proj(cfg.dim, cfg.mlp_dim, ("embed", "mlp"))
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    gate, up = layers.stored_gradient((self.linear_1(x), self.linear_3(x)))
+    gate, up = stored_gradient((self.linear_1(x), self.linear_3(x)))
     gate = jax.nn.silu(gate.astype(jnp.float32)).astype(gate.dtype)
     return self.linear_2(gate * up)
 
@@ -291,7 +292,7 @@ class Block(nnx.Module):
     own = attention(self.attn1.query(n, rotation), *self.attn1.keys_values(n, rotation))
     cross = attention(self.attn2.query(n, rotation), k, v)
     mixed = own + jnp.tanh(self.gate[...].astype(x.dtype))[:, None] * cross
-    out = self.attn2.to_out(layers.stored_gradient(layers.merge_heads(mixed)))
+    out = self.attn2.to_out(stored_gradient(layers.merge_heads(mixed)))
     x = x + jnp.tanh(gate1) * self.norm2(out)
     out = self.feed_forward(self.ffn_norm1(x) * (1 + scale2))
     return x + jnp.tanh(gate2) * self.ffn_norm2(out)

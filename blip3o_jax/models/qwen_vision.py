@@ -19,7 +19,6 @@ from blip3o_jax.attention import attention
 from blip3o_jax.layers import Dtype
 from blip3o_jax.layers import GatedMlp
 from blip3o_jax.layers import Initializer
-from blip3o_jax.layers import Remat
 from blip3o_jax.layers import RMSNorm
 from blip3o_jax.layers import constrain_tokens
 from blip3o_jax.layers import linear
@@ -27,6 +26,7 @@ from blip3o_jax.layers import merge_heads
 from blip3o_jax.layers import scan
 from blip3o_jax.layers import split_heads
 from blip3o_jax.layers import stack
+from blip3o_jax.remat import Remat
 from blip3o_jax.rotary import rotate_half
 
 CHANNELS = 3

@@ -20,8 +20,8 @@ from blip3o_jax.layers import Conv
 from blip3o_jax.layers import Dtype
 from blip3o_jax.layers import GroupNorm
 from blip3o_jax.layers import LayerNorm
-from blip3o_jax.layers import Remat
 from blip3o_jax.layers import Resnet
+from blip3o_jax.remat import Remat
 
 KeysValues = tuple[jax.Array, jax.Array]
 TRANSFORMER_EPS = 1e-6  # of the group norm before a transformer; the resnets' is in the config

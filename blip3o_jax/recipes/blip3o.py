@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 
 from blip3o_jax import config
 from blip3o_jax.data.pipeline import Data
-from blip3o_jax.layers import Remat
 from blip3o_jax.quantized import Quantize
+from blip3o_jax.remat import Remat
 from blip3o_jax.systems import blip3o
 from blip3o_jax.systems.blip3o import sizes as released_sizes
 from blip3o_jax.train.checkpoint import Checkpoint

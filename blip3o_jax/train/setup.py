@@ -130,7 +130,7 @@ def prepare(run: Run, system: Any, devices: Sequence[jax.Device] | None = None) 
   chosen = f"compiler options for {kind}: {compiling.described(compiling.options(kind))}"
   for line in (*train_state.table(part), *placed, chosen):
     logging.info("%s", line)
-  if said := quantized.said(part.leaves, mesh.devices.flat[0].device_kind):
+  if said := quantized.said(part.leaves, kind):
     logging.info("%s", said)
 
   # ---- 5. optimiser and shardings ----------------------------------------------------------

@@ -17,6 +17,7 @@ ROOTS = (
   "chips",
   "sharding",
   "attention",
+  "remat",
   "rotary",
   "layers",
   "quantized",
@@ -27,7 +28,7 @@ PARTS = (*BELOW, "systems/parts", "train/checkpoint")
 # file or folder, which is then a room of its own. What is not here brings everything together.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
   **{room: ROOTS[:i] for i, room in enumerate(ROOTS)},
-  "models/*": ("sharding", "attention", "rotary", "layers", "quantized"),
+  "models/*": ("sharding", "attention", "remat", "rotary", "layers", "quantized"),
   "diffusion": (),
   "weights": ("trees", "files"),
   "data": ("config", "trees", "files"),
