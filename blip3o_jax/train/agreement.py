@@ -7,8 +7,6 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-LENGTH = 4096  # bytes of a text that the others get
-
 
 def first(text: str) -> str:
   """The first text of all processes that is not empty; all of them must call this."""
@@ -23,8 +21,9 @@ def of_primary(value: Any) -> Any:
 def _gather(text: str) -> list[str]:
   if jax.process_count() == 1:
     return [text]
-  row = np.zeros(LENGTH, np.uint8)
-  data = text.encode()[:LENGTH]
-  row[: len(data)] = np.frombuffer(data, np.uint8)
-  rows = multihost_utils.process_allgather(row)
-  return [bytes(each).rstrip(b"\0").decode(errors="ignore") for each in np.asarray(rows)]
+  data = np.frombuffer(text.encode(), np.uint8)
+  lengths = np.asarray(multihost_utils.process_allgather(np.int32(len(data))))
+  row = np.zeros(max(1, lengths.max()), np.uint8)
+  row[: len(data)] = data
+  rows = np.asarray(multihost_utils.process_allgather(row))
+  return [bytes(each[:n]).decode() for each, n in zip(rows, lengths, strict=True)]

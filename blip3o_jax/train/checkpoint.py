@@ -4,7 +4,7 @@ A run directory holds `checkpoints/<step>/` with the items `params`, `opt`, `ema
 on), `step` (JSON: format version, configs, the sources of frozen leaves, and of every leaf dtype,
 shape and checksum) and `data` (JSON: the position, see `data.pipeline.Pipeline.position`).
 On disk every tree is nested dicts with string keys. Frozen leaves are never written. Folders of
-another name than a step's (`resume.set_aside` makes them) are left alone.
+another name than a step's (`resume` makes them) are left alone.
 """
 
 from collections.abc import Iterator
