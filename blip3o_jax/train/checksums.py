@@ -23,17 +23,12 @@ FIRST, SECOND = 0x7FEB352D, 0x846CA68B  # of a mix of 32 bits that maps no two w
 
 def of_arrays(leaves: Mapping[str, jax.Array]) -> dict[str, str]:
   """{path: 16 hexadecimal digits} of arrays of this run; all its processes must call this."""
-  # One program at a time: of several in flight, each with sums over devices, those of a CPU may
-  # start in another order on each, and wait for each other for ever.
+  # One program at a time, and none beside a step: of several in flight, each with sums over
+  # devices, those of a CPU may start in another order on each, and wait for each other for ever.
+  # Not one for all leaves: leaves of one shape, moments too, share a compiled program.
   jax.block_until_ready(leaves)
-  groups: dict[Any, dict[str, jax.Array]] = {}
-  for path, leaf in leaves.items():
-    groups.setdefault(_whole(leaf), {})[path] = _on_device(leaf)
-  found: dict[str, np.ndarray] = {}
-  for place, some in groups.items():
-    words = jax.block_until_ready(_sums_at(place)(some))
-    found |= {path: np.asarray(word.addressable_data(0)) for path, word in words.items()}
-  found = {path: found[path] for path in leaves}
+  words = {p: jax.block_until_ready(_sum_at(_whole(x))(_on_device(x))) for p, x in leaves.items()}
+  found = {path: np.asarray(word.addressable_data(0)) for path, word in words.items()}
   return {path: "".join(f"{int(word):08x}" for word in pair) for path, pair in found.items()}
 
 
@@ -58,11 +53,8 @@ def _on_device(leaf: jax.Array) -> jax.Array:
 
 
 @functools.cache
-def _sums_at(place: Any) -> Any:
-  def sums(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return {path: _words(leaf) for path, leaf in leaves.items()}
-
-  return jax.jit(sums, out_shardings=place)
+def _sum_at(place: Any) -> Any:
+  return jax.jit(_words, out_shardings=place)
 
 
 def _words(leaf: jax.Array) -> jax.Array:
