@@ -28,11 +28,6 @@ free_port() {
   python3 -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'
 }
 
-# Waits for a process to its end, also when a signal comes in between; its exit code in $code.
-wait_for() {
-  while wait "$1"; code=$?; kill -0 "$1" 2>/dev/null; do :; done
-}
-
 for ((attempt = 0; ; attempt++)); do
   port="${PORT:-$(free_port)}" pids=()
   for ((i = 0; i < count; i++)); do

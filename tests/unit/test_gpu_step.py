@@ -81,6 +81,7 @@ def test_arguments_that_make_no_sense(script, arguments, message, capsys):
 
 def test_a_pytorch_for_cpus_on_a_machine_with_a_gpu_is_refused(script, tmp_path, monkeypatch):
   """It would be timed on the CPU."""
+  pytest.importorskip("torch")
   monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
   arguments = ["--side", "torch", "--phase", "check", "--work", str(tmp_path), "--gpu"]
   with pytest.raises(SystemExit, match="it sees no GPU here, although nvidia-smi lists one"):
@@ -90,6 +91,7 @@ def test_a_pytorch_for_cpus_on_a_machine_with_a_gpu_is_refused(script, tmp_path,
 @pytest.mark.slow
 def test_all_cases_on_the_cpu(tmp_path):
   """Outputs, losses and gradients of both sides are equal; then both are timed."""
+  pytest.importorskip("torch")
   file = tmp_path / "facts.json"
   command = [sys.executable, BENCHMARKS / "gpu_step.py", "--size", "small", "--dtype", "float32"]
   command += ["--runs", "1", "--rounds", "1", "--sides", "jax", "torch", "--json", file]

@@ -54,7 +54,8 @@ trap 'kill -TERM "${pids[@]}"' TERM
 for ((i = 0; i < SLURM_NTASKS; i++)); do SLURM_PROCID=$i SLURM_LOCALID=$i "$@" & pids+=($!); done
 most=0
 for pid in "${pids[@]}"; do
-  while wait "$pid"; code=$?; kill -0 "$pid" 2>/dev/null; do :; done
+  while kill -0 "$pid" 2>/dev/null; do wait "$pid"; done
+  wait "$pid"; code=$?
   [ "$code" -gt "$most" ] && most=$code
 done
 exit "$most"
