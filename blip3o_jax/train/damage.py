@@ -1,6 +1,7 @@
 """Checkpoints that are not what was written: what is damage, and how it is said."""
 
 from collections.abc import Sequence
+import logging
 import sys
 from typing import Any
 
@@ -47,6 +48,11 @@ def quietly(found: Any) -> None:
   """For writes that end after the one that failed: each would print a traceback of its own."""
   if "Event loop is closed" not in str(found.exc_value):
     sys.__unraisablehook__(found)
+
+
+def first(record: logging.LogRecord) -> bool:
+  """Whether an event loop says something else than that a write after the failed one failed too."""
+  return "exception was never retrieved" not in record.getMessage()
 
 
 def text(error: Exception) -> str:

@@ -26,6 +26,7 @@ GRACE = 10.0  # seconds in which a process may meet the error that stopped anoth
 MOST = 2**22  # bytes of a message
 HELLO = {"process", "processes", "who", "facts"}
 SHOWN = 8  # fields that an error names
+_met: list["Partners"] = []  # a process meets its partners once
 
 
 class Missing(Exception):
@@ -110,7 +111,14 @@ def meet(place: Place, facts: Mapping[str, str], wait: float, silent: float) -> 
     lines = _gather(place, dict(facts), wait, silent)
   else:
     lines = {0: _attend(place, dict(facts), wait, silent)}
-  return Partners(place.process, lines, silent)
+  _met.append(Partners(place.process, lines, silent))
+  return _met[-1]
+
+
+def stop(status: int, text: str) -> None:
+  """`Partners.stop` for whoever this process has met; nothing where it is the only one."""
+  for partners in _met:
+    partners.stop(status, text)
 
 
 def differences(facts: Mapping[int, Mapping[str, str]]) -> list[str]:
@@ -316,7 +324,7 @@ class Partners:
     else:
       _tell(self._lines, stopped=dict(status=status, text=text))
       time.sleep(GRACE)  # it may have the same error, and says it better
-      todo = "that error must go first"
+      todo = "that error must go first" if status == 1 else "its log says why"
     line = f"blip3o train: {text}; process {self.process} leaves with exit code {status}: {todo}\n"
     # Not by the logger, whose lock the main thread may hold.
     with contextlib.suppress(OSError):

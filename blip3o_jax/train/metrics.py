@@ -121,8 +121,9 @@ def without_chatter() -> Iterator[None]:
     # Errors too: what fails there is raised, and said in one line.
     return "orbax" not in record.pathname or record.levelno == std_logging.WARNING
 
-  logger = logging.get_absl_logger()
+  logger, loops = logging.get_absl_logger(), std_logging.getLogger("asyncio")
   logger.addFilter(wanted)
+  loops.addFilter(damage.first)
   before, sys.unraisablehook = sys.unraisablehook, damage.quietly
   try:
     yield
@@ -130,6 +131,7 @@ def without_chatter() -> Iterator[None]:
     logger.removeFilter(wanted)
     if sys.exc_info()[0] is None:  # else writes may still end, each with a traceback of its own
       sys.unraisablehook = before
+      loops.removeFilter(damage.first)
 
 
 class Writer:

@@ -14,10 +14,11 @@ import time
 import jax
 
 from blip3o_jax.train import goodput
+from blip3o_jax.train import meeting
 
 EXIT = 76
 WATCHED = ("step", "data")  # what may not last; compiles, saves, evaluation and sampling may
-GRACE = 10.0  # seconds that the other processes have for their stacks, before the first one leaves
+GRACE = 10.0  # seconds that the other processes have for their own stacks, before they are told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +87,10 @@ class Watcher:
     )
     os.write(2, text.encode())
     faulthandler.dump_traceback(2, all_threads=True)
-    if jax.process_count() > 1:  # when process 0 goes, the runtime ends the others at once
-      time.sleep(GRACE * (1 + (jax.process_index() == 0)))
+    if jax.process_count() > 1:
+      time.sleep(GRACE)
+      # Else they would take this one for lost, and leave with that code and without their stacks.
+      meeting.stop(EXIT, f"its watchdog: no step was finished for {idle:.0f} s")
+      if jax.process_index() == 0:  # when it goes, the runtime ends the others at once
+        time.sleep(meeting.GRACE + 2)
     os._exit(EXIT)

@@ -139,6 +139,6 @@ def test_the_command_converts_and_plans_elsewhere(python, tmp_path):
     assert ours.keys() == theirs.keys()
   run(command, "verify", "--help", cwd=tmp_path)
   small = ROOT / "configs" / "shapes_objective_smoke.py"
-  assert "model operations" in run(
+  assert "a sample by formula" in run(
     command, "plan", f"--config={small}", "--topology=here", cwd=tmp_path
   )
