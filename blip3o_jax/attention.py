@@ -13,9 +13,11 @@ import jax.numpy as jnp
 
 from blip3o_jax import sharding
 
-Impl = Literal["auto", "xla", "cudnn", "splash"]
+Impl = Literal["auto", "xla", "columns", "cudnn", "splash"]
 Segments = jax.Array | tuple[jax.Array, jax.Array]
 Offset = int | jax.Array | None
+LANES = 128  # of a TPU's registers, and rows and columns of its matrix units
+LOWEST = -0.7 * float(jnp.finfo(jnp.float32).max)  # a logit not seen: finite, or rows become NaN
 
 
 def attention(
@@ -40,7 +42,8 @@ def attention(
     offset: int or int[] scalar; default S - T, the queries are the last positions.
     scale: of the logits; default H ** -0.5.
     impl: "auto" picks by platform, dtype and shape, and logs it; a named kernel that cannot run
-      raises. The platform is that of the mesh in context, else of this process.
+      raises. The platform is that of the mesh in context, else of this process. "xla" and
+      "columns" run anywhere; the second is laid out for TPUs.
 
   Returns:
     float[B, T, N, H] in the dtype of q. Logits and softmax are float32.
@@ -53,17 +56,61 @@ def attention(
     raise ValueError(f"{q.shape[2]} query heads are not a multiple of {k.shape[2]} kv heads")
   scale = q.shape[-1] ** -0.5 if scale is None else scale
   chosen = _choose(q, k, segments, causal, offset) if impl == "auto" else impl
-  if chosen not in ("xla", "cudnn", "splash"):
-    raise ValueError(f"attention impl {impl!r}: expected auto, xla, cudnn or splash")
+  if chosen not in ("xla", "columns", "cudnn", "splash"):
+    raise ValueError(f"attention impl {impl!r}: expected auto, xla, columns, cudnn or splash")
   if impl != "auto" and (reason := _cannot_run(chosen, q, k, segments, causal, offset)):
     raise ValueError(f"attention impl {impl!r} cannot run: {reason}")
   if chosen == "splash":
     return _splash(q, k, v, segments, causal, scale)
   inside = chosen == "cudnn" and _is_diagonal(q, k, causal, offset)
   mask = _mask(q.shape[1], k.shape[1], segments, causal and not inside, offset)
+  if chosen == "columns":
+    return _columns(q, k, v, mask, scale)
   return jax.nn.dot_product_attention(
     q, k, v, mask=mask, scale=scale, is_causal=inside, implementation=chosen
   )
+
+
+def _columns(
+  q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, scale: float
+) -> jax.Array:
+  """All [T, S] at once, as "xla", in the layout that a TPU fills.
+
+  The queries that share a key's head stand side by side, so their number times T fills lanes and
+  the softmax goes down the keys. Two heads of half the lanes become one: of each query only its
+  own half is not zero, so the other half's product is. What is divided by the sum of the weights
+  is the result, so both passes go over the logits once less.
+  """
+  rows, t, n, head = q.shape
+  kv = k.shape[2]
+  paired = 2 * head == LANES and n == kv and _whole_pairs(kv)
+  if paired:
+    first = jnp.arange(LANES) < head
+    q, k, v = (x.reshape(rows, -1, kv // 2, LANES) for x in (q, k, v))
+    columns = jnp.concatenate([jnp.where(first, q, 0), jnp.where(first, 0, q)], 1)
+  else:
+    grouped = q.reshape(rows, t, kv, n // kv, head)
+    columns = grouped.swapaxes(2, 3).reshape(rows, t * (n // kv), kv, head)
+  logits = jnp.einsum("bskh,bckh->bksc", k, columns, preferred_element_type=jnp.float32) * scale
+  if mask is not None:
+    seen = mask.swapaxes(2, 3)  # [B or 1, 1, S, T]
+    seen = jnp.tile(seen, 2) if paired else jnp.repeat(seen, n // kv, 3)
+    logits = jnp.where(seen, logits, LOWEST)
+  weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(2, keepdims=True)))
+  mixed = jnp.einsum(
+    "bksc,bskh->bckh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+  )
+  mixed = (mixed / weights.sum(2).swapaxes(1, 2)[..., None]).astype(q.dtype)
+  if paired:
+    return jnp.where(first, mixed[:, :t], mixed[:, t:]).reshape(rows, t, n, head)
+  return mixed.reshape(rows, t, n // kv, kv, head).swapaxes(2, 3).reshape(rows, t, n, head)
+
+
+def _whole_pairs(heads: int) -> bool:
+  """Whether no pair of neighbouring heads is split over the mesh."""
+  mesh = jax.sharding.get_abstract_mesh()
+  ways = 1 if mesh.empty else sharding.ways(mesh, sharding.RULES["heads"])
+  return heads % (2 * ways) == 0
 
 
 def _mask(
@@ -97,10 +144,13 @@ def _choose(
   Below a length the logits of all heads are small, and a kernel's own blocks are larger than the
   arrays: 1024 queries for splash, as the TPU compiler counts; 128 for cuDNN, which is not measured.
   """
-  kernels: dict[str, tuple[Impl, int]] = {"tpu": ("splash", 1024), "gpu": ("cudnn", 128)}
-  kernel, pays = kernels.get(sharding.platform(), ("xla", 0))
+  kernels: dict[str, tuple[Impl, int, Impl]] = {
+    "tpu": ("splash", 1024, "columns"),
+    "gpu": ("cudnn", 128, "xla"),
+  }
+  kernel, pays, short = kernels.get(sharding.platform(), ("xla", 0, "xla"))
   long = min(q.shape[1], k.shape[1]) >= pays
-  out = kernel if long and not _cannot_run(kernel, q, k, segments, causal, offset) else "xla"
+  out = kernel if long and not _cannot_run(kernel, q, k, segments, causal, offset) else short
   _log_choice(out, q.shape, k.shape)
   return out
 

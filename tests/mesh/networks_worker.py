@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from blip3o_jax import layers
 from blip3o_jax import quantized
 from blip3o_jax import sharding
 from blip3o_jax import trees
+from blip3o_jax.attention import attention
 from blip3o_jax.miniature import sizes
 from blip3o_jax.models import autoencoder
 from blip3o_jax.models import decoder_lm
@@ -56,6 +58,21 @@ def both_ways(m: autoencoder.Autoencoder, x: jax.Array) -> jax.Array:
   return m.decode(m.encode(x)[0])
 
 
+class Mixer(nnx.Module):
+  """The attention that TPUs take, with pairs of heads (4 of 64), single heads (2) and groups."""
+
+  def __init__(self, rngs: nnx.Rngs):
+    axes = ("embed", "heads")
+    self.q, self.k, self.v = (layers.linear(32, 256, axes, rngs=rngs) for _ in range(3))
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    q, k, v = (layers.split_heads(each(x), 4) for each in (self.q, self.k, self.v))
+    heads = ((4, 4), (2, 2), (4, 2))
+    return jnp.concatenate(
+      [attention(q[:, :, :n], k[:, :, :m], v[:, :, :m], impl="columns") for n, m in heads], 2
+    )
+
+
 CASES: dict[str, tuple[Callable[[nnx.Rngs], nnx.Module], Callable[..., jax.Array], jax.Array]] = {
   "decoder_lm": (
     lambda r: decoder_lm.DecoderLM(SIZES.backbone, rngs=r),
@@ -78,6 +95,7 @@ CASES: dict[str, tuple[Callable[[nnx.Rngs], nnx.Module], Callable[..., jax.Array
     lambda m, x: m(x),
     draw(3, 64, 64, 3),
   ),
+  "attention": (Mixer, lambda m, x: m(x), draw(6, 24, 32)),
   "unet": (lambda r: unet.UNet(PIXELS.unet, rngs=r), decode, draw(4, 8, 8, 8)),
   "autoencoder": (
     lambda r: autoencoder.Autoencoder(PIXELS.autoencoder, rngs=r),

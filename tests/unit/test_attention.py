@@ -54,11 +54,13 @@ CROSS = (ids([1, 1, 1, 1], [1, 1, 2, 2]), ids([0, 0, 1, 1, 1, 1], [1, 2, 2, 2, 1
   ],
 )
 @pytest.mark.parametrize("jitted", [False, True])
-def test_xla_equals_numpy(t, s, heads, kv_heads, options, jitted):
-  q, k, v = draw(t, s, heads, kv_heads)
+@pytest.mark.parametrize(("impl", "h"), [("xla", 8), ("columns", 8), ("columns", 64)])
+def test_it_equals_numpy(t, s, heads, kv_heads, options, jitted, impl, h):
+  """Heads of 64 go in pairs through "columns" where each has keys of its own."""
+  q, k, v = draw(t, s, heads, kv_heads, h)
 
   def run(q, k, v):
-    return attention(q, k, v, impl="xla", **options)
+    return attention(q, k, v, impl=impl, **options)
 
   found = (jax.jit(run) if jitted else run)(q, k, v)
   segments = options.get("segments")
@@ -75,6 +77,33 @@ def test_a_traced_offset_moves_the_diagonal():
     np.testing.assert_allclose(run(jnp.int32(offset)), expected, atol=2e-6)
 
 
+@pytest.mark.parametrize(("heads", "kv_heads", "h"), [(4, 4, 64), (3, 3, 64), (6, 2, 8)])
+def test_columns_have_the_gradient_of_xla(heads, kv_heads, h):
+  q, k, v = draw(6, 6, heads, kv_heads, h)
+
+  def loss(impl):
+    return lambda *qkv: jnp.sum(jnp.sin(attention(*qkv, segments=SELF, causal=True, impl=impl)))
+
+  found, expected = (jax.grad(loss(impl), (0, 1, 2))(q, k, v) for impl in ("columns", "xla"))
+  for a, b in zip(found, expected, strict=True):
+    np.testing.assert_allclose(a, b, atol=2e-6)
+
+
+def test_heads_of_64_go_in_pairs_that_the_mesh_does_not_split():
+  """By the matmuls of the traced program: a pair has 128 channels, a head alone 64."""
+  q = jax.ShapeDtypeStruct((2, 6, 6, 64), jnp.float32)
+
+  def width(ways):
+    sizes = dict.fromkeys(sharding.MESH_AXES, 1) | {"tensor": ways}
+    mesh = jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))
+    with jax.sharding.use_abstract_mesh(mesh):
+      out = jax.make_jaxpr(lambda q: attention(q, q, q, impl="columns"))(q)
+    (first, _) = [line for line in out.eqns if line.primitive.name == "dot_general"]
+    return first.invars[0].aval.shape[-1]
+
+  assert (width(1), width(3), width(2)) == (128, 128, 64)
+
+
 def test_what_is_not_seen_has_no_weight():
   q, k, v = draw(6, 6, 2, 2)
   other = jnp.where((SELF == 1)[..., None, None], v, 1e4)
@@ -83,9 +112,10 @@ def test_what_is_not_seen_has_no_weight():
   np.testing.assert_array_equal(np.asarray(a)[inside], np.asarray(b)[inside])
 
 
-def test_softmax_is_float32_in_bfloat16():
+@pytest.mark.parametrize("impl", ["xla", "columns"])
+def test_softmax_is_float32_in_bfloat16(impl):
   q, k, v = draw(64, 64, 2, 2, dtype=jnp.bfloat16)
-  found = attention(q, k, v, impl="xla")
+  found = attention(q, k, v, impl=impl)
   assert found.dtype == jnp.bfloat16
   # One rounding of the weights and one of the result: 2**-8 relative each, of values below 1.
   np.testing.assert_allclose(np.float32(found), reference(q, k, v), atol=2**-7)
@@ -165,7 +195,7 @@ def test_a_kernel_of_another_platform_is_refused(monkeypatch):
 
 def test_an_unknown_kernel_is_refused():
   q, k, v = draw(8, 8, 2, 2)
-  with pytest.raises(ValueError, match="impl 'flash': expected auto, xla, cudnn or splash"):
+  with pytest.raises(ValueError, match="impl 'flash': expected auto, xla, columns, cudnn or"):
     attention(q, k, v, impl="flash")
 
 
@@ -222,9 +252,9 @@ def test_heads_that_do_not_divide():
   [
     ("cpu", 1024, jnp.bfloat16, 64, False, "xla"),
     ("tpu", 1024, jnp.bfloat16, 64, True, "splash"),
-    ("tpu", 64, jnp.bfloat16, 64, False, "xla"),  # the DiT: splash refuses
-    ("tpu", 512, jnp.bfloat16, 64, False, "xla"),  # runs, but does not pay
-    ("tpu", 1100, jnp.bfloat16, 64, False, "xla"),
+    ("tpu", 64, jnp.bfloat16, 64, False, "columns"),  # the DiT: splash refuses
+    ("tpu", 512, jnp.bfloat16, 64, False, "columns"),  # runs, but does not pay
+    ("tpu", 1100, jnp.bfloat16, 64, False, "columns"),
     ("gpu", 64, jnp.bfloat16, 64, False, "xla"),  # the DiT: too short to pay
     ("gpu", 160, jnp.bfloat16, 64, True, "cudnn"),
     ("gpu", 256, jnp.float32, 64, False, "xla"),
