@@ -23,7 +23,7 @@ import simulated
 from blip3o_jax.train import checkpoint
 from blip3o_jax.train import meeting
 
-BATCH, LONG = 8, 100
+BATCH, LONG = 8, 50
 ONE = dict(replica=1, fsdp=1, tensor=1)
 TWO = dict(replica=2, fsdp=1, tensor=1)
 FOUR = dict(replica=1, fsdp=2, tensor=2)  # both lie across processes of one device
@@ -59,7 +59,7 @@ class Runs:
       "--config.log.every=1",
       "--config.log.tensorboard=False",
       "--config.log.record_ids=True",
-      "--config.checkpoint.every_steps=10",
+      "--config.checkpoint.every_steps=5",
       "--config.checkpoint.keep=1",
       "--config.optimizer.schedule=constant",
       "--config.optimizer.warmup_steps=0",
@@ -141,12 +141,12 @@ def runs(tmp_path_factory: Any) -> Any:
 
     parts = begin("parts", TWO, LONG, processes=2)
     whole = begin("two", TWO, LONG, devices=2)
-    saved(parts, start.folder / "parts", 10)
+    saved(parts, start.folder / "parts", 5)
     killed(parts, 1)
     first = checkpoint.steps(start.folder / "parts")[-1]
-    assert 10 <= first < LONG
+    assert 5 <= first < LONG
     parts = begin("parts", TWO, LONG, processes=2)
-    saved(parts, start.folder / "parts", first + 10)
+    saved(parts, start.folder / "parts", first + 5)
     step = asked_to_leave(parts, 1)
     assert first < step < LONG
     assert checkpoint.steps(start.folder / "parts")[-1] == step
