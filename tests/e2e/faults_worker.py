@@ -17,11 +17,13 @@ def fill(workdir: str, saved: int) -> None:
   resource.setrlimit(resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
 
 
-def main(workdir: str, weights: str, steps: int, saved: int) -> int:
-  """Saves at every step; with `saved` the disk is full after so many of them."""
+def main(workdir: str, weights: str, steps: int, saved: int, every: int) -> int:
+  """Saves every so many steps (0: at the end); the disk is full after `saved` saves (0: never)."""
   if saved:
     threading.Thread(target=fill, args=(workdir, saved), daemon=True).start()
-  fields = dict(steps=steps, checkpoint=dict(every_steps=1), log=dict(every=1, tensorboard=False))
+  fields = dict(
+    steps=steps, checkpoint=dict(every_steps=every), log=dict(every=1, tensorboard=False)
+  )
   try:
     done = runs._run(workdir, weights, **fields)
   except (ValueError, OSError) as error:
@@ -32,4 +34,4 @@ def main(workdir: str, weights: str, steps: int, saved: int) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
+  sys.exit(main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])))

@@ -1,5 +1,6 @@
 """Faults, caused: kill -9 while a run saves, changed bytes, a full disk, a step given up."""
 
+from collections.abc import Callable
 import json
 import os
 from pathlib import Path
@@ -26,10 +27,13 @@ def weights(tmp_path_factory: Any) -> str:
   return toy.released(tmp_path_factory.mktemp("weights"), runs.CFG, "encoder")
 
 
-def start(workdir: Path, weights: str, steps: int, saved: int = 0) -> subprocess.Popen[str]:
+def start(
+  workdir: Path, weights: str, steps: int, saved: int = 0, every: int = 1
+) -> subprocess.Popen[str]:
   paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests/e2e")))
+  worker, numbers = ROOT / "tests/e2e/faults_worker.py", map(str, (steps, saved, every))
   return subprocess.Popen(
-    [sys.executable, ROOT / "tests/e2e/faults_worker.py", workdir, weights, str(steps), str(saved)],
+    [sys.executable, worker, workdir, weights, *numbers],
     env=os.environ | {"PYTHONPATH": paths, "JAX_PLATFORMS": "cpu"},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
@@ -103,6 +107,29 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, weights):
   said, error = process.communicate(timeout=300)
   assert process.returncode == 0, error[-2000:]
   assert f"began at {max(kept)}" in said
+
+
+def test_more_sigterms_do_not_stop_the_save_of_the_first(tmp_path, weights):
+  process = start(tmp_path, weights, 10**7, every=0)
+
+  def wait(true: Callable[[], Any]) -> None:
+    until = time.monotonic() + 300
+    while not true():
+      assert process.poll() is None, process.communicate()[1][-2000:]
+      assert time.monotonic() < until
+      time.sleep(0.001)
+
+  wait(lambda: (tmp_path / "metrics.jsonl").exists() and losses(tmp_path))
+  process.send_signal(signal.SIGTERM)
+  wait(lambda: list((tmp_path / "checkpoints").glob("*tmp*")))
+  for _ in range(3):
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.002)
+  said, error = process.communicate(timeout=300)
+  assert process.returncode == 0, error[-2000:]
+  (step,) = checkpoint.steps(tmp_path)
+  assert said.startswith(f"finished at {step}, began at 0")
+  checkpoint.read_record(tmp_path, step)
 
 
 def test_going_back_keeps_what_is_given_up(tmp_path, weights, caplog):

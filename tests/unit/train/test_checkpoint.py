@@ -197,6 +197,35 @@ print("done", flush=True)
 """
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_flipped_bit_is_noticed_or_changes_nothing(tmp_path):
+  """76 bits anywhere in the files, one at a time; of the size nothing changes."""
+  state, rng = _state(3, ema=True), np.random.default_rng(76)
+  _save(tmp_path, state)
+  record, position = checkpoint.read_record(tmp_path), checkpoint.read_position(tmp_path)
+  files = sorted(p for p in (tmp_path / "checkpoints" / "3").rglob("*") if p.is_file())
+  sizes = np.asarray([p.stat().st_size for p in files])
+  noticed = 0
+  for place in rng.integers(8 * sizes.sum(), size=76):
+    index = int(np.searchsorted(np.cumsum(8 * sizes), place, "right"))
+    whole = files[index].read_bytes()
+    at = int(place - 8 * sizes[:index].sum())
+    changed = bytearray(whole)
+    changed[at // 8] ^= 1 << at % 8
+    files[index].write_bytes(changed)
+    try:
+      assert checkpoint.read_record(tmp_path) == record
+      assert checkpoint.read_position(tmp_path) == position
+      _equal(checkpoint.restore_state(tmp_path, 3, _abstract(ema=True), _mesh()), state)
+    except (checkpoint.DamagedError, ValueError) as error:
+      assert "3" in str(error)
+      assert "damaged" in str(error) or "format_version" in str(error), files[index]
+      noticed += 1
+    files[index].write_bytes(whole)
+  print(f"{noticed} of 76 noticed, the others changed nothing")
+  assert noticed > 38
+
+
 def test_kill_during_a_save_leaves_the_last_good_one(tmp_path):
   root = pathlib.Path(__file__).parents[3]
   env = os.environ | {"PYTHONPATH": f"{root}:{pathlib.Path(__file__).parent}"}
