@@ -205,7 +205,7 @@ def test_a_flipped_bit_is_noticed_or_changes_nothing(tmp_path):
   record, position = checkpoint.read_record(tmp_path), checkpoint.read_position(tmp_path)
   files = sorted(p for p in (tmp_path / "checkpoints" / "3").rglob("*") if p.is_file())
   sizes = np.asarray([p.stat().st_size for p in files])
-  noticed = 0
+  said = []
   for place in rng.integers(8 * sizes.sum(), size=76):
     index = int(np.searchsorted(np.cumsum(8 * sizes), place, "right"))
     whole = files[index].read_bytes()
@@ -217,13 +217,14 @@ def test_a_flipped_bit_is_noticed_or_changes_nothing(tmp_path):
       assert checkpoint.read_record(tmp_path) == record
       assert checkpoint.read_position(tmp_path) == position
       _equal(checkpoint.restore_state(tmp_path, 3, _abstract(ema=True), _mesh()), state)
-    except (checkpoint.DamagedError, ValueError) as error:
-      assert "3" in str(error)
-      assert "damaged" in str(error) or "format_version" in str(error), files[index]
-      noticed += 1
+    except ValueError as error:
+      said.append(str(error))
     files[index].write_bytes(whole)
-  print(f"{noticed} of 76 noticed, the others changed nothing")
-  assert noticed > 38
+  # 49 when this was written; the rest lie where nothing reads.
+  assert len(said) > 38
+  path = str(tmp_path / "checkpoints" / "3")
+  assert [x for x in said if path not in x] == []
+  assert [x for x in said if "is damaged" not in x and "format_version" not in x] == []
 
 
 def test_kill_during_a_save_leaves_the_last_good_one(tmp_path):
