@@ -57,9 +57,10 @@ class Instruction:
 
   @property
   def cycles(self) -> int:
-    """The compiler's estimate for one run; 0 where it gives none."""
+    """The compiler's estimate for one run; 0 where it gives none, for which it also writes 2^63."""
     found = _CYCLES.search(self.rest)
-    return int(found[1]) if found else 0
+    cycles = int(found[1]) if found else 0
+    return cycles if cycles < 2**62 else 0
 
   @property
   def called(self) -> list[str]:

@@ -1,7 +1,8 @@
 """What a compiled program sends to other devices, over which wires, and what of it is waited for.
 
 A transfer whose start and end stand apart in the text runs beside what stands between them: async
-pairs, the fusions of TPUs that carry a gather along, and the send/recv pairs by which slices talk.
+pairs, calls to the cores of a TPU7x that move data, the fusions of TPUs that carry a gather along,
+and the send/recv pairs by which slices talk.
 """
 
 from collections import Counter
@@ -12,6 +13,8 @@ import itertools
 import math
 import re
 from typing import Any
+
+import numpy as np
 
 from blip3o_jax import chips
 from blip3o_jax.plan.program import Computation
@@ -94,7 +97,9 @@ def _of_line(program: Program, home: Computation, line: Instruction) -> list[Eve
     return [*passing, started, *wait]
   if line.op == "async-done" or (line.op == "async-update" and line.operands):
     return [Event(key=_origin(home, line), done=line.op == "async-done")]
-  if line.op in ("fusion", "async-start"):
+  if line.op == "call-done":
+    return [Event(key=line.operands[0], done=True)]
+  if line.op in ("fusion", "async-start", "call-start"):
     return [*_carried(program, line), *passing]
   return passing
 
@@ -117,7 +122,7 @@ def _carried(program: Program, line: Instruction) -> list[Event]:
         continue
       channel = re.search(r"channel_id=(\d+)", each.rest)
       key = f"channel {channel[1]}" if channel else each.name
-      if line.op == "async-start":
+      if line.op in ("async-start", "call-start"):
         out.append(Event(key=line.name, start=_transfer(each, each.op)))
       elif starts:
         out.append(Event(key=key, start=_transfer(each, each.op)))
@@ -153,15 +158,22 @@ def group(text: str) -> tuple[int, ...]:
     first = list(itertools.islice(places, shape[-1]))
     steps = [math.prod(sizes[d + 1 :]) for d in order]
     return tuple(sum(i * s for i, s in zip(at, steps, strict=True)) for at in first)
-  if found := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", text):
+  listed = r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?"
+  if found := re.search(rf"replica_groups=mesh\[([^\]]*)\]{listed}\s*\{{([^}}]*)\}}", text):
     axes = re.findall(r"'(\w+)'=(\d+)", found[1])
-    sizes, over = [int(n) for _, n in axes], set(re.findall(r"'(\w+)'", found[2]))
+    sizes, over = [int(n) for _, n in axes], set(re.findall(r"'(\w+)'", found[4]))
     ranges = [
       range(n) if name in over else range(1) for (name, _), n in zip(axes, sizes, strict=True)
     ]
     steps = [math.prod(sizes[d + 1 :]) for d in range(len(sizes))]
     every = itertools.product(*ranges)
-    return tuple(sum(i * s for i, s in zip(at, steps, strict=True)) for at in every)
+    places = [sum(i * s for i, s in zip(at, steps, strict=True)) for at in every]
+    if found[2]:
+      shape = [int(i) for i in found[2].split(",")]
+      order = [int(i) for i in found[3].split(",")] if found[3] else range(len(shape))
+      devices = np.arange(math.prod(shape)).reshape(shape).transpose(tuple(order)).ravel()
+      return tuple(int(devices[i]) for i in places)
+    return tuple(places)
   return ()
 
 

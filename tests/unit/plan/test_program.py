@@ -81,6 +81,9 @@ def test_time(read):
     ("replica_groups=[4,2]<=[2,4]T(1,0), x", (0, 4)),
     ("replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0'}, x", (0, 2, 4, 6)),
     ("replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_1'}, x", (0, 1)),
+    ("replica_groups=mesh['a'=1,'b'=2,'c'=3], device_ids=([3,2]T(1,0)) {'b'}, x", (0, 1)),
+    ("replica_groups=mesh['a'=1,'b'=2,'c'=3], device_ids=([3,2]T(1,0)) {'c'}, x", (0, 2, 4)),
+    ("replica_groups=mesh['a'=2,'b'=3], device_ids=([6]) {'b'}, x", (0, 1, 2)),
     ("replica_groups={}, x", ()),
   ],
 )
@@ -150,6 +153,29 @@ def test_a_pair_hides_behind_what_stands_between(cycles, hidden):
   assert wires.totals(read) == {"collective-permute:f32": {"count": 5, "bytes": 5 * 32}}
   assert time.wires == pytest.approx(5 * 32 / 50e9)
   assert time.exposed == pytest.approx(5 * (32 / 50e9 - hidden), abs=1e-15)
+
+
+def test_calls_to_the_cores_that_move_data_are_transfers():
+  """The compiler knows no cycles of theirs and writes 2^63 - 1; they run beside the others."""
+  pairs = "source_target_pairs={{0,1},{1,0}}"
+  text = LOOP.replace("collective-permute-done(%go)", "call-done(%go)").replace(
+    "collective-permute-start(%x), PAIRS",
+    'call-start(%x), async_execution_thread="sparsecore", to_apply=%moved',
+  )
+  text = text.replace("BACKEND", 'backend_config={"estimated_cycles":"2"}').replace(
+    "%inner (a",
+    "%moved (m: f32[8]) -> f32[8] {\n  %m = f32[8]{0} parameter(0)\n"
+    f"  ROOT %n = f32[8]{{0}} collective-permute(%m), {pairs}, "
+    'backend_config={"estimated_cycles":"9223372036854775807"}\n}\n\n%inner (a',
+  )
+  read = program.Program(text)
+  both = wires.Wires(chips.CHIPS["v5e"], slices((2, 1), 1))
+  time = wires.timeline(read, both, 1e-10)
+  assert read.cycles == 5 * 2
+  assert wires.totals(read) == {"collective-permute:f32": {"count": 5, "bytes": 5 * 32}}
+  assert time.exposed == pytest.approx(5 * (32 / 50e9 - 2e-10), abs=1e-15)
+  line = program.Program(LOOP.replace("BACKEND", '"estimated_cycles":"9223372036854775807"'))
+  assert line.cycles == 0
 
 
 def test_operations_of_programs_compiled_here():
