@@ -7,6 +7,7 @@ import functools
 from typing import Literal
 
 from absl import logging
+import einops
 import jax
 from jax.extend import backend as backends
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from blip3o_jax import sharding
 Impl = Literal["auto", "xla", "columns", "cudnn", "splash"]
 Segments = jax.Array | tuple[jax.Array, jax.Array]
 Offset = int | jax.Array | None
-LANES = 128  # of a TPU's registers, and rows and columns of its matrix units
+LANES, ROWS = 128, 8  # of a TPU's registers; its matrix units are a square of the first
 LOWEST = -0.7 * float(jnp.finfo(jnp.float32).max)  # a logit not seen: finite, or rows become NaN
 
 
@@ -83,27 +84,34 @@ def _columns(
   """
   rows, t, n, head = q.shape
   kv = k.shape[2]
-  paired = 2 * head == LANES and n == kv and _whole_pairs(kv)
-  if paired:
+  if 2 * head == LANES and n == kv and _whole_pairs(kv):
     first = jnp.arange(LANES) < head
     q, k, v = (x.reshape(rows, -1, kv // 2, LANES) for x in (q, k, v))
-    columns = jnp.concatenate([jnp.where(first, q, 0), jnp.where(first, 0, q)], 1)
-  else:
-    grouped = q.reshape(rows, t, kv, n // kv, head)
-    columns = grouped.swapaxes(2, 3).reshape(rows, t * (n // kv), kv, head)
+    both = jnp.concatenate([jnp.where(first, q, 0), jnp.where(first, 0, q)], 1)
+    mixed = _attend(both, k, v, None if mask is None else jnp.tile(mask, (1, 1, 2, 1)), scale)
+    return jnp.where(first, mixed[:, :t], mixed[:, t:]).reshape(rows, t, n, head)
+  # Groups of whole tiles stay behind the tokens, as they lie; others would be padded there.
+  tiled = n // kv % ROWS == 0
+  order = "b (t g) k h" if tiled else "b (g t) k h"
+  columns = einops.rearrange(q, f"b t (k g) h -> {order}", k=kv)
+  if mask is not None:
+    mask = jnp.repeat(mask, n // kv, 2) if tiled else jnp.tile(mask, (1, 1, n // kv, 1))
+  mixed = _attend(columns, k, v, mask, scale)
+  return einops.rearrange(mixed, f"{order} -> b t (k g) h", t=t)
+
+
+def _attend(
+  columns: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, scale: float
+) -> jax.Array:
+  """float[B, C, K, H] of queries [B, C, K, H] that each see their own head of [B, S, K, H]."""
   logits = jnp.einsum("bskh,bckh->bksc", k, columns, preferred_element_type=jnp.float32) * scale
   if mask is not None:
-    seen = mask.swapaxes(2, 3)  # [B or 1, 1, S, T]
-    seen = jnp.tile(seen, 2) if paired else jnp.repeat(seen, n // kv, 3)
-    logits = jnp.where(seen, logits, LOWEST)
+    logits = jnp.where(mask.swapaxes(2, 3), logits, LOWEST)
   weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(2, keepdims=True)))
   mixed = jnp.einsum(
     "bksc,bskh->bckh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
   )
-  mixed = (mixed / weights.sum(2).swapaxes(1, 2)[..., None]).astype(q.dtype)
-  if paired:
-    return jnp.where(first, mixed[:, :t], mixed[:, t:]).reshape(rows, t, n, head)
-  return mixed.reshape(rows, t, n // kv, kv, head).swapaxes(2, 3).reshape(rows, t, n, head)
+  return (mixed / weights.sum(2).swapaxes(1, 2)[..., None]).astype(columns.dtype)
 
 
 def _whole_pairs(heads: int) -> bool:

@@ -25,6 +25,7 @@ from blip3o_jax.remat import KEPT
 from blip3o_jax.remat import SLICED
 from blip3o_jax.remat import Remat
 from blip3o_jax.remat import rematerialised
+from blip3o_jax.remat import stored_gradient
 from blip3o_jax.sharding import constrain
 
 M = TypeVar("M", bound=nnx.Module)
@@ -279,9 +280,12 @@ class GatedMlp(nnx.Module):
     self.gate_proj = make(dim, mlp_dim, ("embed", "mlp"), **up)
     self.up_proj = make(dim, mlp_dim, ("embed", "mlp"), **up)
     self.down_proj = make(mlp_dim, dim, ("mlp", "embed"), **up)
+    # Not for layers that quantise the gradient: what they multiply is stored then.
+    self.stored = True
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    return self.down_proj(gated(self.gate_proj(x), self.up_proj(x)))
+    both = (self.gate_proj(x), self.up_proj(x))
+    return self.down_proj(gated(*(stored_gradient(both) if self.stored else both)))
 
 
 @jax.custom_vjp
@@ -299,9 +303,8 @@ def _gated_forward(gate: jax.Array, up: jax.Array) -> tuple[jax.Array, tuple[jax
 
 
 def _gated_backward(kept: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
-  # Stored once: XLA would compute them inside each of the matmuls that read them, for every tile.
   slope, value = kept
-  return jax.lax.optimization_barrier((g * slope, g * value))
+  return g * slope, g * value
 
 
 gated.defvjp(_gated_forward, _gated_backward)

@@ -166,6 +166,8 @@ class Layer(nnx.Module):
     self.mlp = GatedMlp(
       cfg.dim, cfg.mlp_dim, bias=False, dtype=cfg.dtype, init=_init(cfg), make=make, rngs=rngs
     )
+    self.mlp.stored = cfg.quantize != "int8_backward"
+    self.quantised = cfg.quantize != "none"
 
   def project(self, x: jax.Array, angles: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The first half: q, k, v of the normed input."""
@@ -174,8 +176,10 @@ class Layer(nnx.Module):
   def finish(self, x: jax.Array, mixed: jax.Array) -> jax.Array:
     """The second half: residual of float[B, T, D] with attention's [B, T, N, H], then the MLP."""
     x = x + self.self_attn.o_proj(stored_gradient(merge_heads(mixed)))
-    # Stored once: XLA would norm again inside the gate's matmul, for every tile.
-    normed = jax.lax.optimization_barrier(self.post_attention_layernorm(x))
+    normed = self.post_attention_layernorm(x)
+    if not self.quantised:
+      # Stored once: XLA would norm again inside the gate's matmul, for every tile.
+      normed = jax.lax.optimization_barrier(normed)
     return constrain_tokens(x + self.mlp(normed))
 
 

@@ -46,6 +46,7 @@ CROSS = (ids([1, 1, 1, 1], [1, 1, 2, 2]), ids([0, 0, 1, 1, 1, 1], [1, 2, 2, 2, 1
   [
     (6, 6, 2, 2, {}),
     (6, 6, 6, 2, dict(scale=0.3)),
+    (6, 6, 16, 2, dict(segments=SELF, causal=True)),
     (6, 6, 4, 1, dict(segments=SELF)),
     (6, 6, 4, 2, dict(segments=SELF, causal=True)),
     (4, 6, 4, 2, dict(segments=CROSS)),
@@ -77,7 +78,7 @@ def test_a_traced_offset_moves_the_diagonal():
     np.testing.assert_allclose(run(jnp.int32(offset)), expected, atol=2e-6)
 
 
-@pytest.mark.parametrize(("heads", "kv_heads", "h"), [(4, 4, 64), (3, 3, 64), (6, 2, 8)])
+@pytest.mark.parametrize(("heads", "kv_heads", "h"), [(4, 4, 64), (3, 3, 64), (6, 2, 8), (8, 1, 8)])
 def test_columns_have_the_gradient_of_xla(heads, kv_heads, h):
   q, k, v = draw(6, 6, heads, kv_heads, h)
 
