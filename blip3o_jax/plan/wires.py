@@ -167,13 +167,13 @@ def group(text: str) -> tuple[int, ...]:
     ]
     steps = [math.prod(sizes[d + 1 :]) for d in range(len(sizes))]
     every = itertools.product(*ranges)
-    places = [sum(i * s for i, s in zip(at, steps, strict=True)) for at in every]
-    if found[2]:
-      shape = [int(i) for i in found[2].split(",")]
-      order = [int(i) for i in found[3].split(",")] if found[3] else range(len(shape))
-      devices = np.arange(math.prod(shape)).reshape(shape).transpose(tuple(order)).ravel()
-      return tuple(int(devices[i]) for i in places)
-    return tuple(places)
+    members = tuple(sum(i * s for i, s in zip(at, steps, strict=True)) for at in every)
+    if not found[2]:
+      return members
+    shape = [int(i) for i in found[2].split(",")]
+    turned = [int(i) for i in found[3].split(",")] if found[3] else list(range(len(shape)))
+    devices = np.arange(math.prod(shape)).reshape(shape).transpose(turned).ravel()
+    return tuple(int(devices[i]) for i in members)
   return ()
 
 
