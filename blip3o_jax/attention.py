@@ -84,7 +84,7 @@ def _columns(
   """
   rows, t, n, head = q.shape
   kv = k.shape[2]
-  if 2 * head == LANES and n == kv and _whole_pairs(kv):
+  if _in_pairs(q, k):
     first = jnp.arange(LANES) < head
     q, k, v = (x.reshape(rows, -1, kv // 2, LANES) for x in (q, k, v))
     both = jnp.concatenate([jnp.where(first, q, 0), jnp.where(first, 0, q)], 1)
@@ -114,11 +114,17 @@ def _attend(
   return (mixed / weights.sum(2).swapaxes(1, 2)[..., None]).astype(columns.dtype)
 
 
-def _whole_pairs(heads: int) -> bool:
-  """Whether no pair of neighbouring heads is split over the mesh."""
-  mesh = jax.sharding.get_abstract_mesh()
+def _in_pairs(q: jax.Array, k: jax.Array) -> bool:
+  """Whether "columns" makes one of two heads: of half the lanes, none split over the mesh."""
+  (heads, head), mesh = k.shape[2:], jax.sharding.get_abstract_mesh()
   ways = 1 if mesh.empty else sharding.ways(mesh, sharding.RULES["heads"])
-  return heads % (2 * ways) == 0
+  return 2 * head == LANES and q.shape[2] == heads and heads % (2 * ways) == 0
+
+
+def _fills_lanes(q: jax.Array, k: jax.Array) -> bool:
+  """Whether "columns" has enough queries for a head of the keys; in decoding it has not."""
+  side_by_side = 2 if _in_pairs(q, k) else q.shape[2] // k.shape[2]
+  return q.shape[1] * side_by_side >= LANES
 
 
 def _mask(
@@ -152,13 +158,13 @@ def _choose(
   Below a length the logits of all heads are small, and a kernel's own blocks are larger than the
   arrays: 1024 queries for splash, as the TPU compiler counts; 128 for cuDNN, which is not measured.
   """
-  kernels: dict[str, tuple[Impl, int, Impl]] = {
-    "tpu": ("splash", 1024, "columns"),
-    "gpu": ("cudnn", 128, "xla"),
-  }
-  kernel, pays, short = kernels.get(sharding.platform(), ("xla", 0, "xla"))
-  long = min(q.shape[1], k.shape[1]) >= pays
-  out = kernel if long and not _cannot_run(kernel, q, k, segments, causal, offset) else short
+  kernels: dict[str, tuple[Impl, int]] = {"tpu": ("splash", 1024), "gpu": ("cudnn", 128)}
+  kernel, pays = kernels.get(platform := sharding.platform(), ("xla", 0))
+  out: Impl = "columns" if platform == "tpu" and _fills_lanes(q, k) else "xla"
+  if min(q.shape[1], k.shape[1]) >= pays and not _cannot_run(
+    kernel, q, k, segments, causal, offset
+  ):
+    out = kernel
   _log_choice(out, q.shape, k.shape)
   return out
 

@@ -254,7 +254,8 @@ def test_heads_that_do_not_divide():
     ("cpu", 1024, jnp.bfloat16, 64, False, "xla"),
     ("tpu", 1024, jnp.bfloat16, 64, True, "splash"),
     ("tpu", 64, jnp.bfloat16, 64, False, "columns"),  # the DiT: splash refuses
-    ("tpu", 512, jnp.bfloat16, 64, False, "columns"),  # runs, but does not pay
+    ("tpu", 32, jnp.bfloat16, 64, False, "xla"),  # does not fill the lanes
+    ("tpu", 512, jnp.bfloat16, 64, False, "columns"),  # splash runs, but does not pay
     ("tpu", 1100, jnp.bfloat16, 64, False, "columns"),
     ("gpu", 64, jnp.bfloat16, 64, False, "xla"),  # the DiT: too short to pay
     ("gpu", 160, jnp.bfloat16, 64, True, "cudnn"),
@@ -267,6 +268,13 @@ def test_auto_chooses(platform, t, dtype, head_dim, causal, expected, monkeypatc
   monkeypatch.setattr(module, "_cuda_capability", lambda: (9, 0))
   q = jax.ShapeDtypeStruct((1, t, 2, head_dim), dtype)
   assert module._choose(q, q, None, causal, None) == expected
+
+
+@pytest.mark.parametrize(("t", "expected"), [(1, "xla"), (16, "columns")])
+def test_a_token_at_a_time_does_not_fill_lanes(t, expected, monkeypatch):
+  monkeypatch.setattr(sharding, "platform", lambda: "tpu")
+  q, k = (jax.ShapeDtypeStruct((1, n, heads, 128), jnp.bfloat16) for n, heads in ((t, 16), (99, 2)))
+  assert module._choose(q, k, None, True, 98) == expected
 
 
 def test_auto_never_takes_cudnn_where_there_is_no_cuda(monkeypatch):
