@@ -21,6 +21,7 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
 _KNOWN = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 NOTHING = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "call"}
+CARRIED = "async_collective_fusion_config"  # of a transfer, in a fusion that it runs beside
 NOTHING |= {"conditional", "after-all", "partition-id", "replica-id", "copy-done", "opt-barrier"}
 
 
@@ -219,14 +220,28 @@ class Program:
     if line.op in ("dynamic-slice", "gather", "slice"):
       return sum(2 * a.bytes for a in line.arrays if not a.on_chip)
     taken = self._slices(line) if line.op == "fusion" else {}
+    came, went = self._passing(line) if line.op == "fusion" else (set(), set())
     total = 0
     for i, name in enumerate(line.operands):
       made = home.by_name.get(name)
-      for array in made.arrays if made is not None else ():
+      for array in made.arrays if made is not None and i not in came else ():
         total += 0 if array.on_chip else min(taken.get(i, array.bytes), array.bytes)
     aliased = sum(size for i, size in taken.items() if i < 0)
-    written = sum(a.bytes for a in line.arrays if not a.on_chip)
+    written = sum(a.bytes for i, a in enumerate(line.arrays) if not a.on_chip and i not in went)
     return total + (min(aliased, written) if aliased else written)
+
+  def _passing(self, line: Instruction) -> tuple[set[int], set[int]]:
+    """Operands and results of a fusion that belong to a transfer which it only carries along."""
+    inside = self.computations[line.called[0]]
+    carried = {x.name for x in inside.lines if CARRIED in x.rest}
+    if not carried:
+      return set(), set()
+    own = carried | {inside.root.name}
+    used = {x.name: {y.name for y in inside.lines if x.name in y.operands} for x in inside.lines}
+    waiting = [x for x in inside.lines if x.op == "parameter" and used[x.name] <= own]
+    through = carried | {x.name for x in waiting}
+    came = {int(x.operands[0]) for x in waiting}
+    return came, {i for i, name in enumerate(inside.root.operands) if name in through}
 
   def _slices(self, line: Instruction) -> dict[int, int]:
     """{operand: bytes of it that a fusion touches} where less than all; -1: of its result."""
@@ -240,14 +255,14 @@ class Program:
       if each.op != "parameter":
         continue
       index, size = int(each.operands[0] if each.operands else 0), 0
-      for user in users.get(each.name, ()):
-        if user.op == "dynamic-slice" and user.operands[0] == each.name:
+      for user, name in _readers(users, each.name):
+        if user.op == "dynamic-slice" and user.operands[0] == name:
           size += user.arrays[0].bytes
-        elif user.op == "dynamic-update-slice" and user.operands[0] == each.name:
+        elif user.op == "dynamic-update-slice" and user.operands[0] == name:
           update = inside.by_name[user.operands[1]].arrays[0].bytes
           size += update
           out[-1 - index] = update
-        elif user.op == "fusion" and set(places := _at(user, each.name)) <= set(
+        elif user.op == "fusion" and set(places := _at(user, name)) <= set(
           inner := self._slices(user)
         ):
           size += sum(inner[i] for i in places)
@@ -256,6 +271,15 @@ class Program:
       else:
         out[index] = size
     return out
+
+
+def _readers(users: dict[str, list[Instruction]], name: str) -> Iterator[tuple[Instruction, str]]:
+  """(who reads an array, as which name), also where it only has another name or tiles in place."""
+  for user in users.get(name, ()):
+    if user.op == "bitcast" or "output_to_operand_aliasing={{}: (0, {})}" in user.rest:
+      yield from _readers(users, user.name)
+    else:
+      yield user, name
 
 
 def _at(user: Instruction, name: str) -> list[int]:

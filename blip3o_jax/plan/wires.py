@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from blip3o_jax import chips
+from blip3o_jax.plan.program import CARRIED
 from blip3o_jax.plan.program import Computation
 from blip3o_jax.plan.program import Instruction
 from blip3o_jax.plan.program import Program
@@ -128,7 +129,7 @@ def _carried(program: Program, line: Instruction) -> list[Event]:
         out.append(Event(key=key, start=_transfer(each, each.op)))
       elif ends:
         out.append(Event(key=key, done=True))
-      elif "async_collective_fusion_config" not in each.rest:
+      elif CARRIED not in each.rest:
         out += [Event(key=key, start=_transfer(each, each.op)), Event(key=key, done=True)]
   return out
 

@@ -178,6 +178,50 @@ def test_calls_to_the_cores_that_move_data_are_transfers():
   assert line.cycles == 0
 
 
+STACK = """HloModule m, is_scheduled=true
+
+%tiles (c: f32[9,64]) -> f32[9,64] {
+  %c = f32[9,64]{1,0} parameter(0)
+  ROOT %d = f32[9,64]{1,0} copy(%c)
+}
+
+%beside (w: f32[9,64], i: s32[], x: f32[64], part: f32[16], whole: f32[32]) -> (f32[64], f32[32]) {
+  %w = f32[9,64]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %same = f32[9,64]{1,0} fusion(%w), output_to_operand_aliasing={{}: (0, {})}, calls=%tiles
+  %row = f32[1,64]{1,0} dynamic-slice(%same, %i, %zero), dynamic_slice_sizes={1,64}
+  %flat = f32[64]{0} bitcast(%row)
+  %x = f32[64]{0} parameter(2)
+  %y = f32[64]{0} add(%flat, %x)
+  %part = f32[16]{0} parameter(3)
+  %whole = f32[32]{0} parameter(4)
+  %gather = f32[32]{0} all-gather(%part), channel_id=1, CONFIG
+  ROOT %out = (f32[64]{0}, f32[32]{0}, f32[32]{0}) tuple(%y, %whole, %gather)
+}
+
+ENTRY %main (w: f32[9,64], i: s32[], x: f32[64], part: f32[16], whole: f32[32]) -> f32[64] {
+  %w = f32[9,64]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %x = f32[64]{0} parameter(2)
+  %part = f32[16]{0} parameter(3)
+  %whole = f32[32]{0} parameter(4)
+  %all = (f32[64]{0}, f32[32]{0}, f32[32]{0}) fusion(%w, %i, %x, %part, %whole), calls=%beside
+  ROOT %y = f32[64]{0} get-tuple-element(%all), index=0
+}
+"""
+
+
+@pytest.mark.parametrize(
+  ("config", "more"),
+  [('"async_collective_fusion_config":{}', 0), ("dimensions={0}", 16 + 32 + 32 + 32)],
+)
+def test_memory_is_what_a_fusion_reads_itself(config, more):
+  """A row of a stack, also under other tiles; not the transfer that runs beside it."""
+  read = program.Program(STACK.replace("CONFIG", config))
+  assert read.memory_bytes() == 4 * (64 + 1 + 64 + 64 + more)
+
+
 def test_operations_of_programs_compiled_here():
   def loss(w, x):
     return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0].sum()
