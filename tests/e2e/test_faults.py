@@ -47,9 +47,10 @@ def losses(workdir: Path) -> dict[int, float]:
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("kills", [2, pytest.param(30, marks=pytest.mark.slow)])
-def test_a_run_killed_while_it_saves_goes_on_bit_for_bit(tmp_path, weights, kills):
-  steps, killed, rng = 12 + 15 * kills, tmp_path / "killed", random.Random(kills)
+@pytest.mark.slow
+def test_a_run_killed_while_it_saves_goes_on_bit_for_bit(tmp_path, weights):
+  kills, killed, rng = 30, tmp_path / "killed", random.Random(30)
+  steps = 12 + 15 * kills
   for _ in range(kills):
     before = max(checkpoint.steps(killed), default=0)
     process = start(killed, weights, steps)

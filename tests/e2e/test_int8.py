@@ -47,6 +47,7 @@ def leaves(run: Path) -> dict[str, Any]:
   return {p: np.asarray(v) for p, v in checkpoint.restore_params(run, wanted).items()}
 
 
+@pytest.mark.slow
 def test_a_run_in_int8_trains_and_goes_on_bit_for_bit(tmp_path, caplog):
   losses = train(tmp_path / "whole", 4, INT8)
   (said,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith("int8: ")]

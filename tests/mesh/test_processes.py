@@ -23,6 +23,7 @@ import simulated
 from blip3o_jax.train import checkpoint
 from blip3o_jax.train import meeting
 
+pytestmark = pytest.mark.slow
 BATCH, LONG = 8, 50
 ONE = dict(replica=1, fsdp=1, tensor=1)
 TWO = dict(replica=2, fsdp=1, tensor=1)
