@@ -21,8 +21,9 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
 _KNOWN = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 NOTHING = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "call"}
-CARRIED = "async_collective_fusion_config"  # of a transfer, in a fusion that it runs beside
 NOTHING |= {"conditional", "after-all", "partition-id", "replica-id", "copy-done", "opt-barrier"}
+IN_PLACE = "output_to_operand_aliasing={{}: (0, {})}"  # of a fusion that only changes tiles
+CARRIED = "async_collective_fusion_config"  # of a transfer, in a fusion that it runs beside
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +92,23 @@ class Computation:
   def by_name(self) -> dict[str, Instruction]:
     """{name: instruction}."""
     return {line.name: line for line in self.lines}
+
+  @functools.cached_property
+  def users(self) -> dict[str, list[Instruction]]:
+    """{name: the instructions that have it as an operand}."""
+    out: dict[str, list[Instruction]] = {}
+    for line in self.lines:
+      for name in dict.fromkeys(line.operands):
+        out.setdefault(name, []).append(line)
+    return out
+
+  def readers(self, name: str) -> Iterator[tuple[Instruction, str]]:
+    """(who reads an array, as which name), also where it has another name or tiles in place."""
+    for user in self.users.get(name, ()):
+      if not user.root and (user.op == "bitcast" or IN_PLACE in user.rest):
+        yield from self.readers(user.name)
+      else:
+        yield user, name
 
   @property
   def root(self) -> Instruction:
@@ -212,15 +230,14 @@ class Program:
     if line.op in NOTHING or line.op.endswith("-done") or line.op in ("send", "recv"):
       return 0
     if line.op == "copy-start":
-      return (
-        2 * line.arrays[0].bytes
-        if len({a.on_chip for a in line.arrays[:2]}) == 1
-        else (line.arrays[0].bytes)
-      )
+      both = len({a.on_chip for a in line.arrays[:2]}) == 1
+      return (2 if both else 1) * line.arrays[0].bytes
     if line.op in ("dynamic-slice", "gather", "slice"):
       return sum(2 * a.bytes for a in line.arrays if not a.on_chip)
-    taken = self._slices(line) if line.op == "fusion" else {}
-    came, went = self._passing(line) if line.op == "fusion" else (set(), set())
+    taken: dict[int, int] = {}
+    came, went = set[int](), set[int]()
+    if line.op == "fusion":
+      taken, (came, went) = self._slices(line), self._passing(line)
     total = 0
     for i, name in enumerate(line.operands):
       made = home.by_name.get(name)
@@ -237,8 +254,11 @@ class Program:
     if not carried:
       return set(), set()
     own = carried | {inside.root.name}
-    used = {x.name: {y.name for y in inside.lines if x.name in y.operands} for x in inside.lines}
-    waiting = [x for x in inside.lines if x.op == "parameter" and used[x.name] <= own]
+    waiting = [
+      x
+      for x in inside.lines
+      if x.op == "parameter" and own.issuperset(y.name for y in inside.users.get(x.name, ()))
+    ]
     through = carried | {x.name for x in waiting}
     came = {int(x.operands[0]) for x in waiting}
     return came, {i for i, name in enumerate(inside.root.operands) if name in through}
@@ -246,16 +266,12 @@ class Program:
   def _slices(self, line: Instruction) -> dict[int, int]:
     """{operand: bytes of it that a fusion touches} where less than all; -1: of its result."""
     inside = self.computations[line.called[0]]
-    users: dict[str, list[Instruction]] = {}
-    for each in inside.lines:
-      for name in each.operands:
-        users.setdefault(name, []).append(each)
     out: dict[int, int] = {}
     for each in inside.lines:
       if each.op != "parameter":
         continue
       index, size = int(each.operands[0] if each.operands else 0), 0
-      for user, name in _readers(users, each.name):
+      for user, name in inside.readers(each.name):
         if user.op == "dynamic-slice" and user.operands[0] == name:
           size += user.arrays[0].bytes
         elif user.op == "dynamic-update-slice" and user.operands[0] == name:
@@ -271,15 +287,6 @@ class Program:
       else:
         out[index] = size
     return out
-
-
-def _readers(users: dict[str, list[Instruction]], name: str) -> Iterator[tuple[Instruction, str]]:
-  """(who reads an array, as which name), also where it only has another name or tiles in place."""
-  for user in users.get(name, ()):
-    if user.op == "bitcast" or "output_to_operand_aliasing={{}: (0, {})}" in user.rest:
-      yield from _readers(users, user.name)
-    else:
-      yield user, name
 
 
 def _at(user: Instruction, name: str) -> list[int]:

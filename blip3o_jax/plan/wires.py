@@ -1,7 +1,7 @@
 """What a compiled program sends to other devices, over which wires, and what of it is waited for.
 
 A transfer whose start and end stand apart in the text runs beside what stands between them: async
-pairs, calls to the cores of a TPU7x that move data, the fusions of TPUs that carry a gather along,
+pairs, calls to the cores of a chip that move data, the fusions of TPUs that carry a gather along,
 and the send/recv pairs by which slices talk.
 """
 
@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
-import itertools
 import math
 import re
 from typing import Any
@@ -23,6 +22,7 @@ from blip3o_jax.plan.program import Instruction
 from blip3o_jax.plan.program import Program
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+STARTS, ENDS = ("async-start", "call-start"), ("async-done", "call-done")
 RUNTIME = "xla_megascale_runtime"
 
 
@@ -96,17 +96,15 @@ def _of_line(program: Program, home: Computation, line: Instruction) -> list[Eve
     started = Event(key=line.name, start=_transfer(line, base))
     wait = [] if line.op.endswith("-start") else [Event(key=line.name, done=True)]
     return [*passing, started, *wait]
-  if line.op == "async-done" or (line.op == "async-update" and line.operands):
-    return [Event(key=_origin(home, line), done=line.op == "async-done")]
-  if line.op == "call-done":
-    return [Event(key=line.operands[0], done=True)]
-  if line.op in ("fusion", "async-start", "call-start"):
+  if line.op in ENDS or (line.op == "async-update" and line.operands):
+    return [Event(key=_origin(home, line), done=line.op in ENDS)]
+  if line.op == "fusion" or line.op in STARTS:
     return [*_carried(program, line), *passing]
   return passing
 
 
 def _origin(home: Computation, line: Instruction) -> str:
-  while line.op != "async-start" and line.operands and line.operands[0] in home.by_name:
+  while line.op not in STARTS and line.operands and line.operands[0] in home.by_name:
     line = home.by_name[line.operands[0]]
   return line.name
 
@@ -123,7 +121,7 @@ def _carried(program: Program, line: Instruction) -> list[Event]:
         continue
       channel = re.search(r"channel_id=(\d+)", each.rest)
       key = f"channel {channel[1]}" if channel else each.name
-      if line.op in ("async-start", "call-start"):
+      if line.op in STARTS:
         out.append(Event(key=line.name, start=_transfer(each, each.op)))
       elif starts:
         out.append(Event(key=key, start=_transfer(each, each.op)))
@@ -151,31 +149,28 @@ def _transfer(line: Instruction, kind: str) -> Transfer:
 def group(text: str) -> tuple[int, ...]:
   """The first group of `replica_groups`, in each form that XLA prints; () is all devices."""
   if found := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
-    return tuple(int(i) for i in found[1].split(","))
+    return tuple(_numbers(found[1]))
   if found := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
-    shape, sizes = ([int(i) for i in found[k].split(",")] for k in (1, 2))
-    order = [int(i) for i in found[3].split(",")] if found[3] else list(range(len(sizes)))
-    places = itertools.product(*(range(sizes[d]) for d in order))
-    first = list(itertools.islice(places, shape[-1]))
-    steps = [math.prod(sizes[d + 1 :]) for d in order]
-    return tuple(sum(i * s for i, s in zip(at, steps, strict=True)) for at in first)
+    return tuple(_listed(found[2], found[3])[: _numbers(found[1])[-1]].tolist())
   listed = r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?"
   if found := re.search(rf"replica_groups=mesh\[([^\]]*)\]{listed}\s*\{{([^}}]*)\}}", text):
     axes = re.findall(r"'(\w+)'=(\d+)", found[1])
-    sizes, over = [int(n) for _, n in axes], set(re.findall(r"'(\w+)'", found[4]))
-    ranges = [
-      range(n) if name in over else range(1) for (name, _), n in zip(axes, sizes, strict=True)
-    ]
-    steps = [math.prod(sizes[d + 1 :]) for d in range(len(sizes))]
-    every = itertools.product(*ranges)
-    members = tuple(sum(i * s for i, s in zip(at, steps, strict=True)) for at in every)
-    if not found[2]:
-      return members
-    shape = [int(i) for i in found[2].split(",")]
-    turned = [int(i) for i in found[3].split(",")] if found[3] else list(range(len(shape)))
-    devices = np.arange(math.prod(shape)).reshape(shape).transpose(turned).ravel()
-    return tuple(int(devices[i]) for i in members)
+    over = set(re.findall(r"'(\w+)'", found[4]))
+    sizes = ",".join(size for _, size in axes)
+    mesh = _listed(found[2] or sizes, found[3]).reshape(_numbers(sizes))
+    return tuple(mesh[tuple(slice(None) if n in over else 0 for n, _ in axes)].ravel().tolist())
   return ()
+
+
+def _listed(sizes: str, order: str | None) -> np.ndarray:
+  """Devices 0 to n - 1 in the order of the dims "4,2", transposed by "1,0" where there is one."""
+  shape = _numbers(sizes)
+  devices = np.arange(math.prod(shape)).reshape(shape)
+  return (devices.transpose(_numbers(order)) if order else devices).ravel()
+
+
+def _numbers(text: str) -> list[int]:
+  return [int(i) for i in text.split(",")]
 
 
 def totals(program: Program) -> dict[str, dict[str, int]]:

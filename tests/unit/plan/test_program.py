@@ -185,6 +185,11 @@ STACK = """HloModule m, is_scheduled=true
   ROOT %d = f32[9,64]{1,0} copy(%c)
 }
 
+%renamed (e: f32[64]) -> f32[64] {
+  %e = f32[64]{0} parameter(0)
+  ROOT %f = f32[64]{0} bitcast(%e)
+}
+
 %beside (w: f32[9,64], i: s32[], x: f32[64], part: f32[16], whole: f32[32]) -> (f32[64], f32[32]) {
   %w = f32[9,64]{1,0} parameter(0)
   %i = s32[] parameter(1)
@@ -193,7 +198,8 @@ STACK = """HloModule m, is_scheduled=true
   %row = f32[1,64]{1,0} dynamic-slice(%same, %i, %zero), dynamic_slice_sizes={1,64}
   %flat = f32[64]{0} bitcast(%row)
   %x = f32[64]{0} parameter(2)
-  %y = f32[64]{0} add(%flat, %x)
+  %again = f32[64]{0} fusion(%x), kind=kLoop, calls=%renamed
+  %y = f32[64]{0} add(%flat, %again)
   %part = f32[16]{0} parameter(3)
   %whole = f32[32]{0} parameter(4)
   %gather = f32[32]{0} all-gather(%part), channel_id=1, CONFIG
