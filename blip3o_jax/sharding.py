@@ -72,15 +72,11 @@ def make_mesh(
       f"slices of one size, and a multiple of {len(parts)}, so that no copy lies in two of them"
     )
   within = (replica // len(parts), fsdp, tensor)
-  places = [_laid_out(within, part) for part in parts]
+  # Cuts an axis of the slice only where none of the mesh's axes fits without.
+  places = [
+    mesh_utils.create_device_mesh(within, part, allow_split_physical_axes=True) for part in parts
+  ]
   return jax.sharding.Mesh(np.concatenate(places), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
-
-
-def _laid_out(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
-  try:
-    return mesh_utils.create_device_mesh(shape, devices)
-  except NotImplementedError:  # an axis that is none of the slice's; JAX asks before it cuts one
-    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
 def slices(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
