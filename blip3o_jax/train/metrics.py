@@ -123,7 +123,7 @@ def without_chatter() -> Iterator[None]:
 
   logger, loops = logging.get_absl_logger(), std_logging.getLogger("asyncio")
   logger.addFilter(wanted)
-  loops.addFilter(damage.first)
+  loops.addFilter(damage.not_late)
   before, sys.unraisablehook = sys.unraisablehook, damage.quietly
   try:
     yield
@@ -131,7 +131,7 @@ def without_chatter() -> Iterator[None]:
     logger.removeFilter(wanted)
     if sys.exc_info()[0] is None:  # else writes may still end, each with a traceback of its own
       sys.unraisablehook = before
-      loops.removeFilter(damage.first)
+      loops.removeFilter(damage.not_late)
 
 
 class Writer:
