@@ -41,6 +41,15 @@ def start(
   )
 
 
+def wait(process: subprocess.Popen[str], true: Callable[[], Any]) -> None:
+  """Returns when something is true of a process that still runs."""
+  until = time.monotonic() + 300
+  while not true():
+    assert process.poll() is None, process.communicate()[1][-2000:]
+    assert time.monotonic() < until
+    time.sleep(0.001)
+
+
 def losses(workdir: Path) -> dict[int, float]:
   rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   return {row["step"]: row["loss"] for row in rows if "loss" in row}
@@ -54,10 +63,7 @@ def test_a_run_killed_while_it_saves_goes_on_bit_for_bit(tmp_path, weights):
   for _ in range(kills):
     before = max(checkpoint.steps(killed), default=0)
     process = start(killed, weights, steps)
-    until = time.monotonic() + 300
-    while max(checkpoint.steps(killed), default=0) <= before and time.monotonic() < until:
-      assert process.poll() is None, process.communicate()[1][-2000:]
-      time.sleep(0.005)
+    wait(process, lambda known=before: max(checkpoint.steps(killed), default=0) > known)
     time.sleep(rng.uniform(0, 0.3))
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -112,17 +118,9 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, weights):
 
 def test_more_sigterms_do_not_stop_the_save_of_the_first(tmp_path, weights):
   process = start(tmp_path, weights, 10**7, every=0)
-
-  def wait(true: Callable[[], Any]) -> None:
-    until = time.monotonic() + 300
-    while not true():
-      assert process.poll() is None, process.communicate()[1][-2000:]
-      assert time.monotonic() < until
-      time.sleep(0.001)
-
-  wait(lambda: (tmp_path / "metrics.jsonl").exists() and losses(tmp_path))
+  wait(process, lambda: (tmp_path / "metrics.jsonl").exists() and losses(tmp_path))
   process.send_signal(signal.SIGTERM)
-  wait(lambda: list((tmp_path / "checkpoints").glob("*tmp*")))
+  wait(process, lambda: list((tmp_path / "checkpoints").glob("*tmp*")))
   for _ in range(3):
     process.send_signal(signal.SIGTERM)
     time.sleep(0.002)
