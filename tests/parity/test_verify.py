@@ -65,7 +65,6 @@ def failed(figures: Report) -> set[str]:
   return {name for name, row in figures["tensors"].items() if not row["ok"]}
 
 
-@pytest.mark.slow
 def test_the_miniature_passes(verify, tmp_path, capsys, request):
   """Every output of both files; each is a row of the parity table."""
   file = tmp_path / "figures.json"
