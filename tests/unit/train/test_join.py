@@ -4,6 +4,7 @@ import types
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 import numpy as np
 import pytest
 
@@ -117,10 +118,10 @@ def pod(slices: int, each: int) -> list[Any]:
 def laid(monkeypatch: pytest.MonkeyPatch, devices: list[Any], **ways: int) -> np.ndarray:
   """Slice indices over the mesh; JAX lays out the devices of a slice, which needs real ones."""
 
-  def inside(shape: Any, devices: Any) -> Any:
+  def inside(shape: Any, devices: Any, **_: Any) -> Any:
     return np.asarray(devices, object).reshape(shape)
 
-  monkeypatch.setattr(sharding, "_laid_out", inside)
+  monkeypatch.setattr(mesh_utils, "create_device_mesh", inside)
   monkeypatch.setattr(jax.sharding, "Mesh", lambda found, *_, **__: found)
   found = sharding.make_mesh(**ways, devices=devices)
   return np.vectorize(lambda device: device.slice_index)(found)
