@@ -23,8 +23,10 @@ class Chip:
     bandwidth: of the memory. link: of one wire to another chip, in one direction. links: wires.
     network: of the data-centre network, in one direction. wrap: how long a dimension of a slice
       must be (and a multiple of it) to be closed to a ring; 0 for switches, which close always.
-    dims: of a slice. cores: that the cloud counts a chip in its names. gain: the low precision
-      that pays by the compiler's own cycles, or "".
+    dims: of a slice. cores: that the cloud counts a chip in its names. gain: the low precision in
+      which its matrix units are faster than in bfloat16, by the compiler's own cycles, or "".
+    int8_step: how many times faster the step of the 8B pretraining is with its frozen language
+      model in int8 (`int8_backward`), by the plan; 0 where it was not planned.
     source: of the figures.
   """
 
@@ -43,6 +45,7 @@ class Chip:
   dims: int
   cores: int = 1
   gain: str = ""
+  int8_step: float = 0.0
   source: str = ""
 
   @property
@@ -54,6 +57,7 @@ class Chip:
 TPU = "https://cloud.google.com/tpu/docs/"
 # usable: what the compiler of libtpu 0.0.42 and later gives a program, read off its refusals.
 # link: the bandwidth of a chip in both directions / links / 2. gain: 8192^3 matmuls by its cycles.
+# int8_step: milliseconds of docs/performance.md, in bfloat16 and in int8.
 CHIPS: dict[str, Chip] = {
   chip.name: chip
   for chip in (
@@ -107,6 +111,7 @@ CHIPS: dict[str, Chip] = {
       dims=3,
       cores=2,
       gain="int8",
+      int8_step=230.6 / 181.5,
       source=f"{TPU}v5p; int8: twice bf16, as announced on 6 December 2023",
     ),
     Chip(
@@ -124,6 +129,7 @@ CHIPS: dict[str, Chip] = {
       wrap=16,
       dims=2,
       gain="int8",
+      int8_step=146.1 / 146.7,
       source=f"{TPU}v6e",
     ),
     Chip(

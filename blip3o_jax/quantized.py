@@ -23,6 +23,7 @@ from blip3o_jax.remat import KEPT
 # "int8": the gradient of the activations is a product in the compute dtype. "int8_backward": that
 # product is of int8 too.
 Quantize = Literal["none", "int8", "int8_backward"]
+NOTICED = 1.02  # times as fast, from which a step is called faster
 LARGEST = 127  # -128 is not used: the range is symmetric
 
 
@@ -125,12 +126,24 @@ def said(leaves: Mapping[str, Any], device_kind: str) -> str:
   where = f"int8: {len(kernels)} kernels of frozen layers are stored and multiplied in it"
   chip = chips.of_kind(device_kind)
   if chip is not None and chip.gain == "int8":
-    return where
-  faster = ", ".join(chip.kinds[0] for chip in chips.CHIPS.values() if chip.gain == "int8")
+    return f"{where}; the matrix units of {device_kind} gain by it, {_of_step(chip)}"
+  others = [chip for chip in chips.CHIPS.values() if chip.gain == "int8"]
+  faster = ", ".join(chip.kinds[0] for chip in others)
+  steps = ", ".join(chip.kinds[0] for chip in others if chip.int8_step > NOTICED)
   return (
-    f"{where}, but {device_kind} is not known to multiply int8 faster than bfloat16: it saves "
-    f"memory there and no time ({faster} are faster)"
+    f"{where}, but the matrix units of {device_kind} are not known to gain by it: it saves memory "
+    f"there and no time (those of {faster} gain; the whole step, as planned, on {steps})"
   )
+
+
+def _of_step(chip: chips.Chip) -> str:
+  """What the plan of a whole step has shown, which does more than multiply frozen layers."""
+  if not chip.int8_step:
+    return "a whole step in int8 was not planned there"
+  times = f"{chip.int8_step:.2f} times as fast"
+  if chip.int8_step > NOTICED:
+    return f"and the 8B pretraining step, as planned, is {times}"
+  return f"but the 8B pretraining step, as planned, is {times}: memory is saved, no time"
 
 
 def _rows(x: jax.Array) -> tuple[jax.Array, jax.Array]:

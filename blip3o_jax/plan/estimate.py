@@ -18,10 +18,12 @@ from jax.sharding import SingleDeviceSharding
 
 from blip3o_jax import chips
 from blip3o_jax import compiling
+from blip3o_jax import sharding
 from blip3o_jax.plan import stored
 from blip3o_jax.plan import topology
 from blip3o_jax.plan import wires
 from blip3o_jax.plan.program import Program
+from blip3o_jax.train import placement
 from blip3o_jax.train import state as train_state
 from blip3o_jax.train.setup import Setup
 
@@ -108,7 +110,7 @@ def leaves(setup: Setup) -> list[jax.ShapeDtypeStruct]:
   return [*jax.tree.leaves(setup.abstract), *setup.part.frozen.values()]
 
 
-def replicated(setup: Setup) -> int:
+def held_whole(setup: Setup) -> int:
   """Bytes of state and frozen leaves that every device holds whole, on one device."""
   if setup.mesh.size == 1:
     return 0
@@ -155,6 +157,8 @@ def figures(setup: Setup, asked: Asked, done: stored.Compiled, cycle: float) -> 
     terms = _roofline(chip, devices, program, operations, time)
   if chip is not None and cycle:
     seconds, basis = time.compute + time.exposed, "the compiler's cycles, and transfers waited for"
+    if memory["host_argument"]:
+      basis += "; what crosses to the host and back is not counted"
     out["step_seconds_by_cycles"] = {"compute": time.compute, "exposed": time.exposed}
   elif terms:
     seconds, basis = max(terms.values()), "a bound: the roofline's longest term, no estimate"
@@ -177,18 +181,25 @@ def _head(setup: Setup, asked: Asked) -> dict[str, Any]:
     "prompt_bucket": asked.bucket,
     "layers": asked.layers,
     "flops_per_sample_analytic": analytic / batch,
-    "replicated_bytes": replicated(setup) * each,
+    "replicated_bytes": held_whole(setup) * each,
     "frozen": _frozen(setup, chips.capacity(devices) or int(chip.usable if chip else 0)),
   }
 
 
 def _frozen(setup: Setup, capacity: int) -> dict[str, Any]:
-  """How the frozen leaves lie: {"placement", "bytes" of all of them, "capacity" of a device}."""
+  """How the frozen leaves lie, in the words of `train.placement`.
+
+  Returns:
+    {"placement": in words, "whole": whether all are, "bytes": of a device if they are or were,
+    "capacity": of a device}.
+  """
   frozen = setup.part.frozen.values()
-  whole = setup.mesh.size > 1 and all(x.sharding.is_fully_replicated for x in frozen)
-  size = sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in frozen)
-  placement = "replicated" if whole else "sharded"
-  return {"placement": placement, "bytes": size, "capacity": capacity or None}
+  wholly = [
+    jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.whole(x.sharding)) for x in frozen
+  ]
+  size, here = (train_state.bytes_on_device(leaves) for leaves in (wholly, frozen))
+  how = placement.word(setup.mesh, size == here)
+  return {"placement": how, "whole": size == here, "bytes": size, "capacity": capacity or None}
 
 
 def _roofline(
@@ -267,6 +278,7 @@ def analytic(setup: Setup, asked: Asked) -> dict[str, Any]:
       "total": None,
       "capacity": int(chip.usable),
       "headroom": None,
+      "host": train_state.bytes_on_host(leaves(setup)),
     },
     "flops_per_step": None,
     "flops_per_sample": None,

@@ -229,9 +229,10 @@ class Program:
   def _moved(self, home: Computation, line: Instruction) -> int:
     if line.op in NOTHING or line.op.endswith("-done") or line.op in ("send", "recv"):
       return 0
+    if "S(5)" in line.shape:  # to or from the host's memory: a copy, or a slice of what lies there
+      return min(a.bytes for a in line.arrays if a.dims)
     if line.op == "copy-start":
-      both = len({a.on_chip for a in line.arrays[:2]}) == 1
-      return (2 if both else 1) * line.arrays[0].bytes
+      return (2 if len({a.on_chip for a in line.arrays[:2]}) == 1 else 1) * line.arrays[0].bytes
     if line.op in ("dynamic-slice", "gather", "slice"):
       return sum(2 * a.bytes for a in line.arrays if not a.on_chip)
     taken: dict[int, int] = {}

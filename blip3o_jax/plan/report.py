@@ -48,16 +48,16 @@ def mesh(facts: Facts) -> str:
 
 def _memory(facts: Facts) -> list[str]:
   sizes = {k: v for k, v in facts["bytes_per_chip"].items() if v is not None}
-  sizes = {k: v for k, v in sizes.items() if v or k != "host"} | {
-    "of arguments held whole by every chip": facts["replicated_bytes"]
-  }
+  host = sizes.pop("host", 0)
+  sizes |= {"in the host's memory: moments": host} if host else {}
+  sizes |= {"of arguments held whole by every chip": facts["replicated_bytes"]}
   lines = [f"  {name:<40} {size / GIB:9.2f} GiB" for name, size in sizes.items()]
   frozen = facts["frozen"]
   if frozen["bytes"] and facts["devices"] > 1:
     room = f" of {frozen['capacity'] / GIB:.2f}" if frozen["capacity"] else ""
     size = f"{frozen['bytes'] / GIB:.2f}{room} GiB of a device"
-    takes = "take" if frozen["placement"] == "replicated" else "whole they would take"
-    lines.append(f"  frozen weights are {frozen['placement']}: {takes} {size}")
+    takes = "and take" if frozen["whole"] else "and would take, if whole,"
+    lines.append(f"  frozen leaves are {frozen['placement']} {takes} {size}")
   return ["memory a chip", *lines]
 
 

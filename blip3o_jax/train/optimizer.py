@@ -3,7 +3,6 @@
 Knows parameters by path and logical axes. Knows no model, and never sees a frozen leaf.
 """
 
-from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
@@ -15,6 +14,8 @@ import jax
 import optax
 
 from blip3o_jax import trees
+from blip3o_jax.train import moments
+from blip3o_jax.train.moments import by_path
 
 Params = dict[Any, Any]
 
@@ -36,6 +37,8 @@ class Optimizer:
       optax's sqrt(max(1, out / in)).
     matrices: regexes of the kernels, convolutions among them, that Muon gets; () is every kernel
       of a stacked layer.
+    host_moments: the moments of stacked layers lie in the host's memory, and come to the device a
+      layer at a time in the update; see `train.moments`.
   """
 
   name: Literal["adamw", "muon"] = "adamw"
@@ -53,6 +56,7 @@ class Optimizer:
   muon_beta: float = 0.95
   muon_rms: float = 0.2
   matrices: tuple[str, ...] = ()
+  host_moments: bool = False
 
   def __post_init__(self) -> None:
     if self.lr <= 0:
@@ -138,7 +142,26 @@ def make(
       return by_path(params, lambda path: "muon" if path in chosen else "adamw")
 
     rule = optax.partition({"muon": _muon(cfg, steps), "adamw": adamw}, labels)
+  if cfg.host_moments:
+    rule = moments.layer_by_layer(rule, on_host(cfg, axes))
   return optax.chain(optax.clip_by_global_norm(cfg.clip), rule) if cfg.clip else rule
+
+
+def on_host(cfg: Optimizer, axes: Mapping[str, Sequence[str | None]]) -> frozenset[str]:
+  """Paths of the leaves whose moments lie in the host's memory.
+
+  Raises:
+    ValueError: `host_moments`, and no leaf is of a stacked layer.
+  """
+  if not cfg.host_moments:
+    return frozenset()
+  stacked = frozenset(path for path, names in axes.items() if len(names) and names[0] == "layers")
+  if not stacked:
+    raise ValueError(
+      "optimizer.host_moments: no stacked layer among the trained leaves, whose moments could be "
+      "moved one by one; leave it off"
+    )
+  return stacked
 
 
 def muon_matrices(cfg: Optimizer, axes: Mapping[str, Sequence[str | None]]) -> list[str]:
@@ -170,15 +193,6 @@ def is_kernel(path: str) -> bool:
 def matrix_dims(axes: Sequence[str | None]) -> int:
   """The number of dims of one layer's leaf: a leading `layers` is not one of them."""
   return len(axes) - (len(axes) > 0 and axes[0] == "layers")
-
-
-def by_path(params: Params, value: Callable[[str], Any]) -> Any:
-  """A tree like `params` with `value("a/b/kernel")` at each leaf; masked leaves stay masked."""
-
-  def at(keys: Sequence[Any], _: Any) -> Any:
-    return value(jax.tree_util.keystr(tuple(keys), simple=True, separator="/"))
-
-  return jax.tree_util.tree_map_with_path(at, params)
 
 
 def _muon(cfg: Optimizer, steps: int) -> optax.GradientTransformation:

@@ -37,7 +37,7 @@ def place(part: Partition, mesh: jax.sharding.Mesh, cfg: Mesh) -> tuple[Partitio
   if frozen:
     size = bytes_on_device(frozen.values())
     whole, why = _choose(cfg.frozen, "mesh.frozen", size, FROZEN_SHARE, room)
-    lines.append(f"frozen leaves are {'whole on each device' if whole else 'split'}: {why}")
+    lines.append(f"frozen leaves are {word(mesh, whole)}: {why}")
     part = dataclasses.replace(part, frozen=frozen) if whole else part
   # Where layers compute in bfloat16 what they do not cast is small, and never gathered in float32.
   copies = {
@@ -59,6 +59,13 @@ def place(part: Partition, mesh: jax.sharding.Mesh, cfg: Mesh) -> tuple[Partitio
       places = {path: part.trained[path].sharding for path in copies}
       part = dataclasses.replace(part, gathered=places)
   return part, lines
+
+
+def word(mesh: jax.sharding.Mesh, whole: bool) -> str:
+  """How leaves lie, for the log and for a plan."""
+  if not whole:
+    return "split"
+  return "whole on each device" + (" but for tensor" if mesh.shape["tensor"] > 1 else "")
 
 
 def _choose(how: str, name: str, size: int, share: float, room: int) -> tuple[bool, str]:

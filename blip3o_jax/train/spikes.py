@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from blip3o_jax.train import moments
+
 
 @dataclasses.dataclass(frozen=True)
 class Spikes:
@@ -67,11 +69,13 @@ def updates(state: Any) -> jax.Array:
   return state.step - state.spikes["skipped"] if state.spikes else state.step
 
 
-def judged(cfg: Spikes, old: Any, new: Any, grad_norm: jax.Array, loss: jax.Array) -> Any:
-  """The train state `new`, or after a spike `old` with the step counted.
+def judged(
+  cfg: Spikes, old: Any, grad_norm: jax.Array, loss: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """(bool[], whether the update is skipped; what is remembered after this step).
 
   Args:
-    old, new: train states before and after the update. grad_norm, loss: scalars of the step.
+    old: the train state before the update. grad_norm, loss: scalars of the step.
   """
   before = old.spikes
   found = jnp.stack([grad_norm, loss]).astype(jnp.float32)
@@ -93,6 +97,16 @@ def judged(cfg: Spikes, old: Any, new: Any, grad_norm: jax.Array, loss: jax.Arra
     "row": row,
     "stopped": jnp.where(ends, old.step + 1, before["stopped"]),
   }
-  kept = old.replace(step=new.step)
-  out = jax.tree.map(lambda a, b: jnp.where(skip, a, b), kept, new)
-  return out.replace(spikes=after)
+  return skip, after
+
+
+def chosen(skip: jax.Array, old: Any, new: Any) -> Any:
+  """The train state `new`, or after a spike `old` with the step counted.
+
+  Moments in the host's memory are those of `new`, which has left them as they were.
+  """
+
+  def one(before: jax.Array, after: jax.Array) -> jax.Array:
+    return after if moments.is_on_host(after) else jnp.where(skip, before, after)
+
+  return jax.tree.map(one, old.replace(step=new.step, spikes=new.spikes), new)

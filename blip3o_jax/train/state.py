@@ -7,6 +7,7 @@ donated, never returned and never checkpointed.
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
+from collections.abc import Set
 import dataclasses
 import math
 from typing import Any
@@ -24,6 +25,7 @@ from blip3o_jax import layers
 from blip3o_jax import quantized
 from blip3o_jax import sharding
 from blip3o_jax import trees
+from blip3o_jax.train import moments
 from blip3o_jax.train import spikes as train_spikes
 
 KEYS = {"params": 0, "data": 1, "train": 2, "eval": 3, "sample": 4}
@@ -151,27 +153,26 @@ def abstract_state(
   *,
   ema: bool,
   spikes: bool = False,
+  on_host: Set[str] = frozenset(),
 ) -> TrainState:
   """The train state as ShapeDtypeStructs with shardings; nothing is allocated.
 
-  Each optimiser leaf that mirrors a parameter lives where the parameter lives.
+  Each optimiser leaf that mirrors a parameter lives where the parameter lives, or in the memory of
+  that device's host.
+
+  Args:
+    on_host: paths of parameters whose moments lie there.
   """
   whole = sharding.replicated(mesh)
   params = trees.unflatten(part.trained)
-  places = jax.tree.map(lambda p: p.sharding, params)
-  shapes = jax.eval_shape(tx.init, params)
-
-  def masked(x: Any) -> bool:  # what one part of a partitioned optimiser leaves to another
-    return isinstance(x, optax.MaskedNode)
-
-  opt_places = optax.tree.map_params(
-    tx,
-    lambda x, place: x if masked(x) else place,
-    shapes,
-    places,
-    transform_non_params=lambda _: whole,
-    is_leaf=masked,
+  places = trees.unflatten(
+    {
+      path: leaf.sharding.with_memory_kind(moments.KIND) if path in on_host else leaf.sharding
+      for path, leaf in part.trained.items()
+    }
   )
+  shapes = jax.eval_shape(tx.init, params)
+  opt_places = moments.of_params(tx, lambda _, place: place, shapes, places, other=lambda _: whole)
   opt = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, opt_places
   )
@@ -258,7 +259,20 @@ def _row(leaves: Leaves) -> tuple[str, ...]:
 
 
 def bytes_on_device(leaves: Iterable[jax.ShapeDtypeStruct]) -> int:
-  """Bytes of leaves on one device; one without a sharding is whole there."""
+  """Bytes of leaves in one device's own memory; one without a sharding is whole there."""
+  return _bytes(leaf for leaf in leaves if not _is_on_host(leaf))
+
+
+def bytes_on_host(leaves: Iterable[jax.ShapeDtypeStruct]) -> int:
+  """Bytes of leaves in the host's memory that belong to one device."""
+  return _bytes(filter(_is_on_host, leaves))
+
+
+def _is_on_host(leaf: jax.ShapeDtypeStruct) -> bool:
+  return leaf.sharding is not None and leaf.sharding.memory_kind == moments.KIND
+
+
+def _bytes(leaves: Iterable[jax.ShapeDtypeStruct]) -> int:
   total = 0
   for leaf in leaves:
     shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape

@@ -46,6 +46,8 @@ def make_step(
     spikes: updates that are skipped; then `skipped` of the metrics counts them from the start on.
   """
 
+  rule = optax.with_extra_args_support(tx)
+
   def step(
     state: TrainState, frozen: Params, batch: Batch, key: jax.Array
   ) -> tuple[TrainState, Metrics]:
@@ -54,14 +56,17 @@ def make_step(
     value, metrics, grads = _gradients(part, compute, frozen, batch, key, accumulate)
     grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
     grad_norm = optax.tree.norm(grads)
-    updates, opt = tx.update(grads, state.opt, state.params)
+    skip, seen = None, state.spikes
+    if spikes.on:
+      skip, seen = train_spikes.judged(spikes, state, grad_norm, value)
+    updates, opt = rule.update(grads, state.opt, state.params, skip=skip)
     params = optax.apply_updates(state.params, updates)
     done = train_spikes.updates(state)
     ema = _average(state.ema, params, done, ema_decay) if ema_decay else state.ema
-    new = TrainState(state.step + 1, params, opt, ema, state.bad, state.spikes)
+    new = TrainState(state.step + 1, params, opt, ema, state.bad, seen)
     metrics = metrics | dict(loss=value, grad_norm=grad_norm, lr=learning_rate(done))
-    if spikes.on:
-      new = train_spikes.judged(spikes, state, new, grad_norm, value)
+    if skip is not None:
+      new = train_spikes.chosen(skip, state, new)
       metrics["skipped"] = new.spikes["skipped"]
     metrics["param_norm"] = param_norm = optax.tree.norm(new.params)
     fine = jnp.isfinite(value) & jnp.isfinite(grad_norm) & jnp.isfinite(param_norm)

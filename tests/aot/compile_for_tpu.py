@@ -8,13 +8,17 @@ import jax
 from jax.experimental import topologies
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
+import optax
 
 from blip3o_jax import compiling
 from blip3o_jax import sharding
+from blip3o_jax import trees
 from blip3o_jax.attention import attention
+from blip3o_jax.train import optimizer
+from blip3o_jax.train import state as train_state
 
 ROWS, LENGTH, HEADS, KV_HEADS, HEAD_DIM = 4, 4096, 4, 2, 64
-DIM, MLP_DIM = 1024, 4096
+DIM, MLP_DIM, LAYERS = 1024, 4096, 16
 
 
 def abstract(mesh: jax.sharding.Mesh, shape: tuple[int, ...], dtype: Any, *axes: str | None) -> Any:
@@ -61,6 +65,34 @@ def matmul_facts(mesh: jax.sharding.Mesh) -> dict[str, Any]:
   }
 
 
+def moment_facts(mesh: jax.sharding.Mesh, host: bool) -> dict[str, int]:
+  """AdamW of a stacked kernel and a loose one, with the moments of the layers on the host or not.
+
+  The gradients' buffers become the updates', as in a step.
+  """
+  axes = {"blocks/kernel": ("layers", "embed", "mlp"), "head/kernel": ("embed", "mlp")}
+  shapes = {"blocks/kernel": (LAYERS, DIM, MLP_DIM), "head/kernel": (DIM, MLP_DIM)}
+  leaves = {p: abstract(mesh, shape, jnp.float32, *axes[p]) for p, shape in shapes.items()}
+  cfg = optimizer.Optimizer(host_moments=host, clip=0.0)
+  tx, there = optimizer.make(cfg, 10, axes), optimizer.on_host(cfg, axes)
+  part = train_state.Partition(None, leaves, {}, {}, frozenset())
+  opt = train_state.abstract_state(part, tx, mesh, ema=False, on_host=there).opt
+  params = trees.unflatten(leaves)
+  places = jax.tree.map(lambda x: x.sharding, (params, opt))
+
+  def step(grads, opt, params):
+    updates, opt = tx.update(grads, opt, params)
+    return updates, opt, optax.apply_updates(params, updates)
+
+  jitted = jax.jit(step, donate_argnums=(0, 1, 2), out_shardings=(places[0], places[1], places[0]))
+  jax.jit(tx.init, out_shardings=places[1], keep_unused=True).lower(params).compile()
+  found = jitted.lower(params, opt, params).compile().memory_analysis()
+  names = ("argument", "temp", "alias", "host_argument", "host_alias", "host_temp")
+  return {name: getattr(found, f"{name}_size_in_bytes") for name in names} | {
+    "moments": 2 * train_state.bytes_on_device([leaves["blocks/kernel"]])
+  }
+
+
 def option_facts() -> dict[str, list[str]]:
   """{kind of device: options that its compiler took}, of a program of one addition."""
   out = {}
@@ -89,6 +121,7 @@ def main() -> None:
     for impl in ("splash", "auto", "xla"):
       facts[impl] = attention_facts(mesh, impl)
     facts["matmul"] = matmul_facts(mesh)
+  facts["moments"] = {where: moment_facts(mesh, where == "host") for where in ("device", "host")}
   facts["options"] = option_facts()
   print(json.dumps(facts))
 

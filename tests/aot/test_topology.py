@@ -62,6 +62,19 @@ def test_a_sharded_matmul_gathers_in_bfloat16(compiled):
   assert facts["gathered"] == ["bf16"], "the cast belongs before the gather"
 
 
+def test_moments_on_the_host_leave_the_chip_and_come_back_a_layer_at_a_time(compiled):
+  """Moved whole they would stand among the temporaries, in and out: more than they took before."""
+  plain, host = compiled["moments"]["device"], compiled["moments"]["host"]
+  size = host["moments"]
+  assert (plain["host_argument"], host["host_argument"]) == (0, size)
+  assert plain["argument"] - host["argument"] == size
+  # In place there too.
+  assert (host["host_alias"], host["host_temp"]) == (size, 0)
+  assert host["temp"] - plain["temp"] < size / 2, host
+  saved = plain["argument"] + plain["temp"] - host["argument"] - host["temp"]
+  assert saved > size / 2
+
+
 def test_every_generation_knows_its_options(compiled):
   """A name that the compiler does not know would have failed the child."""
   kinds = {"TPU v4", "TPU v5 lite", "TPU v5", "TPU v6 lite", "TPU7x"}

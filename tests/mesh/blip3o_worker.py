@@ -13,6 +13,9 @@ import jax
 import numpy as np
 
 from blip3o_jax.data.shapes import source
+from blip3o_jax.plan import estimate
+from blip3o_jax.plan import report
+from blip3o_jax.plan import topology
 from blip3o_jax.systems import SYSTEMS
 from blip3o_jax.train import loop
 from blip3o_jax.train.run import parse
@@ -53,9 +56,11 @@ def train(workdir: str, features: str, mesh: dict[str, int]) -> dict[str, Any]:
 
 
 def said(values: Any) -> str:
-  """What lies whole on each device and why."""
+  """What lies whole on each device and why: by the run, then by the plan."""
   run = parse(values, SYSTEMS)
-  return "; ".join(prepare(run, SYSTEMS[run.system]).placed)
+  setup = prepare(run, SYSTEMS[run.system])
+  asked = estimate.Asked(topology.resolve(f"h100:{jax.device_count()}"), max(run.data.buckets), 1)
+  return "; ".join([*setup.placed, *report.lines(estimate.analytic(setup, asked))])
 
 
 if __name__ == "__main__":

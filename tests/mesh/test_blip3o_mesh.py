@@ -23,7 +23,11 @@ def test_eight_devices_train_the_system_as_one_does(tmp_path):
   for found in (eight, cube):
     assert found["losses"] == pytest.approx(one["losses"], rel=1e-4)
     assert found["norms"] == pytest.approx(one["norms"], rel=1e-3)
-  assert "frozen leaves are whole on each device" in cube["said"]
+  assert "frozen leaves are whole on each device but for tensor: " in cube["said"]
   assert "trained leaves are gathered once a step" in cube["said"]
-  assert "frozen leaves are split" in eight["said"]
+  assert "frozen leaves are split: " in eight["said"]
+  # The plan has no words of its own for it.
+  assert "frozen leaves are whole on each device but for tensor and take" in cube["said"]
+  assert "frozen leaves are split and would take, if whole," in eight["said"]
+  assert "replicated" not in cube["said"] + eight["said"]
   assert min(one["tflops"]) > 0

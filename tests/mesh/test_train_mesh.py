@@ -54,3 +54,19 @@ def test_eight_devices_give_the_same_losses(tmp_path, weights, one_device):
   for run in (one_device, first, whole, moved):
     assert run["frozen"] == run["released"]
   assert first["losses"] == {k: moved["losses"][k] for k in ("1", "2")}
+
+
+@pytest.mark.slow
+def test_moments_on_the_host_go_from_mesh_to_mesh_and_back_to_the_device(
+  tmp_path, weights, one_device
+):
+  eight, cube = dict(replica=1, fsdp=8, tensor=1), dict(replica=2, fsdp=2, tensor=2)
+  run = dict(workdir=str(tmp_path / "run"), weights=weights)
+  runs = [
+    run | dict(mesh=eight, steps=2, host_moments=True),
+    run | dict(mesh=cube, steps=3, host_moments=True),
+    run | dict(mesh=cube, steps=4),
+  ]
+  *_, last = simulated.finish(_start(8, runs))
+  for name in ("losses", "norms"):
+    assert last[name] == pytest.approx(one_device[name], rel=1e-4), name

@@ -21,7 +21,9 @@ CFG = toy.Config(depth=1, noise=0.5)
 BATCH = 16
 
 
-def train(workdir: str, weights: str, mesh: dict[str, int], steps: int) -> dict[str, Any]:
+def train(
+  workdir: str, weights: str, mesh: dict[str, int], steps: int, host_moments: bool = False
+) -> dict[str, Any]:
   """Runs to `steps`: {losses: by step, frozen: their hash, shard: of a kernel, ...}."""
   fields = dict(
     steps=steps,
@@ -30,7 +32,7 @@ def train(workdir: str, weights: str, mesh: dict[str, int], steps: int) -> dict[
     mesh=mesh,
     trainable=toy.TRAINED,
     init_from=(weights,),
-    optimizer=dict(lr=1e-2, schedule="constant"),
+    optimizer=dict(lr=1e-2, schedule="constant", host_moments=host_moments),
     log=dict(every=1, eval_every=2, eval_batches=1, tensorboard=False),
   )
   values = toy.values(CFG, config.build(Train, fields))

@@ -294,6 +294,23 @@ ENTRY %main (a: bf16[10,100], i: s32[]) -> bf16[1,100] {
   assert program.Program(text).memory_bytes() == 200 + 200
 
 
+def test_of_what_lies_on_the_host_the_slice_counts():
+  host, row = "f32[9,64]{1,0:T(8,128)S(5)}", "f32[1,64]{1,0:T(8,128)}"
+  text = f"""HloModule m
+
+ENTRY %main (h: f32[9,64], i: s32[]) -> f32[9,64] {{
+  %h = {host} parameter(0)
+  %i = s32[] parameter(1)
+  %take = (({host}, s32[]{{:T(128)}}), {row}, u32[]{{:S(2)}}) dynamic-slice-start(%h, %i)
+  %row = {row} dynamic-slice-done(%take)
+  %twice = {row} add(%row, %row)
+  %put = (({host}, {row}, s32[]), {host}, u32[]) dynamic-update-slice-start(%h, %twice, %i)
+  ROOT %done = {host} dynamic-update-slice-done(%put)
+}}
+"""
+  assert program.Program(text).memory_bytes() == 256 * (1 + 3 + 1)
+
+
 def test_a_text_without_an_entry_is_refused():
   with pytest.raises(ValueError, match="no entry"):
     program.Program("HloModule m\n")
