@@ -28,10 +28,14 @@ EXAMPLES = {
   "inspect": "blip3o inspect converted",
   "verify": "blip3o verify --model converted --recorded recorded.safetensors",
   "plan": "blip3o plan --config=blip3o_8b_pretrain --topology=v5p:4x4x4 --json plan.json",
+  "check": "blip3o check /data/tars --output report",
   "index": "blip3o index /data/tars",
+  "encode": "blip3o encode --config=blip3o_4b_pretrain:qwen=DIR,tars=/data/tars "
+  "--output /data/features",
+  "pack": "blip3o pack /data/tars --output /data/packed",
 }
 # Not the plan: it says how long compiling takes, and JAX cannot read programs of another machine.
-COMPILES = ("train", "generate", "chat", "reconstruct", "verify")
+COMPILES = ("train", "generate", "chat", "reconstruct", "verify", "encode")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

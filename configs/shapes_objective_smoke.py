@@ -55,7 +55,6 @@ def get_config(arg: str = "") -> ConfigDict:
     records=256,
     buckets=(160,),
     image_size=side,
-    values="signed" if options.target == "latents" else "clip",
     cache=True,
   )
   train = Train(

@@ -38,7 +38,7 @@ class Quilt(nnx.Module):
     return jnp.tanh(self.dye(z).astype(jnp.float32)).reshape(len(x), SIDE, SIDE, 3)
 
   def prepare(self, batch):
-    return batch
+    return {**batch, "images": batch["images"] / 127.5 - 1}  # pictures come as uint8
 
   def weights(self, batch):
     return {"quilts": jnp.float32(len(batch["images"]))}
@@ -79,7 +79,7 @@ class Model:
 
 
 class System:
-  Config, VERBS, LOOKS_FOR = decoder_lm.Config, ("generate",), "model_type quilt"
+  Config, VERBS, LOOKS_FOR, encoder = decoder_lm.Config, ("generate",), "model_type quilt", None
   SPECIAL = {"pad": "<bare>", "im_end": "<sewn>", "needle": "<needle>"}  # noqa: RUF012
   COMPONENTS = {"backbone": "reader", "slots": "cloth", "dye": "cloth"}  # noqa: RUF012
 
@@ -91,7 +91,7 @@ class System:
 
   def batch_spec(self, cfg, batch, bucket):
     ids, sewn = (batch, bucket), (batch, SIDE, SIDE, 3)
-    shapes = {"tokens": (ids, "i4"), "segments": (ids, "i4"), "images": (sewn, "f4")}
+    shapes = {"tokens": (ids, "i4"), "segments": (ids, "i4"), "images": (sewn, "u1")}
     return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
 
   def flops(self, cfg, spec):

@@ -99,11 +99,11 @@ def _model(size: Size, options: ConfigDict, pixels: bool) -> blip3o.Config:
 def _data(stage: Stage, options: ConfigDict, pixels: bool) -> Data:
   reference = options.reference
   return Data(
-    source="tars",
+    source="files",
     path=options.tars,
     holdout=0.0 if reference else HOLDOUT[stage],
     task="generate",
-    buckets=(LONGEST,) if reference else (64, 160, LONGEST),
+    buckets=(LONGEST,) if reference else (64, 128, 160, 192, 256, LONGEST),
     features=not pixels,
     friendly=not reference,
     seed=42,

@@ -25,6 +25,7 @@ from blip3o_jax.systems import contrast
 from blip3o_jax.systems import pixels
 from blip3o_jax.systems.parts import layout
 from blip3o_jax.systems.parts import others
+from blip3o_jax.systems.parts.encoders import Encoder
 from blip3o_jax.systems.parts.recorded import Call
 from blip3o_jax.train import checkpoint
 from blip3o_jax.weights import store
@@ -44,6 +45,7 @@ class System(Protocol):
     LOOKS_FOR: what `recognises` looks for, in words, for the error of a folder that nobody knows.
     COMPONENTS: {top-level module: the component of a converted directory that it is stored in}.
     VERBS: what a loaded model can do, of "generate", "chat", "reconstruct" and "edit".
+    encoder: of a config, what makes the features that a cache keeps; None for a system without.
   """
 
   Config: type
@@ -51,6 +53,7 @@ class System(Protocol):
   LOOKS_FOR: str
   COMPONENTS: Mapping[str, str]
   VERBS: tuple[str, ...]
+  encoder: Callable[[Any], Encoder] | None
 
   # Training --------------------------------------------------------------------------------------
 

@@ -36,11 +36,13 @@ from blip3o_jax.systems.parts import features as feature_space
 from blip3o_jax.systems.parts import features_files
 from blip3o_jax.systems.parts import flops as operations
 from blip3o_jax.systems.parts import layout
+from blip3o_jax.systems.parts import normalising
 from blip3o_jax.systems.parts import targets
 from blip3o_jax.systems.parts.recorded import Call
 from blip3o_jax.weights import table
 
 SPECIAL = {name: chat.QWEN[name] for name in ("pad", "im_end")}
+encoder = None  # its own is trained, so that nothing can be kept of it
 Batch = Mapping[str, jax.Array]
 
 
@@ -83,8 +85,8 @@ class Contrast(nnx.Module):
     self.logit_scale = nnx.Param(jnp.log(jnp.full((1,), 1 / 0.07)), axes=("rest",))
 
   def prepare(self, batch: Batch) -> Batch:
-    """The batch as it is."""
-    return batch
+    """Normalises `images` that came as uint8."""
+    return {**batch, "images": normalising.clip(batch["images"])}
 
   def weights(self, batch: Batch) -> dict[str, jax.Array]:
     """The number of samples, float32[]."""
@@ -96,7 +98,7 @@ class Contrast(nnx.Module):
     """Symmetric softmax contrastive loss plus reconstruction.
 
     Args:
-      batch: images float32[B, H, W, 3] as EVA takes them, tokens and segments int[B, T].
+      batch: prepared: images float32[B, H, W, 3] as EVA takes them, tokens, segments int[B, T].
       key: of the noise. weights: from `weights`.
 
     Returns:
@@ -141,7 +143,7 @@ def batch_spec(cfg: Config, batch: int, bucket: int) -> dict[str, jax.ShapeDtype
   """Arrays of a batch of pictures with captions of `bucket` tokens."""
   ids = jax.ShapeDtypeStruct((batch, bucket), jnp.int32)
   side = cfg.features.tower.image_size
-  images = jax.ShapeDtypeStruct((batch, side, side, 3), jnp.float32)
+  images = jax.ShapeDtypeStruct((batch, side, side, 3), jnp.uint8)
   return {"tokens": ids, "segments": ids, "images": images}
 
 
@@ -161,7 +163,7 @@ def sampler(cfg: Config, samples: Any, tokenizer: str) -> Callable[[nnx.Module, 
 
 
 def transforms(cfg: Config, data: Data, tokenizer: chat.Tokenizer | None) -> dict[int, Transform]:
-  """{bucket: `Pair`}: tokens, segments int32[B, P] and images float32[B, S, S, 3], or features.
+  """{bucket: `Pair`}: tokens, segments int32[B, P] and images uint8[B, S, S, 3], or features.
 
   Raises:
     ValueError: another task than "contrast", no tokenizer.
@@ -173,24 +175,23 @@ def transforms(cfg: Config, data: Data, tokenizer: chat.Tokenizer | None) -> dic
   return {bucket: Pair(data, tokenizer, bucket) for bucket in data.buckets}
 
 
-@dataclasses.dataclass(frozen=True)
 class Pair:
   """A picture and its bare caption, cut to `bucket` tokens with <|im_end|> as the last."""
 
-  data: Data
-  tokenizer: chat.Tokenizer
-  bucket: int
+  def __init__(self, data: Data, tokenizer: chat.Tokenizer, bucket: int):
+    self._data, self._tokenizer, self._bucket = data, tokenizer, bucket
+    self.counts = f"caption and its end, {tokenizer.fingerprint}"
 
   def tokens(self, record: Record) -> int:
     """Of the caption, uncut, and its end."""
-    return len(self.tokenizer.encode(record.prompt)) + 1
+    return len(self._tokenizer.encode(record.prompt)) + 1
 
   def __call__(self, record: Record, rng: np.random.Generator) -> Arrays:
     del rng
-    limit = self.bucket
-    caption = chat.cut(self.tokenizer.encode(record.prompt), limit - 1, "caption", limit)
-    row = chat.token_row([*caption, self.tokenizer.im_end], limit, self.tokenizer.pad)
-    return row | targets.target(record, self.data)
+    limit = self._bucket
+    caption = chat.cut(self._tokenizer.encode(record.prompt), limit - 1, "caption", limit)
+    row = chat.token_row([*caption, self._tokenizer.im_end], limit, self._tokenizer.pad)
+    return row | targets.target(record, self._data)
 
 
 def recorded(names: Iterable[str]) -> dict[str, Call]:

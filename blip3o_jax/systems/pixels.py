@@ -22,7 +22,6 @@ import numpy as np
 
 from blip3o_jax import layers
 from blip3o_jax import trees
-from blip3o_jax.data import images as pictures
 from blip3o_jax.data.pipeline import Arrays
 from blip3o_jax.data.pipeline import Data
 from blip3o_jax.data.pipeline import Transform
@@ -33,12 +32,14 @@ from blip3o_jax.models import unet
 from blip3o_jax.systems.parts import decoder_files
 from blip3o_jax.systems.parts import flops as operations
 from blip3o_jax.systems.parts import layout
+from blip3o_jax.systems.parts import normalising
 from blip3o_jax.systems.parts import painter
 from blip3o_jax.systems.parts import targets
 from blip3o_jax.systems.parts.painter_recordings import recorded as recorded
 from blip3o_jax.systems.parts.painter_replay import replay as replay
 
 SPECIAL: dict[str, str] = {}  # no text
+encoder = None  # its features are another system's
 Batch = Mapping[str, jax.Array]
 TIME_BINS = 10
 
@@ -88,11 +89,16 @@ class PixelTraining(painter.PixelDecoder):
     self.cfg: Config = cfg
 
   def prepare(self, batch: Batch) -> Batch:
-    """For the UNet, replaces `images` by `latents`, without gradient; else the batch as it is."""
-    if self.cfg.train == "autoencoder" or "latents" in batch:
+    """Brings `images`, uint8 or in [-1, 1], to the latter; the UNet is given `latents` for them.
+
+    These are made without gradient; a batch that has them stays as it is.
+    """
+    if "latents" in batch:
       return batch
-    out = dict(batch)
-    out["latents"] = jax.lax.stop_gradient(self.encode(out.pop("images")))
+    out = {**batch, "images": normalising.signed(batch["images"])}
+    if self.cfg.train == "unet":
+      out["latents"] = jax.lax.stop_gradient(self.encode(out.pop("images")))
+      out["features"] = out["features"].astype(jnp.float32)
     return out
 
   def weights(self, batch: Batch) -> dict[str, jax.Array]:
@@ -167,10 +173,10 @@ def check(cfg: Config, trained: Sequence[str]) -> None:
 
 
 def batch_spec(cfg: Config, batch: int, bucket: int = 0) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes of one batch: images [-1, 1], and for the UNet features. There are no buckets."""
+  """Shapes of one batch: images, and for the UNet features. There are no buckets."""
   del bucket
   g, c = cfg.feature_grid, cfg.unet.context_dim - cfg.places
-  out = {"images": jax.ShapeDtypeStruct((batch, cfg.size, cfg.size, 3), jnp.float32)}
+  out = {"images": jax.ShapeDtypeStruct((batch, cfg.size, cfg.size, 3), jnp.uint8)}
   if cfg.train == "unet":
     out["features"] = jax.ShapeDtypeStruct((batch, g, g, c), jnp.float32)
   return out
@@ -253,9 +259,10 @@ def transforms(cfg: Config, data: Data, tokenizer: Any) -> dict[int, Transform]:
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-  """images float32[S, S, 3] in [-1, 1], and the cached features float32[h, w, C]."""
+  """images uint8[S, S, 3], and the cached features [h, w, C] of their own type."""
 
   data: Data
+  counts = "nothing"
 
   def tokens(self, record: Record) -> int:
     """0: there is no text."""
@@ -264,7 +271,7 @@ class Picture:
 
   def __call__(self, record: Record, rng: np.random.Generator) -> Arrays:
     del rng
-    images = pictures.signed(targets.square(record, self.data))
+    images = targets.square(record, self.data)
     return {"images": images} | (targets.cached(record) if self.data.features else {})
 
 

@@ -110,7 +110,7 @@ def run(run: Run, system: Any, workdir: epath.PathLike) -> Finished:
   held_out = open_data(setup, run.eval_data) if cfg.log.eval_every else None
   wanted = cfg.log.samples_every > 0
   sample = system.sampler(run.model, run.samples, run.tokenizer) if wanted else None
-  logging.info("data: %d records, %d steps an epoch", len(data.source), data.steps_per_epoch)
+  logging.info("data: %d records, %d steps an epoch", data.records, data.steps_per_epoch)
 
   with contextlib.ExitStack() as stack:
     stack.enter_context(clock)
@@ -147,7 +147,8 @@ def run(run: Run, system: Any, workdir: epath.PathLike) -> Finished:
       metrics.Writer(workdir, first, cfg.steps, tensorboard=cfg.log.tensorboard)
     )
     ids = metrics.RecordIds(workdir, first, setup.rows) if cfg.log.record_ids else None
-    files = Files(workdir, mine, saver, writer, ids)
+    damaged = stack.enter_context(metrics.Quarantine(workdir, first, data.drained))
+    files = Files(workdir, mine, saver, writer, damaged, ids)
     loop = Loop(files, setup, compiled, frozen, data, held_out, sample)
     state, interrupted = loop(state, itertools.chain(head, batches), asked)
 
@@ -183,6 +184,7 @@ class Files:
   lock: lock.Lock
   saver: checkpoint.Writer
   writer: metrics.Writer
+  damaged: metrics.Quarantine
   ids: metrics.RecordIds | None
 
 
@@ -283,6 +285,9 @@ class Loop:
     values |= metrics.rates(samples, self._flops, self._worked - before, devices)
     self._flops = 0.0
     values |= self.clock.write(done)
+    shares = self.data.shares(done - len(history), done)
+    values |= {f"share/{name}": share for name, share in shares.items()}
+    self.files.damaged.write(done)
     self.latest = self.latest | values
     self.files.writer.scalars(done, values)
     self._check(state)

@@ -3,6 +3,7 @@
 Knows names and arrays. Process 0 writes; the others are silent.
 """
 
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -243,6 +244,38 @@ class RecordIds:
     with self._path.open("a") as file:
       line = {"step": step, "rows": self._rows, "records": list(records)}
       file.write(json.dumps(line) + "\n")
+
+
+class Quarantine:
+  """quarantine/process_N.jsonl of a run: the damaged records that it met, and what stood in.
+
+  A context manager, which writes the last of them.
+
+  Args:
+    workdir: of the run. start: the step it continues from; later lines of an interrupted run are
+      dropped. found: what was met since it was asked, see `Pipeline.drained`.
+  """
+
+  def __init__(
+    self, workdir: epath.PathLike, start: int, found: Callable[[], Sequence[Mapping[str, Any]]]
+  ):
+    self._path = epath.Path(workdir) / "quarantine" / f"process_{jax.process_index()}.jsonl"
+    self._found, self._step = found, start
+    lines.keep(self._path, start)
+
+  def write(self, step: int) -> None:
+    """A line for each record: when it was written down, which it was, its kind of damage, why."""
+    self._step = step
+    if found := self._found():
+      self._path.parent.mkdir(parents=True, exist_ok=True)
+      with self._path.open("a") as file:
+        file.writelines(json.dumps({"step": step, **each}) + "\n" for each in found)
+
+  def __enter__(self) -> "Quarantine":
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.write(self._step)
 
 
 def grid(images: np.ndarray, gap: int = 2) -> np.ndarray:

@@ -7,6 +7,7 @@ there: the plan is the step, not a copy of it.
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import functools
 import time
 from typing import Any
 
@@ -25,6 +26,7 @@ from blip3o_jax.data.pipeline import Pipeline
 from blip3o_jax.data.pipeline import open_source
 from blip3o_jax.data.text.tokenizer import Tokenizer
 from blip3o_jax.systems.parts import loading
+from blip3o_jax.train import cached
 from blip3o_jax.train import checkpoint
 from blip3o_jax.train import distributed
 from blip3o_jax.train import goodput
@@ -63,6 +65,11 @@ class Setup:
   def rows(self) -> tuple[int, ...]:
     """Of the global batch, those that this process loads."""
     return distributed.local_rows(self.mesh, self.run.train.batch)
+
+  @functools.cached_property
+  def caches(self) -> cached.Caches:
+    """What checks the caches of features that the run reads; reads the encoder's weights once."""
+    return cached.Caches(self.run, self.system)
 
   @property
   def options(self) -> compiling.Options:
@@ -134,8 +141,16 @@ def prepare(run: Run, system: Any, devices: Sequence[jax.Device] | None = None) 
     logging.info("%s", said)
 
   # ---- 5. optimiser and shardings ----------------------------------------------------------
-  tx = optimizer.make(cfg.optimizer, cfg.steps, {path: part.axes[path] for path in part.trained})
-  abstract = train_state.abstract_state(part, tx, mesh, ema=cfg.ema_decay > 0, spikes=cfg.spikes.on)
+  axes = {path: part.axes[path] for path in part.trained}
+  tx = optimizer.make(cfg.optimizer, cfg.steps, axes)
+  abstract = train_state.abstract_state(
+    part,
+    tx,
+    mesh,
+    ema=cfg.ema_decay > 0,
+    spikes=cfg.spikes.on,
+    on_host=optimizer.on_host(cfg.optimizer, axes),
+  )
   return Setup(run, system, mesh, part, tx, abstract, tuple(placed))
 
 
@@ -143,12 +158,16 @@ def open_data(setup: Setup, cfg: Data) -> Pipeline:
   """The rows of `cfg`'s batches that the devices of this process hold.
 
   Raises:
-    FileNotFoundError, ValueError: data or tokenizer that is absent or does not fit.
+    FileNotFoundError, ValueError: data or tokenizer that is absent or does not fit; cached features
+      that are not of the run's encoder.
   """
   run, system = setup.run, setup.system
   tokenizer = Tokenizer.load(run.tokenizer, system.SPECIAL) if run.tokenizer else None
   made = system.transforms(run.model, cfg, tokenizer)
-  return Pipeline(open_source(cfg), made, cfg, setup.rows)
+  source = open_source(cfg)
+  if cfg.features and cfg.source == "files":
+    setup.caches.check(source, cfg)
+  return Pipeline(source, made, cfg, setup.rows)
 
 
 def resumed(setup: Setup, workdir: epath.PathLike) -> Resumed | None:

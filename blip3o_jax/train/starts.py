@@ -28,7 +28,6 @@ PACKAGES = (
   "flax",
   "optax",
   "orbax-checkpoint",
-  "grain",
   "numpy",
   "ml-dtypes",
   "pillow",

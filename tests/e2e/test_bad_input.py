@@ -89,7 +89,7 @@ def test_train_with_wrong_files(fails, tmp_path):
   }
   for config, message in cases.items():
     assert message in fails("train", "--config", config, "--workdir", tmp_path)
-  tars = ["--config.data.source=tars", "--config.data.split=train"]
+  tars = ["--config.data.source=files", "--config.data.split=train"]
   found = fails("train", "--config", CONFIG, "--workdir", tmp_path, *tars)
   assert "config.data.path: expected a folder of tars" in found
 

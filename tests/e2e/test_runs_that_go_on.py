@@ -129,7 +129,7 @@ def refused(tmp_path, capsys) -> Callable[..., str]:
     ([f"data.friendly={not Data.friendly}"], "source 'shapes' does not read it, so leave it at"),
     (["data.batch=16"], "config.data.batch: 16 is not read; config.batch is the run's, 32"),
     (
-      ["data.source=tars", "data.split=train", "data.shapes.variants=2", "data.path=/x"],
+      ["data.source=files", "data.split=train", "data.shapes.variants=2", "data.path=/x"],
       "config.data: shapes Mixture(",
     ),
     (["data.shapes.turns=3"], "turns 3: not read with questions False and turns 3"),

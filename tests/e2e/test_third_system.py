@@ -42,7 +42,7 @@ def get_config(arg):
   model = Config({vocabulary}, dim=32, depth=2, heads=2, kv_heads=1, head_dim=16, mlp_dim=64,
                  mrope_section=(2, 3, 3), tie_embeddings=True, init_std=0.1)
   data = Data(source="shapes", split="generator", records=64, task="sew", buckets=(64,),
-              image_size=4, values="signed", cache=True)
+              image_size=4, cache=True)
   train = Train(steps={steps}, batch=8, optimizer=Optimizer(lr=1e-2, schedule="constant"),
                 checkpoint=Checkpoint(every_steps=0),
                 log=Log(every=5, samples_every=50, tensorboard=False))

@@ -1,15 +1,17 @@
 """What the data tests share: the recorded miniature, records in memory, pictures, tars."""
 
+import dataclasses
 import io
 from pathlib import Path
 import tarfile
+import zlib
 
 import numpy as np
 from PIL import Image
 import tokenizers
 
 from blip3o_jax.data.records import Part
-from blip3o_jax.data.records import text_bytes
+from blip3o_jax.data.records import counted
 
 TINY = Path(__file__).parents[1] / "data" / "tiny-blip3o"
 
@@ -26,15 +28,18 @@ class InMemory:
   def __getitem__(self, index):
     return self.records[index]
 
-  def lengths(self):
-    return np.array([text_bytes(record) for record in self.records], np.int64)
+  def words(self, index):
+    return dataclasses.replace(self[index], image=None, inputs=(), features=None)
+
+  def lengths(self, name, count):
+    return counted(self, count)
+
+  def hashes(self, first, end):
+    return np.array([zlib.crc32(self[i].name.encode()) for i in range(first, end)], np.uint32)
 
   def parts(self):
     said = "".join(record.name for record in self.records)
     return [Part("memory", len(self.records), said)]
-
-  def places(self):
-    return np.arange(len(self.records))
 
 
 def jpeg(seed, width=40, height=30):

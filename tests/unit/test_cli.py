@@ -25,6 +25,9 @@ WRAPPERS = {
   "inspect_checkpoint": "inspect",
   "plan": "plan",
   "index_tars": "index",
+  "check_data": "check",
+  "encode_features": "encode",
+  "pack_arrayrecord": "pack",
 }
 OWN = ("record", "ship")
 

@@ -3,10 +3,12 @@
 Knows which texts go with a scene for which purpose; scenes, pixels and words are `data/shapes`.
 """
 
+from collections.abc import Callable
 import dataclasses
 import hashlib
 import itertools
 from pathlib import Path
+import zlib
 
 import numpy as np
 
@@ -14,7 +16,7 @@ from blip3o_jax import config
 from blip3o_jax.data import shapes
 from blip3o_jax.data.records import Part
 from blip3o_jax.data.records import Record
-from blip3o_jax.data.records import text_bytes
+from blip3o_jax.data.records import counted
 
 DESCRIBE = "describe the picture."
 FEATURES = "features.npy"  # float[scenes, h, w, C], in the order of the scenes
@@ -128,9 +130,22 @@ class EmbeddedSource:
   def __len__(self) -> int:
     return self._count
 
-  def lengths(self) -> np.ndarray:
-    """Bytes of each record's text, int64[n]; words are made for it, pictures are not."""
-    return np.array([text_bytes(self._text(i)[1]) for i in range(self._count)], np.int64)
+  def words(self, index: int, /) -> Record:
+    """The record without its picture; extra["pictures"] says that it has one."""
+    scene, record = self._text(index)
+    if scene is None:
+      return record
+    return dataclasses.replace(record, extra={**record.extra, "pictures": 1})
+
+  def lengths(self, name: str, count: Callable[[Record], int], /) -> np.ndarray:
+    """See `records.Source`; nothing is stored, so `name` is not used."""
+    del name
+    return counted(self, count)
+
+  def hashes(self, first: int, end: int, /) -> np.ndarray:
+    """uint32[end - first], of the records' names."""
+    said = f"shapes {self._split} "
+    return np.array([zlib.crc32(f"{said}{i}".encode()) for i in range(first, end)], np.uint32)
 
   def parts(self) -> list[Part]:
     """One part; with more records of the same texts it begins alike."""
@@ -139,10 +154,6 @@ class EmbeddedSource:
     said = repr((self._split, sorted(texts.items()))).encode()
     digest = hashlib.blake2b(said, digest_size=16).hexdigest()
     return [Part(f"shapes {self._split}", self._count, digest)]
-
-  def places(self) -> np.ndarray:
-    """Each record's place in its part, int64[n]."""
-    return np.arange(self._count)
 
   def __getitem__(self, index: int, /) -> Record:
     scene, record = self._text(index)

@@ -12,6 +12,7 @@ from absl import logging
 import numpy as np
 
 IGNORED = -1
+MARK = "<image>"  # in the texts of a record whose pictures stand in certain places
 # The special tokens of Qwen2.5-VL, by the attribute of a tokenizer, in the order of the release.
 QWEN = {
   "pad": "<|endoftext|>",
@@ -44,6 +45,11 @@ class Tokenizer(Protocol):
 
   @property
   def image_pad(self) -> int: ...
+
+  @property
+  def fingerprint(self) -> str:
+    """Equal for tokenizers that make the same ids of every text."""
+    ...
 
   def encode(self, text: str) -> list[int]:
     """Ids of a text."""
@@ -112,23 +118,8 @@ def chat_ids(
   Raises:
     ValueError: a limit in which template and pictures do not fit.
   """
-  head = [*message(tokenizer, "system", system), tokenizer.im_start]
-  text = tokenizer.encode(f"user\n{question}")
-  if image_tokens:
-    head += tokenizer.encode("user\n")
-    for n in image_tokens:
-      head += picture(tokenizer, n)
-    text = tokenizer.encode(question)
-  tail = reply(tokenizer)
-  if limit:
-    room = limit - len(head) - len(tail)
-    if room < (0 if image_tokens else len(tokenizer.encode("user\n"))):
-      raise ValueError(
-        f"a limit of {limit} tokens does not hold the chat template and {sum(image_tokens)} "
-        f"image tokens"
-      )
-    text = cut(text, room, "question", limit)
-  return head + text + tail
+  texts = [*[""] * len(image_tokens), question]
+  return _asked(tokenizer, texts, image_tokens, system=system, limit=limit)
 
 
 def chat_row(
@@ -140,31 +131,44 @@ def chat_row(
   *,
   system: str,
   limit: int,
+  mark: str = "",
 ) -> tuple[list[int], list[int]]:
   """One training row of understanding: ids, and for each the id that its hidden vector predicts.
 
   Only the answers and the <|im_end|> after each carry loss, the rest is -1. A row that is too long
-  loses whole turns from the end, then the end of its answer, to half of what the template leaves,
-  then the end of its question; each loss with a warning.
+  loses whole turns from the end, and their pictures; then the end of its answer, to half of what
+  the template leaves, then the last words of its question; each loss with a warning.
 
   Args:
-    turns: further questions and answers of the same conversation. Others as in `chat_ids`.
+    turns: further questions and answers of the same conversation.
+    mark: stands in the questions, once for each picture in their order, where a picture is shown;
+      "": all pictures stand before the first question. Others as in `chat_ids`.
 
   Returns:
-    tokens and labels, equally long, at most `limit`.
+    tokens and labels, equally long, at most `limit`; each picture begins with `vision_start`.
 
   Raises:
-    ValueError: a limit in which template and pictures do not fit.
+    ValueError: a limit in which template and pictures of the first question do not fit; another
+      number of marks than of pictures.
   """
-  room = limit - len(chat_ids(tokenizer, "", image_tokens, system=system, limit=limit))
-  asked = len(tokenizer.encode(question))
-  said = cut(tokenizer.encode(answer), max(room - asked, room // 2), "answer", limit)
-  prompt = chat_ids(tokenizer, question, image_tokens, system=system, limit=limit - len(said))
-  ids, labels = prompt + said, [IGNORED] * (len(prompt) - 1) + said + [tokenizer.im_end]
-  for n, (more, answered) in enumerate(turns):
+  asked = [text.split(mark) if mark else [text] for text in (question, *(q for q, _ in turns))]
+  if not mark:
+    asked[0] = [*[""] * len(image_tokens), question]
+  if (marks := sum(len(texts) - 1 for texts in asked)) != len(image_tokens):
+    raise ValueError(f"{marks} marks {mark} for {len(image_tokens)} pictures")
+  left = iter(image_tokens)
+  places = [[next(left) for _ in texts[1:]] for texts in asked]
+  blank = [""] * len(asked[0])
+  words = len(_user(tokenizer, asked[0], places[0])) - len(_user(tokenizer, blank, places[0]))
+  room = limit - len(_asked(tokenizer, blank, places[0], system=system, limit=limit))
+  said = cut(tokenizer.encode(answer), max(room - words, room // 2), "answer", limit)
+  ids = _asked(tokenizer, asked[0], places[0], system=system, limit=limit - len(said))
+  labels = [IGNORED] * (len(ids) - 1) + said + [tokenizer.im_end]
+  ids += said
+  for n, (texts, shown, turn) in enumerate(zip(asked[1:], places[1:], turns, strict=True)):
     between = [*closing(tokenizer), tokenizer.im_start]
-    between += tokenizer.encode(f"user\n{more}") + reply(tokenizer)
-    said = tokenizer.encode(answered)
+    between += _user(tokenizer, texts, shown) + reply(tokenizer)
+    said = tokenizer.encode(turn[1])
     if len(ids) + len(between) + len(said) > limit:
       lost = f"its last {len(turns) - n} of {len(turns) + 1} turns are cut"
       _warn(f"the conversation is too long for a row of {limit} tokens", lost)
@@ -172,6 +176,39 @@ def chat_row(
     ids += between + said
     labels += [IGNORED] * (len(between) - 1) + said + [tokenizer.im_end]
   return ids, labels
+
+
+def _asked(
+  tokenizer: Tokenizer,
+  texts: Sequence[str],
+  image_tokens: Sequence[int],
+  *,
+  system: str,
+  limit: int,
+) -> list[int]:
+  """System message, question and the assistant's header; see `chat_ids` and `_user`."""
+  head = [*message(tokenizer, "system", system), tokenizer.im_start]
+  user, tail = _user(tokenizer, texts, image_tokens), reply(tokenizer)
+  if limit:
+    room, bare = limit - len(head) - len(tail), _user(tokenizer, [""] * len(texts), image_tokens)
+    if room < len(bare):
+      raise ValueError(
+        f"a limit of {limit} tokens does not hold the chat template and {sum(image_tokens)} "
+        f"image tokens"
+      )
+    shown = {tokenizer.vision_start, tokenizer.image_pad, tokenizer.vision_end}
+    words = [i for i, token in enumerate(user) if token not in shown]
+    kept = cut(words, room - len(user) + len(words), "question", limit)
+    user = [token for i, token in enumerate(user) if token in shown or i <= kept[-1]]
+  return head + user + tail
+
+
+def _user(tokenizer: Tokenizer, texts: Sequence[str], image_tokens: Sequence[int]) -> list[int]:
+  """A user's message after its beginning and before its end: a picture between any two texts."""
+  ids = tokenizer.encode(f"user\n{texts[0]}")
+  for n, text in zip(image_tokens, texts[1:], strict=True):
+    ids += picture(tokenizer, n) + tokenizer.encode(text)
+  return ids
 
 
 # Rows of a batch ----------------------------------------------------------------------------------

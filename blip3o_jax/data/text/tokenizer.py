@@ -5,6 +5,8 @@ Special strings inside a text are ordinary characters here: only prompts place s
 
 from collections.abc import Iterable
 from collections.abc import Mapping
+import functools
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,14 @@ class Tokenizer:
 
     fast = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
     return cls(fast.backend_tokenizer, str(directory), special)
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """16 hex digits, equal for tokenizers that make the same ids of every text.
+
+    Of the tokenizer itself: one that was read from vocab.json and merges.txt has it too.
+    """
+    return hashlib.blake2b(self._backend.to_str().encode(), digest_size=8).hexdigest()
 
   def encode(self, text: str) -> list[int]:
     """Ids of a text; special strings in it are ordinary text."""

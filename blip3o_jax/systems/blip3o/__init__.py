@@ -1,5 +1,6 @@
 """BLIP3-o: a frozen language model that reads images, and a generator that makes them."""
 
+from blip3o_jax.systems.blip3o.encoding import encoder as encoder
 from blip3o_jax.systems.blip3o.layout import COMPONENTS as COMPONENTS
 from blip3o_jax.systems.blip3o.layout import LOOKS_FOR as LOOKS_FOR
 from blip3o_jax.systems.blip3o.layout import differences as differences

@@ -15,8 +15,9 @@ from blip3o_jax.systems.parts import flops as parts
 def step(cfg: Any, spec: Mapping[str, Any]) -> float:
   """Operations of one training step of `systems.blip3o` on a batch.
 
-  Padding counts, what is computed twice to save memory does not. A stage with a text loss is taken
-  to train the language model and its tower; in the others they are frozen and only pass gradients.
+  Padding counts, absent pictures too; what is computed twice to save memory does not. A stage with
+  a text loss is taken to train the language model and its tower; in the others they are frozen: the
+  model only passes gradients, the tower none.
 
   Args:
     cfg: `systems.blip3o.Config`. spec: {name: anything with a shape}, as its loss takes it.
@@ -41,8 +42,9 @@ def step(cfg: Any, spec: Mapping[str, Any]) -> float:
       each += 3 * (condition(cfg.denoiser, cfg.slots) + calls)
   if cfg.loss.text:
     each += 3 * (parts.decoder(lm, length) + parts.head(lm, length))
-    if "patches" in spec:
-      each += 3 * qwen(cfg.visual, spec["patches"].shape[1])
+  if "patches" in spec:
+    pictures, patches = spec["patches"].shape[1:3]
+    each += (3 if cfg.loss.text else 1) * pictures * qwen(cfg.visual, patches)
   return rows * each
 
 

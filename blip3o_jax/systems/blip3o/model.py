@@ -27,32 +27,16 @@ from blip3o_jax.models import decoder_lm
 from blip3o_jax.models import next_dit
 from blip3o_jax.models import qwen_vision
 from blip3o_jax.systems.blip3o import flops as operations
+from blip3o_jax.systems.blip3o import losses
 from blip3o_jax.systems.blip3o import prompts
+from blip3o_jax.systems.blip3o.losses import Loss as Loss
 from blip3o_jax.systems.parts import features as feature_space
+from blip3o_jax.systems.parts import normalising
 from blip3o_jax.systems.parts import slots as visual_slots
 
 # "denoiser" is all of generation: slots, projector, and DiT or regressor.
 Part = Literal["visual", "head", "denoiser", "encoder"]
-TIME_BINS = 10
 Batch = Mapping[str, jax.Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class Loss:
-  """Which terms, and how.
-
-  Attributes:
-    image: weight of the generation term. text: weight of the next-token term.
-    drop: share of samples whose condition is dropped (classifier-free guidance).
-    times: density of the training times: the released table, or another.
-    draws: (noise, time) pairs per condition, so that one prompt pass serves several (released: 1).
-  """
-
-  image: float = 1.0
-  text: float = 0.0
-  drop: float = 0.1
-  times: flow.Law = flow.Law()
-  draws: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,8 +148,10 @@ class Blip3o(nnx.Module):
     """Token embeddings with image embeddings in the places of `image_token`.
 
     Args:
-      tokens: int[B, T]. patches: float[I, N, patch_dim], images in the order of their places, row
-        by row. layout: of the patches; an image of segment 0 throughout is absent.
+      tokens: int[B, T]. patches: uint8 or float[I, N, patch_dim], images in the order of their
+        places, row by row; or [B, I, N, patch_dim], those of each row, which then stay
+        on the device that holds it. layout: of the patches, with the same axes before N; an image
+        of segment 0 throughout is absent.
 
     Returns:
       float[B, T, D].
@@ -178,19 +164,19 @@ class Blip3o(nnx.Module):
       return x
     if self.visual is None:
       raise ValueError("images in a prompt need the part 'visual', absent from config.parts")
-    images = self.visual(patches, layout)
-    merged = self.cfg.visual.merge**2
-    valid = (layout.segments[:, ::merged] > 0).reshape(-1)
-    images = images.reshape(-1, images.shape[-1])[jnp.argsort(~valid, stable=True)]
-    places = tokens == self.cfg.image_token
-    index = jnp.cumsum(places.reshape(-1)).reshape(places.shape) - 1
-    index = jnp.clip(index, 0, len(images) - 1)
-    return jnp.where(places[..., None], images[index].astype(x.dtype), x)
-
-  def text_hidden(self, batch: Batch, layout: qwen_vision.Layout | None = None) -> jax.Array:
-    """Hidden float[B, T, D] of rows that may hold images; positions int[B, 3, T]."""
-    x = self.embed(batch["tokens"], batch.get("patches"), layout)
-    return self.backbone(x, jnp.moveaxis(batch["positions"], 1, 0), batch["segments"])
+    groups, merged = 1, self.cfg.visual.merge**2
+    if patches.ndim == 4:
+      groups = len(patches)
+      patches, layout = jax.tree.map(lambda v: v.reshape(-1, *v.shape[2:]), (patches, layout))
+    images = self.visual(normalising.clip_patches(patches), layout)
+    valid = (layout.segments[:, ::merged] > 0).reshape(groups, -1)
+    images = images.reshape(groups, -1, images.shape[-1])
+    order = jnp.argsort(~valid, axis=1, stable=True)
+    places = (tokens == self.cfg.image_token).reshape(groups, -1)
+    index = jnp.clip(jnp.cumsum(places, 1) - 1, 0, order.shape[1] - 1)
+    which = jnp.take_along_axis(order, index, 1)[..., None]
+    found = jnp.take_along_axis(images, which, 1).reshape(x.shape)
+    return jnp.where(places.reshape(*tokens.shape, 1), found.astype(x.dtype), x)
 
   # Generation ----------------------------------------------------------------------------------
 
@@ -231,14 +217,14 @@ class Blip3o(nnx.Module):
     return z if self.projector is None else self.projector(z)
 
   def targets(self, images: jax.Array) -> jax.Array:
-    """x0 float32[B, h, w, C] of images: normalised for EVA, or in [-1, 1] for latents."""
+    """x0 float32[B, h, w, C] of images: uint8, or float for EVA, or in [-1, 1] for latents."""
     if self.encoder is None:
       raise ValueError("a batch of images needs the part 'encoder', absent from config.parts")
     if isinstance(self.encoder, autoencoder.Autoencoder):
-      mean, _ = self.encoder.encode(images)
+      mean, _ = self.encoder.encode(normalising.signed(images))
       cfg = self.cfg.latents
       return (mean.astype(jnp.float32) - cfg.shift_factor) * cfg.scaling_factor
-    return self.encoder(images)
+    return self.encoder(normalising.clip(images))
 
   def generate(
     self,
@@ -301,62 +287,12 @@ class Blip3o(nnx.Module):
     total = jnp.float32(0.0)
     metrics: dict[str, jax.Array] = {}
     if self.cfg.loss.image:
-      value, metrics = self._image_loss(batch, key, weights["image"])
+      value, metrics = losses.image(self, batch, key, weights["image"])
       total += self.cfg.loss.image * value
     if self.cfg.loss.text:
-      value, more = self._text_loss(batch, weights["text"])
+      value, more = losses.text(self, batch, weights["text"])
       total, metrics = total + self.cfg.loss.text * value, metrics | more
     return total, metrics
-
-  def _image_loss(
-    self, batch: Batch, key: jax.Array, weight: jax.Array
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    cfg = self.cfg.loss
-    k_time, k_noise, k_drop = jax.random.split(key, 3)
-    z = self.condition(batch["tokens"], batch["segments"])
-    x0 = batch["features"].astype(jnp.float32)
-    if self.denoiser is None:
-      assert self.regressor is not None
-      guess = self.regressor(z).astype(jnp.float32).reshape(x0.shape)
-      each = jnp.mean(jnp.square(guess - x0), (1, 2, 3))
-      value = jnp.sum(each) / weight
-      return value, {"image_loss": value}
-    denoiser = self.denoiser
-    keep = jax.random.bernoulli(k_drop, 1 - cfg.drop, (len(z), 1, 1))
-    z = jnp.where(keep, z, jnp.zeros_like(z))
-    condition = denoiser.embed(z) if cfg.draws == 1 else denoiser.prepare(z)
-    if cfg.draws > 1:
-      x0 = jnp.repeat(x0, cfg.draws, axis=0)
-      condition = jax.tree.map(
-        lambda axis, v: jnp.repeat(v, cfg.draws, axis=axis), next_dit.BATCH_AXES, condition
-      )
-    t = flow.times(k_time, len(x0), cfg.times)
-    noise = jax.random.normal(k_noise, x0.shape, jnp.float32)
-    each = flow.loss(lambda x, s: denoiser(x, s, condition), x0, noise, t)
-    value = jnp.sum(each) / (weight * cfg.draws)
-    which = jax.nn.one_hot(jnp.minimum((t * TIME_BINS).astype(jnp.int32), TIME_BINS - 1), TIME_BINS)
-    return value, {
-      "image_loss": value,
-      "image_loss_by_t/sum": each @ which,
-      "image_loss_by_t/count": jnp.sum(which, 0),
-    }
-
-  def _text_loss(self, batch: Batch, weight: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-    layout = None
-    if "patches" in batch:
-      layout = qwen_vision.Layout(
-        positions=batch["patch_positions"],
-        windows=batch["patch_windows"],
-        segments=batch["patch_segments"],
-      )
-    hidden = self.text_hidden(batch, layout)
-    labels = batch["labels"]
-    scores = jax.nn.log_softmax(self.backbone.logits(hidden), -1)
-    picked = jnp.take_along_axis(scores, jnp.maximum(labels, 0)[..., None], -1)[..., 0]
-    counted = (labels >= 0).astype(jnp.float32)
-    value = -jnp.sum(picked * counted) / weight
-    right = jnp.sum((jnp.argmax(scores, -1) == labels) * counted) / weight
-    return value, {"text_loss": value, "text_accuracy": right}
 
 
 def _encoder(cfg: Config, rngs: nnx.Rngs) -> feature_space.FeatureEncoder | autoencoder.Autoencoder:
@@ -388,13 +324,12 @@ def check(cfg: Config, trained: Sequence[str]) -> None:
 def batch_spec(cfg: Config, batch: int, bucket: int) -> dict[str, jax.ShapeDtypeStruct]:
   """Arrays of a generation batch with prompts of length `bucket`; images if there is an encoder."""
   ids = jax.ShapeDtypeStruct((batch, bucket), jnp.int32)
-  name, cells = "features", (cfg.grid, cfg.grid, cfg.channels)
+  name, cells, dtype = "features", (cfg.grid, cfg.grid, cfg.channels), jnp.float32
   if "encoder" in cfg.parts:
     pixels = cfg.features.tower.image_size
     side = pixels if cfg.target == "features" else cfg.grid * cfg.latents.factor
-    name, cells = "images", (side, side, 3)
-  made = jax.ShapeDtypeStruct((batch, *cells), jnp.float32)
-  return {"tokens": ids, "segments": ids, name: made}
+    name, cells, dtype = "images", (side, side, 3), jnp.uint8
+  return {"tokens": ids, "segments": ids, name: jax.ShapeDtypeStruct((batch, *cells), dtype)}
 
 
 flops = operations.step

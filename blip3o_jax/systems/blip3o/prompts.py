@@ -4,6 +4,7 @@ Source: spec 1.6, 1.9, 1.10.
 """
 
 from collections.abc import Sequence
+import hashlib
 from typing import Literal
 from typing import Protocol
 
@@ -11,10 +12,11 @@ from blip3o_jax.data.text import chat
 
 SYSTEM = "You are a helpful assistant."
 GENERATE = "Please generate image based on the following caption: "
-RECONSTRUCT = "\nPlease reconstruct the given image."
+RECONSTRUCT = "Please reconstruct the given image."
 # {attribute: token} in the order of the release; `image` stands for the slots in its training rows.
 SPECIAL = {**chat.QWEN, "image_start": "[IMG]", "image_end": "[/IMG]", "image": "<image>"}
 LIMIT = 448  # of a generation prompt: the release's 512 positions less 64 slots
+UNLIMITED = 1 << 30  # more than any prompt has
 # Ids of the bytes that ASCII text does not use, in every byte-level vocabulary (and in Qwen's).
 UNUSED = (94, 256)
 
@@ -56,38 +58,54 @@ def generation_ids(
   return head + chat.cut(user, room, "caption", limit) + tail
 
 
+def drawing_ids(
+  tokenizer: Tokenizer,
+  caption: str,
+  image_tokens: Sequence[int] = (),
+  *,
+  limit: int,
+  form: Form = "inference",
+) -> list[int]:
+  """The prompt that asks for a picture, after those it is given: their tokens, then the caption.
+
+  Without any it is that of `generation_ids`.
+
+  Args:
+    caption: what to draw, or to change; cut with a warning where it is too long.
+    image_tokens: for each picture the number of its places, merged cells of its grid.
+    limit, form: as in `generation_ids`.
+
+  Raises:
+    ValueError: a limit in which template and pictures do not fit.
+  """
+  if not image_tokens:
+    return generation_ids(tokenizer, caption, limit=limit, form=form)
+  head = [*chat.message(tokenizer, "system", SYSTEM), tokenizer.im_start]
+  head += tokenizer.encode("user\n")
+  for n in image_tokens:
+    head += chat.picture(tokenizer, n)
+  tail = _before_slots(tokenizer, form)
+  room = limit - len(head) - len(tail)
+  if room < 0:
+    raise ValueError(
+      f"a limit of {limit} tokens does not hold the prompt's template and {sum(image_tokens)} "
+      "image tokens"
+    )
+  return head + chat.cut(tokenizer.encode(f"\n{caption}"), room, "caption", limit) + tail
+
+
 def reconstruction_ids(
   tokenizer: Tokenizer, image_tokens: int, *, form: Form = "inference"
 ) -> list[int]:
-  """The prompt that asks to draw a given picture again: its tokens, then the request (spec 1.9).
-
-  `image_tokens` is the number of places of the picture, merged cells of its grid.
-  """
-  out = [*chat.message(tokenizer, "system", SYSTEM), tokenizer.im_start]
-  out += tokenizer.encode("user\n") + chat.picture(tokenizer, image_tokens)
-  return out + tokenizer.encode(RECONSTRUCT) + _before_slots(tokenizer, form)
+  """The prompt that asks to draw a given picture again (spec 1.9); see `drawing_ids`."""
+  return drawing_ids(tokenizer, RECONSTRUCT, [image_tokens], limit=UNLIMITED, form=form)
 
 
 def edit_ids(
   tokenizer: Tokenizer, caption: str, image_tokens: int, *, limit: int, form: Form = "inference"
 ) -> list[int]:
-  """The prompt that asks for a picture after a given one: its tokens, then the caption.
-
-  Of the form of `reconstruction_ids`, with the caption as the request; a longer one is cut.
-
-  Raises:
-    ValueError: a limit in which template and picture do not fit.
-  """
-  head = [*chat.message(tokenizer, "system", SYSTEM), tokenizer.im_start]
-  head += tokenizer.encode("user\n") + chat.picture(tokenizer, image_tokens)
-  tail = _before_slots(tokenizer, form)
-  room = limit - len(head) - len(tail)
-  if room < 0:
-    raise ValueError(
-      f"a limit of {limit} tokens does not hold the prompt's template and {image_tokens} image "
-      "tokens"
-    )
-  return head + chat.cut(tokenizer.encode(f"\n{caption}"), room, "caption", limit) + tail
+  """The prompt that asks for a picture after a given one; see `drawing_ids`."""
+  return drawing_ids(tokenizer, caption, [image_tokens], limit=limit, form=form)
 
 
 def reading_row(
@@ -124,6 +142,22 @@ def single_ids(tokenizer: Tokenizer, words: Sequence[str]) -> list[int]:
     if len(ids) != 1:
       raise ValueError(f"{word!r} is {len(ids)} tokens, but one hidden vector predicts one token")
   return [ids[0] for ids in encoded]
+
+
+def counts(tokenizer: Tokenizer, task: str, image_tokens: int, form: Form) -> str:
+  """Names the lengths of a task's rows: equal where those of every record are.
+
+  Args:
+    image_tokens: places of a picture.
+  """
+  said = (
+    tokenizer.fingerprint,
+    drawing_ids(tokenizer, "", [0], limit=UNLIMITED, form=form),
+    generation_ids(tokenizer, "", form=form),
+    chat.chat_ids(tokenizer, "", system=SYSTEM),
+  )
+  digest = hashlib.blake2b(repr(said).encode(), digest_size=8).hexdigest()
+  return f"blip3o {task}, {form} form, {image_tokens} places a picture, {digest}"
 
 
 def _before_slots(tokenizer: Tokenizer, form: Form) -> list[int]:

@@ -16,32 +16,30 @@ def square(record: Record, data: Data) -> np.ndarray:
     BadRecord: no picture, or one that cannot be used.
   """
   if record.image is None:
-    raise BadRecord(f"{record.name}: no image")
+    raise BadRecord(f"{record.name}: no image", "missing")
   image = images.decode(record.image, record.name, friendly=data.friendly)
   try:
     return images.square(image, data.image_size, squash=data.squash)
   except BadRecord as error:
-    raise BadRecord(f"{record.name}: {error}") from None
+    raise BadRecord(f"{record.name}: {error}", error.kind) from None
 
 
 def cached(record: Record) -> Arrays:
-  """features: float32[h, w, C] that stand with the record.
+  """features: [h, w, C] that stand with the record, of 16 bits as they are, else float32.
 
   Raises:
     BadRecord: none do.
   """
   if record.features is None:
-    raise BadRecord(f"{record.name}: no cached features (KEY.npy beside the caption)")
-  return {"features": record.features.astype(np.float32)}
+    raise BadRecord(f"{record.name}: no cached features (KEY.npy beside the caption)", "missing")
+  features = record.features
+  return {"features": features if features.dtype.itemsize == 2 else features.astype(np.float32)}
 
 
 def target(record: Record, data: Data) -> Arrays:
-  """The record's cached features, or images: its picture, float32[S, S, 3], for the encoder.
+  """The record's cached features, or images: its picture, uint8[S, S, 3], for the encoder.
 
   Raises:
     BadRecord: see `cached` and `square`.
   """
-  if data.features:
-    return cached(record)
-  made = images.normalise if data.values == "clip" else images.signed
-  return {"images": made(square(record, data))}
+  return cached(record) if data.features else {"images": square(record, data)}

@@ -62,6 +62,36 @@ def test_square_cuts_the_centre_and_squash_does_not():
     images.square(Image.new("RGB", (1, 201)), 64)
 
 
+def test_leaving_out_what_is_cut_changes_no_pixel():
+  rng = np.random.default_rng(0)
+
+  def whole(image, size):
+    width, height = image.size
+    scaled = (
+      (size, int(size * height / width)) if width <= height else (int(size * width / height), size)
+    )
+    left, top = (round((side - size) / 2) for side in scaled)
+    for each in ((scaled[0], height), scaled):
+      image = image.resize(each, Image.Resampling.BICUBIC)
+    return np.asarray(image)[top : top + size, left : left + size]
+
+  for i, (width, height) in enumerate(np.exp(rng.uniform(1, 6, (200, 2))).astype(int)):
+    size = (8, 56, 112)[i % 3]
+    values = (256, 2)[i % 2]  # all values, or black and white, where overshoots are cut off
+    picture = rng.integers(0, values, (height, width, 3), np.uint8) * (255 // (values - 1))
+    image = Image.fromarray(picture)
+    assert np.array_equal(images.square(image, size), whole(image, size)), (width, height, size)
+
+
+@pytest.mark.parametrize("shape", [(3,), (5, 3), (2, 4, 6, 3), (0, 4, 3), (448, 448, 3)])
+def test_normalising_by_rows_changes_no_bit(shape):
+  x = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+  wanted = (x.astype(np.float32) / np.float32(255) - images.MEAN) / images.STD
+  np.testing.assert_array_equal(images.normalise(x), wanted)
+  if x.ndim == 3 and x.size:  # a cut, as `square` gives it
+    np.testing.assert_array_equal(images.normalise(x[3:9, 2:7]), wanted[3:9, 2:7])
+
+
 def test_value_ranges():
   x = np.array([[[0, 0, 0], [255, 255, 255]]], np.uint8)
   np.testing.assert_array_equal(images.signed(x), [[[-1] * 3, [1] * 3]])

@@ -46,7 +46,7 @@ def loading():
   found = ["not looked for"]
   while found and time.monotonic() < until:
     time.sleep(0.01)
-    found = [t for t in threading.enumerate() if t.name.startswith("grain-prefetch")]
+    found = [t for t in threading.enumerate() if t.name.startswith("loader-")]
   return found
 
 

@@ -6,18 +6,24 @@ import numpy as np
 import pytest
 
 from blip3o_jax import config
+from blip3o_jax.data.opening import used
+from blip3o_jax.data.options import Ingredient
+from blip3o_jax.data.pipeline import BadDataError
 from blip3o_jax.data.pipeline import Data
 from blip3o_jax.data.pipeline import Pipeline
-from blip3o_jax.data.pipeline import estimate_lengths
 from blip3o_jax.data.pipeline import open_source
 from blip3o_jax.data.records import BadRecord
 from blip3o_jax.data.records import Record
+from blip3o_jax.data.records import counted
+from blip3o_jax.data.sources.reading import Reading
 
 BATCH, BUCKETS = 8, (7, 16)
 
 
 class Row:
   """A row of a bucket: three tokens to begin with, and one for each letter of the prompt."""
+
+  counts = "three and letters"
 
   def __init__(self, bucket):
     self.bucket = bucket
@@ -116,20 +122,20 @@ def test_ids_are_the_records_of_the_rows():
       np.testing.assert_array_equal(p.batch_at(step)["index"], ids)
 
 
-def test_lengths_are_estimated_from_a_sample():
-  """Letters of two bytes: nothing is underestimated, and a bare record has its template."""
-  found = [Record(prompt="é" * n) for n in range(600)]
-  lengths = estimate_lengths(InMemory(found), Row(16))
-  needed = np.array([3 + n for n in range(600)])
-  assert lengths[0] == 3
-  assert (lengths >= needed).all()
-  assert lengths.max() <= 603
+def test_lengths_are_those_of_the_words():
+  """Each record is counted; a damaged one has none, and comes up where it is met."""
+  found = [Record(prompt="é" * n, name=str(n)) for n in range(60)]
+  source = InMemory(found)
+  np.testing.assert_array_equal(counted(source, Row(16).tokens), [3 + n for n in range(60)])
 
   class Damaged(InMemory):
-    def __getitem__(self, index):
-      raise BadRecord("damaged")
+    def words(self, index):
+      if index % 2:
+        raise BadRecord("damaged")
+      return super().words(index)
 
-  np.testing.assert_array_equal(estimate_lengths(Damaged(found), Row(16)), 3)
+  expected = [0 if n % 2 else 3 + n for n in range(60)]
+  np.testing.assert_array_equal(counted(Damaged(found), Row(16).tokens), expected)
 
 
 def test_randomness_of_a_record_is_of_seed_epoch_and_index():
@@ -202,7 +208,7 @@ def test_small_buckets_move_up(warnings):
   assert p.bucket_at(0) == 16
   source = InMemory(records(4) * 4 + [Record(prompt="x" * 12, name="3")])
   pipeline(source=source)
-  assert "1 records of bucket 16 never occur" in warnings[0]
+  assert "1 records of prompt bucket 2 (of 2) never occur" in warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -243,19 +249,95 @@ def test_rows_of_different_shapes_are_named():
 
 def test_holdout_divides_a_folder(tmp_path):
   write_tar(tmp_path / "a.tar", {f"{i}.{e}": b"x" for i in range(200) for e in ("jpg", "txt")})
-  names = {}
-  for split in ("train", "test"):
-    part = open_source(Data(path=str(tmp_path), split=split, holdout=0.2))
-    names[split] = {part[i].name for i in range(len(part))}
-  assert not names["train"] & names["test"]
-  assert len(names["train"] | names["test"]) == 200
-  assert 20 < len(names["test"]) < 60
-  assert len(open_source(Data(path=str(tmp_path)))) == 200
-  assert len(open_source(Data(path=str(tmp_path), records=7))) == 7
+  path = str(tmp_path)
+
+  def kept(**fields):
+    cfg = Data(path=path, **fields)
+    source = open_source(cfg)
+    return {source[int(i)].name for i in np.flatnonzero(used(source, cfg).mask())}
+
+  train, test = kept(holdout=0.2), kept(split="test", holdout=0.2)
+  assert not train & test
+  assert len(train | test) == 200
+  assert 20 < len(test) < 60
+  assert len(kept()) == 200
+  assert kept(records=7) == {f"a.tar:{i}" for i in range(7)}
+  assert kept(records=7, split="test", holdout=0.2) < test
+  assert pipeline(source=open_source(Data(path=path)), records=16).records == 16
   with pytest.raises(ValueError, match=r"config\.data\.path: expected a folder"):
     open_source(Data())
   with pytest.raises(ValueError, match="'test' is empty"):
-    open_source(Data(path=str(tmp_path), split="test"))
+    kept(split="test")
+
+
+def test_sets_are_mixed_by_weight(tmp_path):
+  for name, count in (("long", 200), ("short", 40)):
+    (tmp_path / name).mkdir()
+    write_tar(
+      tmp_path / name / f"{name}.tar",
+      {f"{i}.{e}": b"x" for i in range(count) for e in ("jpg", "txt")},
+    )
+  sets = tuple(Ingredient(str(tmp_path / n), w) for n, w in (("long", 9), ("short", 1)))
+  cfg = Data(mixture=sets, batch=BATCH)
+  source = open_source(cfg)
+  p = pipeline(source=source, mixture=sets, buckets=(16,))
+  names = [source[i].name for s in range(2 * p.steps_per_epoch) for i in p.ids_at(s)]
+  assert len(source) == 240
+  shares = p.shares(0, 2 * p.steps_per_epoch)
+  assert shares == pytest.approx({"long": 0.9, "short": 0.1}, abs=0.01)
+  assert len(set(names)) > 230
+  assert [part.name for part in source.parts()] == ["long/long.tar", "short/short.tar"]
+  np.testing.assert_array_equal(
+    source.hashes(190, 210), np.concatenate([source.hashes(190, 200), source.hashes(200, 210)])
+  )
+  again = tuple(Ingredient(str(tmp_path / "long"), w) for w in (1, 2))
+  with pytest.raises(ValueError, match="'long' is the name of several"):
+    open_source(Data(mixture=again))
+  with pytest.raises(ValueError, match="path '/x': each set of the mixture has its own"):
+    Data(mixture=sets, path="/x")
+  with pytest.raises(ValueError, match="expected a path, a positive weight"):
+    Ingredient("/x", -1.0)
+
+
+def test_captions_in_shares_are_a_mixture(tmp_path):
+  rows = {f"{i}.json": b'{"long": "long %d", "short": "s %d"}' % (i, i) for i in range(80)}
+  write_tar(tmp_path / "a.tar", rows | {f"{i}.jpg": b"x" for i in range(80)})
+  reading = Reading(caption="long:0.75 short:0.25")
+  source = open_source(Data(path=str(tmp_path), reading=reading))
+  p = pipeline(source=source, reading=reading)
+  found = [source[i].prompt.split()[0] for s in range(p.steps_per_epoch) for i in p.ids_at(s)]
+  assert found.count("long") / len(found) == pytest.approx(0.75, abs=0.07)
+  assert len(source) == 160
+  with pytest.raises(ValueError, match="expected FIELD or FIELD:SHARE"):
+    Reading(caption="long:0.5 long:0.5")
+
+
+def test_too_many_damaged_records_stop_the_run():
+  """They are counted by kind and listed, and replaced up to a rate."""
+  source = InMemory(records(200, bad=range(0, 200, 4)))
+  p = pipeline(source=source, bad_rate=0.5)
+  for step in range(10):
+    p.batch_at(step)
+  found = p.drained()
+  assert len(found) == p.replaced > 0
+  assert not p.drained()
+  assert {f["kind"] for f in found} == {"other"}
+  assert all(f["record"] % 4 == 0 and "is damaged" in f["error"] for f in found)
+  strict = pipeline(source=source, bad_rate=0.1)
+  with pytest.raises(BadDataError, match=r"20 of \d+ records are damaged \(20 others\), the last"):
+    list(map(strict.batch_at, range(40)))
+
+
+def test_the_synthetic_set_needs_no_files():
+  source = open_source(Data(source="synthetic", records=50))
+  assert len(source) == 50
+  record = source[3]
+  assert record.image.shape == (512, 512, 3)
+  assert (source[3].image == record.image).all()
+  assert (source[4].image != record.image).any()
+  assert source.words(3).prompt == record.prompt
+  with pytest.raises(ValueError, match="the synthetic set needs a number of records"):
+    open_source(Data(source="synthetic"))
 
 
 def test_every_field_is_a_flag():

@@ -76,13 +76,17 @@ def test_text_rows_count_head_and_tower():
   cfg = sizes.blip3o_shapes()
   text = dataclasses.replace(cfg, parts=("visual", "head"), loss=blip3o.Loss(image=0, text=1))
   ids = jax.ShapeDtypeStruct((2, 64), jnp.int32)
-  patches = jax.ShapeDtypeStruct((2, 64, cfg.visual.patch_dim), jnp.float32)
+  patches = jax.ShapeDtypeStruct((2, 3, 64, cfg.visual.patch_dim), jnp.uint8)
   alone = blip3o.flops(text, {"tokens": ids})
   assert alone == pytest.approx(
     6 * (shared.decoder(cfg.backbone, 64) + shared.head(cfg.backbone, 64))
   )
   seen = blip3o.flops(text, {"tokens": ids, "patches": patches})
-  assert seen - alone == pytest.approx(6 * flops.qwen(cfg.visual, 64))
+  assert seen - alone == pytest.approx(6 * 3 * flops.qwen(cfg.visual, 64))
+  # A frozen tower that prompts for pictures look through has no gradient at all.
+  ids, drawn = blip3o.batch_spec(cfg, 2, 64), dataclasses.replace(cfg, parts=("visual", "denoiser"))
+  extra = blip3o.flops(drawn, ids | {"patches": patches}) - blip3o.flops(drawn, ids)
+  assert extra == pytest.approx(2 * 3 * flops.qwen(cfg.visual, 64))
 
 
 def test_autoencoder_against_xla():

@@ -19,6 +19,7 @@ from blip3o_jax.models import next_dit
 from blip3o_jax.models import qwen_vision
 from blip3o_jax.systems import blip3o
 from blip3o_jax.systems import contrast
+from blip3o_jax.systems.blip3o import losses
 from blip3o_jax.systems.parts import features
 from blip3o_jax.systems.parts import slots
 
@@ -95,6 +96,47 @@ def test_generation_loss_reaches_slots_and_denoiser_alone(objective, projector, 
   same, found = _gradients(blip3o, module, _prompts() | {"images": _images()})
   np.testing.assert_allclose(same, value, rtol=1e-5)
   assert found[embedding] > 0
+
+
+def _shown() -> dict[str, Any]:
+  """Two rows: one shows pictures of 2 x 4 and 2 x 2 patches, with an absent one, one none."""
+  grids, n = [(2, 4), (2, 2)], 8
+  made = qwen_vision.layout(grids, n, CFG.visual)
+  layout = {f"patch_{f.name}": getattr(made, f.name) for f in dataclasses.fields(made)}
+  absent = {name: np.concatenate([v, np.zeros_like(v[:1])]) for name, v in layout.items()}
+  out = {name: np.stack([v, np.zeros_like(v)]) for name, v in absent.items()}
+  rng = np.random.default_rng(3)
+  out["patches"] = rng.integers(0, 256, (2, 3, n, CFG.visual.patch_dim)).astype(np.uint8)
+  tokens = np.array([[1, 39, 39, 2, 39, 3], [0, 4, 5, 6, 7, 8]], np.int32)
+  segments = np.array([[1] * 6, [0] + [1] * 5], np.int32)
+  return out | {"tokens": tokens, "segments": segments}
+
+
+def test_an_edit_reaches_slots_and_generator_alone_and_sees_its_own_pictures(fill: Fill):
+  cfg = dataclasses.replace(CFG, parts=("visual", "denoiser"), objective="mse")
+  module = fill(lambda: blip3o.build(cfg, nnx.Rngs(0)))
+  batch = _shown() | {"features": np.ones((2, 2, 2, 6), np.float16)}
+  value, found = _gradients(blip3o, module, batch)
+  assert np.isfinite(value)
+  assert found["slots/embedding"] > 0 < found["regressor/kernel"]
+  assert not any(g for p, g in found.items() if p.startswith(("visual/", "backbone/embed_tokens/")))
+
+  embed = jax.jit(module.embed)
+  x = embed(batch["tokens"], *losses.shown(batch))
+  alone = {name: v[:1, :2] for name, v in batch.items() if name.startswith("patch")}
+  patches, layout = losses.shown({name: v[0] for name, v in alone.items()})
+  flat = embed(batch["tokens"][:1], patches, layout)  # as inference hands them over
+  np.testing.assert_allclose(x[0], flat[0], rtol=1e-5, atol=1e-5)
+  words = module.embed(batch["tokens"])
+  np.testing.assert_array_equal(x[1], words[1])
+  np.testing.assert_array_equal(x[0, [0, 3, 5]], words[0, [0, 3, 5]])
+  # In the other order of rows each still has its own.
+  other = {name: v[::-1] for name, v in batch.items()}
+  turned = embed(other["tokens"], *losses.shown(other))
+  np.testing.assert_allclose(turned, x[::-1], rtol=1e-5, atol=1e-5)
+  blind = fill(lambda: blip3o.build(dataclasses.replace(cfg, parts=("denoiser",)), nnx.Rngs(0)))
+  with pytest.raises(ValueError, match=r"'visual', absent from config\.parts"):
+    blind.loss(batch, jax.random.key(0), module.weights(batch))
 
 
 def test_dropped_conditions_and_draws(fill: Fill):

@@ -69,7 +69,7 @@ def batch_of(cfg: pixels.Config, count: int) -> dict[str, jax.Array]:
   spec = pixels.batch_spec(cfg, count)
   keys = jax.random.split(jax.random.key(7), len(spec))
   return {
-    name: jnp.tanh(jax.random.normal(key, s.shape, s.dtype))
+    name: jnp.tanh(jax.random.normal(key, s.shape))  # images as they are when normalised
     for key, (name, s) in zip(keys, spec.items(), strict=True)
   }
 

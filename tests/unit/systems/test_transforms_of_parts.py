@@ -4,7 +4,6 @@ from fakes import TINY
 import numpy as np
 import pytest
 
-from blip3o_jax.data import images
 from blip3o_jax.data.pipeline import Data
 from blip3o_jax.data.pipeline import Pipeline
 from blip3o_jax.data.pipeline import open_source
@@ -39,7 +38,9 @@ def test_contrast_has_a_caption_and_its_end():
   assert made[16].tokens(record) == len(ids)
   assert out["tokens"].tolist() == [TOK.pad] * (16 - len(ids)) + ids
   assert out["segments"].tolist() == [0] * (16 - len(ids)) + [1] * len(ids)
-  np.testing.assert_array_equal(out["images"], images.normalise(image()))
+  np.testing.assert_array_equal(out["images"], image())
+  assert made[16].counts == made[32].counts
+  assert TOK.fingerprint in made[16].counts
 
 
 def test_a_long_caption_of_contrast_is_cut_before_its_end(monkeypatch):
@@ -61,13 +62,14 @@ def test_pixels_has_a_picture_and_features_beside_it():
   batch = p.batch_at(1)
   assert batch.keys() == {"images"}
   record = open_source(data)[9]
-  np.testing.assert_array_equal(batch["images"][1], images.signed(record.image))
+  assert batch["images"].dtype == np.uint8
+  np.testing.assert_array_equal(batch["images"][1], record.image)
   cached = Data(**SHAPES, task="pixels", features=True)
   make = pixels.transforms(sizes.pixels_shapes(), cached, None)[64]
   both = Record(image=image(), features=np.zeros((2, 2, 6), np.float16), name="r")
   out = make(both, RNG)
   assert {k: v.shape for k, v in out.items()} == {"images": (64, 64, 3), "features": (2, 2, 6)}
-  assert out["features"].dtype == np.float32
+  assert out["features"].dtype == np.float16
   for record, match in (
     (Record(image=image(), name="r"), "r: no cached features"),
     (Record(name="r"), "r: no image"),

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from blip3o_jax.data import shapes
-from blip3o_jax.data.records import text_bytes
 from blip3o_jax.data.shapes.source import DESCRIBE
 from blip3o_jax.data.shapes.source import EmbeddedSource
 from blip3o_jax.data.shapes.source import Mixture
@@ -19,7 +18,9 @@ def test_captions_go_with_their_pictures():
     np.testing.assert_array_equal(record.image, shapes.render(scene))
     assert not record.answer
   assert 5 < sum(r.prompt == shapes.caption(shapes.scene(0, i)) for i, r in enumerate(found)) < 35
-  np.testing.assert_array_equal(source.lengths(), [len(r.prompt) for r in found])
+  np.testing.assert_array_equal(
+    source.lengths("", lambda r: len(r.prompt)), [len(r.prompt) for r in found]
+  )
 
 
 def test_understanding_mixes_three_kinds_of_rows():
@@ -62,7 +63,12 @@ def test_conversations_are_about_one_scene():
   ]
   assert [max(c) for c in counts[:2]] == [1, 2]
   assert max(counts[2]) > 2
-  np.testing.assert_array_equal(source.lengths(), [text_bytes(r) for r in found])
+  words = [source.words(i) for i in range(len(source))]
+  assert [(w.prompt, w.answer, w.turns) for w in words] == [
+    (r.prompt, r.answer, r.turns) for r in found
+  ]
+  assert [w.extra.get("pictures", 0) for w in words] == [r.image is not None for r in found]
+  assert all(w.image is None for w in words)
 
 
 def test_words_to_be_read_stand_beside_the_record():

@@ -16,7 +16,9 @@ from fakes import npy
 import numpy as np
 import pytest
 
+from blip3o_jax.data import index
 from blip3o_jax.data.records import BadRecord
+from blip3o_jax.data.sources import members
 from blip3o_jax.data.sources import tars
 
 A, B, MASK = jpeg(0), jpeg(1), b"\x89PNG a mask"
@@ -77,6 +79,11 @@ KINDS = {
   "a copy at once": (
     [*record("0"), *record("0", B, b"a dog")],
     [("a cat", A), ("a dog", B)],
+    "2 records have a key",
+  ),
+  "a copy in capitals elsewhere": (
+    [("0.png", A), ("0.TXT", b"a cat"), *record("1"), *record("0", B, b"a dog")],
+    [("a cat", A), ("a cat", A), ("a dog", B)],
     "2 records have a key",
   ),
   "copies that cannot be told apart": (
@@ -147,7 +154,7 @@ def test_what_becomes_of_it(kind, form, tmp_path, caplog, capsys):
   first = [r.getMessage() for r in caplog.records]
   assert any(said in line and "a.tar: " in line for line in first) if said else not first
   caplog.clear()
-  source = tars.TarSource(tmp_path)
+  source = tars.TarSource(str(tmp_path))
   found = [source[i] for i in range(len(source))]
   assert [(r.prompt, r.image) for r in found] == expected
   assert all(r.name.isprintable() and r.name.startswith("a.tar:") for r in found)
@@ -161,13 +168,13 @@ def test_archives_that_were_joined(tmp_path, caplog):
   first = pack(tmp_path / "1", record("0")).read_bytes()
   second = pack(tmp_path / "2", record("0", B, b"a dog")).read_bytes()
   (tmp_path / "a.tar").write_bytes(first + second)
-  source = tars.TarSource(tmp_path)
+  source = tars.TarSource(str(tmp_path))
   assert [(r.prompt, r.image) for r in (source[0], source[1])] == [("a cat", A), ("a dog", B)]
   (tmp_path / "a.tar").write_bytes(first + second[:1000])
   with pytest.raises(ValueError, match=r"a\.tar: truncated or damaged .*; 1 records are whole"):
-    tars.TarSource(tmp_path)
+    tars.TarSource(str(tmp_path))
   (tmp_path / "a.tar").write_bytes(first + b"signed by me".ljust(512))
-  assert len(tars.TarSource(tmp_path)) == 1
+  assert len(tars.TarSource(str(tmp_path))) == 1
   assert "1 bytes behind the end that are no archive" in caplog.text
 
 
@@ -196,7 +203,7 @@ def test_members_with_holes(form, tmp_path):
   made = ["tar", *arguments, "-C", folder, "-cf", tmp_path / "a.tar", "."]
   subprocess.run(made, check=True)
   assert (tmp_path / "a.tar").stat().st_size < 1.7 * features.nbytes  # of 3
-  source = tars.TarSource(tmp_path)
+  source = tars.TarSource(str(tmp_path))
   found = {r.prompt: r.features for r in map(source.__getitem__, range(len(source)))}
   assert found.keys() == {"a cat", "a dog", "a hen"}
   for prompt, more in (("a cat", 0), ("a dog", 0), ("a hen", 1)):
@@ -217,7 +224,7 @@ FOREIGN = {
   "xz": (lzma.compress, "not a plain tar but xz: undo it with `unxz`"),
   "zstd": (lambda tar: b"\x28\xb5\x2f\xfd" + tar, "zstd: undo it with `zstd -d`"),
   "zip": (zipped, "zip: unpack it, and pack it with `tar`"),
-  "parquet": (lambda tar: b"PAR1" + tar, "parquet: write its rows"),
+  "parquet": (lambda tar: b"PAR1" + tar, "not a plain tar but parquet: call it NAME.parquet"),
   "pointer": (lambda tar: LFS, "a git-lfs pointer, not the file of 12.3 kB"),
   "page": (lambda tar: b"\n<!doctype html><p>404", "a web page, not the file"),
   "answer": (lambda tar: b'{"error": "gated repo"}', "a page of text, .*gated repo"),
@@ -241,8 +248,8 @@ def test_what_is_no_tar(kind, partial, tmp_path, capsys):
   assert (status, len(lines)) == (1, 1)
   assert f"{tmp_path}/b.tar: " in lines[0]
   with pytest.raises(ValueError, match=message):
-    tars.TarSource(tmp_path)
-  assert not (tmp_path / "index.npz").exists()
+    tars.TarSource(str(tmp_path))
+  assert not list(tmp_path.glob(".blip3o/*/*/index.json"))
 
 
 @pytest.mark.parametrize(
@@ -250,7 +257,7 @@ def test_what_is_no_tar(kind, partial, tmp_path, capsys):
   [
     ("data/a.tar.gz", "data", r"no \*\.tar in it; undo the compression of a.tar.gz"),
     ("data/deep/a.tar", "data", "name the folder that holds them, such as .*data/deep"),
-    ("data/a.tar.000", "data", r"join parts such as a\.tar\.000 with cat"),
+    ("data/a.tar.md", "data", r"data: no \*\.tar in it$"),
     ("data/._a.tar", "data", r"data: no \*\.tar in it$"),
     ("data/a.tar", "data/a.tar", "a.tar: a file; expected the folder that holds it"),
     ("data/a.tar", "date", "date: no such folder"),
@@ -262,7 +269,7 @@ def test_folders_without_a_tar(name, given, message, tmp_path, capsys):
   assert command("index_tars")(tmp_path / given) == 1
   (line,) = capsys.readouterr().err.splitlines()
   with pytest.raises(FileNotFoundError, match=message) as error:
-    tars.TarSource(tmp_path / given)
+    tars.TarSource(str(tmp_path / given))
   assert str(error.value) in line
 
 
@@ -277,28 +284,37 @@ def test_nothing_but_what_is_left_out(tmp_path, capsys):
 def test_a_caption_in_another_encoding(tmp_path):
   pack(tmp_path / "a.tar", record("0", A, "a cat".encode("utf-16")))
   with pytest.raises(BadRecord, match=r"a\.tar:0: the caption is not UTF-8 but UTF-16"):
-    tars.TarSource(tmp_path)[0]
+    tars.TarSource(str(tmp_path))[0]
 
 
 def test_a_twin_of_a_tar_is_no_tar(tmp_path):
   pack(tmp_path / "a.tar", record("0"))
   (tmp_path / "._a.tar").write_bytes(TWIN)
-  assert len(tars.TarSource(tmp_path)) == 1
+  assert len(tars.TarSource(str(tmp_path))) == 1
 
 
 def test_a_tar_that_is_written_anew_while_in_use(tmp_path):
   """Of the same size, so that every place still is one."""
   pack(tmp_path / "a.tar", record("0"))
-  source = tars.TarSource(tmp_path)
+  source = tars.TarSource(str(tmp_path))
   pack(tmp_path / "a.tar", record("0", A, b"a dog"))
   os.utime(tmp_path / "a.tar", ns=(1, 1))
   with pytest.raises(BadRecord, match=r"a\.tar:0: the tar was changed while in use"):
     source[0]
 
 
-def test_an_index_of_an_earlier_version_is_made_again(tmp_path):
+def test_an_index_of_an_earlier_version_is_made_again(tmp_path, monkeypatch):
+  """One of another file beside the tars, of the versions before, is left alone."""
   pack(tmp_path / "a.tar", [*record("0"), *record("0", B)])
-  index = tars.index_folder(tmp_path)
-  with open(tmp_path / "index.npz", "wb") as file:
-    np.savez(file, **{k: v[:1] for k, v in index.items()}, version=np.int64(1))
-  assert len(tars.TarSource(tmp_path)) == 2
+  (tmp_path / "index.npz").write_bytes(b"as it was")
+  monkeypatch.setattr(index, "VERSION", 0)
+  tars.TarSource(str(tmp_path))
+  monkeypatch.undo()
+  scanned = []
+  scan = members.scan
+  monkeypatch.setattr(
+    members, "scan", lambda path, **how: scanned.append(path) or scan(path, **how)
+  )
+  assert len(tars.TarSource(str(tmp_path))) == len(tars.TarSource(str(tmp_path))) == 2
+  assert scanned == [str(tmp_path / "a.tar")]
+  assert (tmp_path / "index.npz").read_bytes() == b"as it was"

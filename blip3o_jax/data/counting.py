@@ -1,0 +1,113 @@
+"""A number of each record of a set, counted once and kept beside its index."""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+import hashlib
+import json
+import os
+from pathlib import Path
+import sys
+import tempfile
+
+from absl import logging
+import numpy as np
+from tqdm import tqdm
+
+from blip3o_jax.data.columns import whole_npy
+from blip3o_jax.data.records import Part
+
+MOST = 65535
+_CHUNK = 512  # records that a thread counts at a time
+_TYPE = np.dtype(np.uint16)
+
+
+def lengths(
+  folder: Path, parts: Sequence[Part], name: str, count: Callable[[int], int], spare: Path
+) -> np.ndarray:
+  """uint16[n], mapped into memory; see `Index.lengths`.
+
+  Each part is stored when it is counted, so that a killed count goes on.
+
+  Args:
+    folder: of the index. spare: of the cache, for an index whose folder cannot be written.
+  """
+  label = f"lengths-{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}"
+  total = sum(part.records for part in parts)
+  if not total:
+    return np.zeros(0, _TYPE)
+  beside = spare / "lengths" / f"{folder.parent.name}-{folder.name}"
+  for place in (folder, beside):
+    if (path := place / f"{label}.npy").is_file():
+      return np.load(path, mmap_mode="r")
+  try:
+    with tempfile.TemporaryFile(dir=folder):
+      pass
+  except OSError:
+    folder = beside
+    folder.mkdir(parents=True, exist_ok=True)
+    logging.info("lengths of records are kept in %s", folder)
+  known = _earlier(folder, label)
+  workers = min(32, 2 * (os.cpu_count() or 1))
+  shown = tqdm(total=total, unit="record", desc="lengths", disable=not sys.stderr.isatty())
+  stored: list[Path] = []
+  with ThreadPoolExecutor(workers) as pool, shown as bar:
+
+    def counted() -> Iterator[np.ndarray]:
+      start = 0
+      for number, part in enumerate(parts):
+        piece = folder / f"{label}-{number}.npy"
+        values = _kept(known, piece, part)
+        if values is None:
+          values = _count(pool, range(start, start + part.records), count, bar)
+          if len(parts) > 1 and part.records:
+            whole_npy(piece, _TYPE, values.shape, iter([values]))
+        else:
+          bar.update(part.records)
+        stored.append(piece)
+        start += part.records
+        yield values
+
+    whole_npy(folder / f"{label}.npy", _TYPE, (total,), counted())
+  for piece in stored:
+    piece.unlink(missing_ok=True)
+  return np.load(folder / f"{label}.npy", mmap_mode="r")
+
+
+def _count(
+  pool: ThreadPoolExecutor, records: range, count: Callable[[int], int], bar: tqdm
+) -> np.ndarray:
+  def some(chunk: range) -> np.ndarray:
+    values = np.fromiter((min(count(i), MOST) for i in chunk), np.int64, len(chunk))
+    bar.update(len(chunk))
+    return values.astype(_TYPE)
+
+  chunks = [records[i : i + _CHUNK] for i in range(0, len(records), _CHUNK)]
+  return np.concatenate([np.zeros(0, _TYPE), *pool.map(some, chunks)])
+
+
+def _kept(known: dict[str, np.ndarray], piece: Path, part: Part) -> np.ndarray | None:
+  """What was counted of a part before: in an earlier index, or by a run that was killed."""
+  if part.fingerprint in known and len(known[part.fingerprint]) == part.records:
+    return known[part.fingerprint]
+  try:
+    values = np.load(piece)
+  except (OSError, ValueError, EOFError):
+    return None
+  return values if values.shape == (part.records,) else None
+
+
+def _earlier(folder: Path, label: str) -> dict[str, np.ndarray]:
+  """{fingerprint of a part: what was counted} of the latest earlier index that has it."""
+  found = sorted(folder.parent.glob(f"*/{label}.npy"), key=lambda path: path.stat().st_mtime_ns)
+  for path in reversed(found):
+    memory = path.with_name("index.json")
+    if not memory.is_file():
+      continue
+    values, start, out = np.load(path, mmap_mode="r"), 0, {}
+    for about in json.loads(memory.read_text(encoding="utf-8"))["files"]:
+      out[about["fingerprint"]] = values[start : start + about["records"]]
+      start += about["records"]
+    return out
+  return {}
