@@ -121,3 +121,7 @@ class Data:
     """For a system: raises ValueError for a task that is none of those it has."""
     if self.task not in known:
       raise ValueError(f"config.data.task: {self.task!r} is not one of {', '.join(known)}")
+
+  def refuse(self, *fields: str) -> None:
+    """For a system: raises ValueError for a field that is set and that its task does not read."""
+    config.refuse_unread(self, dict.fromkeys(fields, f"task {self.task!r} does not read it"))

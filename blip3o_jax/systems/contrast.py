@@ -166,10 +166,11 @@ def transforms(cfg: Config, data: Data, tokenizer: chat.Tokenizer | None) -> dic
   """{bucket: `Pair`}: tokens, segments int32[B, P] and images uint8[B, S, S, 3], or features.
 
   Raises:
-    ValueError: another task than "contrast", no tokenizer.
+    ValueError: another task than "contrast", a field that it does not read, no tokenizer.
   """
   del cfg
   data.check_task("contrast")
+  data.refuse("pictures", "aspect", "drop_captions", "swap_captions")
   if tokenizer is None:
     raise ValueError(f"config.tokenizer: task {data.task!r} needs a directory with tokenizer.json")
   return {bucket: Pair(data, tokenizer, bucket) for bucket in data.buckets}

@@ -250,10 +250,11 @@ def transforms(cfg: Config, data: Data, tokenizer: Any) -> dict[int, Transform]:
   """{bucket: `Picture`}, which is the same for each: images and, if `data` asks for them, features.
 
   Raises:
-    ValueError: another task than "pixels".
+    ValueError: another task than "pixels", a field that it does not read.
   """
   del cfg, tokenizer
   data.check_task("pixels")
+  data.refuse("pictures", "aspect", "drop_captions", "swap_captions")
   return {bucket: Picture(data) for bucket in data.buckets}
 
 

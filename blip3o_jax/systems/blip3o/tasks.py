@@ -19,7 +19,6 @@ it says in `Record.extra` how many there are: `pictures` in all, `inputs` of `Re
 
 from collections.abc import Callable
 
-from blip3o_jax import config
 from blip3o_jax.data.pipeline import Data
 from blip3o_jax.data.pipeline import Transform
 from blip3o_jax.data.text import chat
@@ -59,8 +58,7 @@ def transforms(
   data.check_task(*TASKS)
   if tokenizer is None:
     raise ValueError(f"config.tokenizer: task {data.task!r} needs a directory with tokenizer.json")
-  why = f"task {data.task!r} does not read it"
-  config.refuse_unread(data, dict.fromkeys(UNREAD[data.task], why))
+  data.refuse(*UNREAD[data.task])
   if data.task != "generate":
     _check_pictures(cfg, data)
   made: dict[int, Transform] = {}

@@ -1,9 +1,11 @@
 """A batch put together row by row."""
 
+import jax
 import numpy as np
 import pytest
 
 from blip3o_jax.data.batch import Batch
+from blip3o_jax.data.batch import Memory
 
 
 def test_rows_come_in_any_order():
@@ -45,3 +47,21 @@ def test_the_first_row_that_failed_is_told():
   assert batch.is_done
   with pytest.raises(OSError, match="row 1"):
     batch.taken()
+
+
+def test_memory_comes_back_when_nobody_sees_it():
+  memory, shape = Memory(), (1 << 20,)
+  first = memory.empty(shape, np.dtype(np.uint8))
+  place, view = first.ctypes.data, first[7:].reshape(-1)
+  del first
+  second = memory.empty(shape, np.dtype(np.uint8))
+  assert not np.shares_memory(view, second)
+  held = jax.device_put(second[: 1 << 19])  # may be the same memory, on a CPU
+  second[:] = 3
+  expected = np.asarray(held).copy()
+  del view, second
+  third, fourth = (memory.empty(shape, np.dtype(np.uint8)) for _ in range(2))
+  assert place in (third.ctypes.data, fourth.ctypes.data)
+  third[:], fourth[:] = 5, 6
+  np.testing.assert_array_equal(np.asarray(held), expected)
+  assert memory.empty((4, 2), np.dtype(np.float32)).shape == (4, 2)
