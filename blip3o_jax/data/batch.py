@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import mmap
 import threading
 import weakref
 
@@ -20,7 +21,7 @@ class Memory:
   """
 
   def __init__(self) -> None:
-    self._free: dict[int, list[np.ndarray]] = {}
+    self._free: dict[int, list[mmap.mmap]] = {}
 
   def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """As np.empty."""
@@ -31,8 +32,9 @@ class Memory:
     try:
       pages = free.pop()
     except IndexError:
-      pages = np.empty(size, np.uint8)
-    out = np.ndarray(shape, dtype, pages.data)
+      pages = mmap.mmap(-1, size)
+    # No array may own the pages: views of `out` would keep that one alive, and not `out`.
+    out = np.ndarray(shape, dtype, pages)
     weakref.finalize(out, free.append, pages).atexit = False
     return out
 
