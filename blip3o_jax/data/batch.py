@@ -51,7 +51,7 @@ class Batch:
     self._lock = threading.Lock()
     self._ended = itertools.count(1)  # counts without a lock
     self._arrays: Arrays = {}
-    self._errors: dict[int, Exception] = {}
+    self._errors: dict[int, BaseException] = {}
     self.is_done = False
 
   def put(self, row: int, arrays: Arrays) -> None:
@@ -80,7 +80,7 @@ class Batch:
       whole[row] = value
     self._end()
 
-  def fail(self, row: int, error: Exception) -> None:
+  def fail(self, row: int, error: BaseException) -> None:
     """Keeps what a row raised."""
     self._errors[row] = error
     self._end()

@@ -217,7 +217,7 @@ class Folder:
       return Index(self.home, str(folder), stat)
     except FileNotFoundError:
       return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:  # other errors are the disk's, and raised
       logging.warning("%s: not readable (%s), it is made again", folder, error)
       shutil.rmtree(folder, ignore_errors=True)
       return None

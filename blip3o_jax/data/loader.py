@@ -84,7 +84,7 @@ class Loader:
           batch = batches[step]
       try:
         batch.put(row, pipeline.row_at(step, row))
-      except Exception as error:
+      except BaseException as error:  # a panic of a library in Rust is no Exception
         batch.fail(row, error)
       if batch.is_done:
         with self._changed:

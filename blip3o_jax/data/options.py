@@ -43,7 +43,7 @@ class Data:
     reading: of the files. mixture: several sets in place of `path`, by weights.
     split: "train" or "test" of files, one of `shapes.SPLITS` of the embedded set. holdout: share
       of the files' records that are the test split, chosen by a hash of each one's id.
-    records: how many to use, 0 for all of the files. shapes: texts of the embedded set.
+    records: how many to use of each set, 0 for all of the files. shapes: texts of the embedded set.
     task: what the records are to teach, one of the tasks of the system.
     batch: rows of the global batch. buckets: static lengths of token rows.
     image_size: side of the picture that the encoder, the autoencoder or the vision tower takes; 0
@@ -115,6 +115,10 @@ class Data:
       unread["path"] = why if self.source == "synthetic" else f"{why} without features"
     if self.mixture:
       unread |= dict.fromkeys(("path", "reading"), "each set of the mixture has its own")
+    if self.cache and (self.drop_captions or self.swap_captions):
+      raise ValueError(
+        "cache keeps a record as it was first made: not with drop_captions or swap_captions"
+      )
     config.refuse_unread(self, unread)
 
   def check_task(self, *known: str) -> None:

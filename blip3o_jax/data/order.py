@@ -24,6 +24,7 @@ from blip3o_jax.data.chosen import Chosen
 from blip3o_jax.data.permutation import permuted
 
 VERSION = 2  # of the order itself, so that a run of an earlier one is told
+KEPT = 2048  # steps whose records are kept: a checkpoint marks them, a log line counts them
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -107,10 +108,12 @@ class Order:
     found = self._rows.get(step)
     if found is None:
       epoch, at = self.epoch_of(step)
-      with self._lock:
-        while len(self._rows) > 64:  # each row of a batch asks, of the few batches in progress
-          del self._rows[next(iter(self._rows))]
-        found = self._rows[step] = (epoch, *self._of(epoch).batch(epoch, at))
+      with self._lock:  # each row of a batch asks: one of them computes it
+        found = self._rows.get(step)
+        if found is None:
+          while len(self._rows) > KEPT:
+            del self._rows[next(iter(self._rows))]
+          found = self._rows[step] = (epoch, *self._of(epoch).batch(epoch, at))
     return found
 
   def bucket(self, step: int) -> int:
@@ -130,7 +133,7 @@ class Order:
     if known != epoch or done > at:
       done, marked = 0, self.leg.seen if epoch == self.leg.epoch else None
     if at > done:
-      found = [self._of(epoch).batch(epoch, i)[1] for i in range(done, at)]
+      found = [self.at(i)[2] for i in range(step - at + done, step)]
       count = self._members[0].count
       bits = np.zeros(-(-count // 8), np.uint8) if marked is None else marked.bits.copy()
       numbers = np.concatenate(found)
@@ -154,7 +157,9 @@ class Order:
       among: as if there were only these records, numbered one after another.
     """
     mixing = self._mixing
-    said = (VERSION, self._batch, self._seed, self._shuffle, mixing.weights, mixing.window, more)
+    starts = mixing.starts if among is None else tuple(among.below(s) for s in mixing.starts)
+    choices = (VERSION, self._batch, self._seed, self._shuffle, mixing.weights, mixing.window)
+    said = (choices, starts, more)
     digest = hashlib.blake2b(repr(said).encode(), digest_size=16)
     members = self._members
     if among is not None:
@@ -199,6 +204,7 @@ class _Epochs:
     self.steps = int(self._counts.sum())
     self.idle = np.where(self._counts, 0, self._have.sum(1)).tolist()
     self._plans: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    self._turns: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray]] = {}
     self._lock = threading.Lock()
 
   def plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -266,15 +272,23 @@ class _Epochs:
     key, count = (self._seed, turn, b, k), int(self._have[b, k])
     if not self._mixing.window:
       return permuted(places, count, "records", *key)
+    if key not in self._turns:
+      while len(self._turns) > 64:
+        del self._turns[next(iter(self._turns))]
+      self._turns[key] = self._turned(b, k, key)
+    begins, ends = self._turns[key]
+    at = np.searchsorted(ends, places, side="right")
+    return begins[at] + places - np.concatenate([[0], ends])[at]
+
+  def _turned(self, b: int, k: int, key: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Where the parts of a turn begin among a source's records of a bucket, and end in the turn."""
     first, end = self._mixing.starts[k], self._mixing.starts[k + 1]
     inner = [part for part in self._mixing.parts if first < part < end]
     bounds = np.array([self._members[b].below(p) for p in (first, *inner, end)]) - self._base[b, k]
     bounds = np.unique(bounds)  # without parts that have none of these, such as new ones
     sizes = np.diff(bounds)
     turned = permuted(np.arange(len(sizes)), len(sizes), "parts", *key)
-    ends = np.cumsum(sizes[turned])
-    at = np.searchsorted(ends, places, side="right")
-    return bounds[:-1][turned][at] + places - (ends - sizes[turned])[at]
+    return bounds[:-1][turned], np.cumsum(sizes[turned])
 
 
 def _tickets(have: np.ndarray, weights: Sequence[float]) -> np.ndarray:
@@ -313,7 +327,8 @@ def divide(
         for start, piece in zip(starts, lengths, strict=False)
       ]
     )
-    which, there = table[np.minimum(found, buckets[-1])], among.mask(first, end)
+    which = table[np.minimum(found.astype(np.int64), buckets[-1])]
+    there = among.mask(first, end)
     for b, made in enumerate(bits):
       made.append(np.packbits((which == b) & there))
   out = [Chosen(np.concatenate(made), among.count) for made in bits]

@@ -48,7 +48,8 @@ class Transform(Protocol):
   """One record as arrays of fixed shapes, for one bucket.
 
   Attributes:
-    counts: names what `tokens` gives: equal for transforms that give the same for every record.
+    counts: names what `tokens` gives: equal for transforms that give the same for every record; ""
+      where there is nothing to count.
   """
 
   counts: str
@@ -117,8 +118,10 @@ class Pipeline:
   def _ordered(self) -> Order:
     cfg, first = self.cfg, self._transforms[0]
     lengths = []
-    if len(self.buckets) > 1:
+    if len(self.buckets) > 1 and first.counts:
       lengths = [piece.source.lengths(first.counts, first.tokens) for piece in self._pieces]
+    elif len(self.buckets) > 1:
+      lengths = [np.zeros(len(self.source), np.uint8)]
     members = orders.divide(lengths, self.buckets, self._used, cfg.batch)
     starts = np.cumsum([0, *(len(piece.source) for piece in self._pieces)]).tolist()
     parts = np.cumsum([0, *(part.records for part in self._parts)]).tolist() if cfg.window else ()
@@ -279,6 +282,13 @@ class Pipeline:
     shown = {"batch": cfg.batch, "seed": cfg.seed, "shuffle": cfg.shuffle}
     return shown | {"buckets": list(cfg.buckets)}
 
+  @property
+  def fingerprint(self) -> str:
+    """Equal where all batches to come are."""
+    leg = self._order.leg
+    begun = (leg.step, leg.samples, leg.epoch, marks.pack(leg.seen), marks.pack(leg.among))
+    return f"{self._fingerprint} {begun}"
+
   @functools.cached_property
   def _parts(self) -> list[Part]:
     return self.source.parts()
@@ -294,7 +304,9 @@ class Pipeline:
     at = index
     for attempt in range(ATTEMPTS):
       try:
-        draws: Any = Draws(self.cfg.seed, epoch, at)
+        # Of a mixture a record may come several times in an epoch.
+        again = (step,) if len(self._pieces) > 1 else ()
+        draws: Any = Draws(self.cfg.seed, epoch, at, *again)
         out = self._transforms[bucket](self.source[at], draws)
         break
       except BadRecord as error:

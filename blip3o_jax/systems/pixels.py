@@ -263,7 +263,7 @@ class Picture:
   """images uint8[S, S, 3], and the cached features [h, w, C] of their own type."""
 
   data: Data
-  counts = "nothing"
+  counts = ""
 
   def tokens(self, record: Record) -> int:
     """0: there is no text."""

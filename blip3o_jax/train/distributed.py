@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
+import hashlib
 import queue
 import threading
 from typing import Any
 from typing import Literal
 
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 
 from blip3o_jax import sharding
@@ -115,6 +117,24 @@ def put(batch: HostBatch, mesh: jax.sharding.Mesh, size: int) -> dict[str, jax.A
   return out
 
 
+def agree(what: str, said: str) -> None:
+  """Compares a text over the processes.
+
+  Raises:
+    ValueError: they differ; on all processes, with the numbers of those that say another than the
+      first.
+  """
+  if jax.process_count() == 1:
+    return
+  digest = hashlib.blake2b(said.encode(), digest_size=32).digest()
+  found = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
+  if odd := [i for i, row in enumerate(found.tolist()) if row != found[0].tolist()]:
+    raise ValueError(
+      f"{what} of process {', '.join(map(str, odd))} is another than that of process 0: all must "
+      "read the same files, in the same state"
+    )
+
+
 class Prefetch:
   """Iterates (step, batch on device), put there in order by one background thread, `depth` ahead.
 
@@ -139,7 +159,7 @@ class Prefetch:
 
   def __iter__(self) -> Iterator[tuple[int, dict[str, jax.Array]]]:
     while (item := self._queue.get()) is not None:
-      if isinstance(item, Exception):
+      if isinstance(item, BaseException):
         raise item
       yield item
 
@@ -163,7 +183,7 @@ class Prefetch:
           return
         self._offer((step, put(batch, mesh, size)))
       self._offer(None)
-    except Exception as error:
+    except BaseException as error:  # a panic of a library in Rust is no Exception
       self._offer(error)
 
   def _offer(self, item: Any) -> None:

@@ -214,7 +214,7 @@ def _chosen(source: Source, data: Data) -> np.ndarray:
   out = kept[0]
   for more in kept[1:]:
     out |= more
-  return out[np.arange(len(out))]
+  return np.flatnonzero(out.mask())
 
 
 def _described(source: Source, data: Data, records: int) -> dict[str, Any]:

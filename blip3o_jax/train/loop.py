@@ -108,8 +108,8 @@ def run(run: Run, system: Any, workdir: epath.PathLike) -> Finished:
   setup = prepare(run, system)
   data = open_data(setup, run.data)
   held_out = open_data(setup, run.eval_data) if cfg.log.eval_every else None
-  wanted = cfg.log.samples_every > 0
-  sample = system.sampler(run.model, run.samples, run.tokenizer) if wanted else None
+  draws = bool(cfg.log.samples_every)
+  sample = system.sampler(run.model, run.samples, run.tokenizer) if draws else None
   logging.info("data: %d records, %d steps an epoch", data.records, data.steps_per_epoch)
 
   with contextlib.ExitStack() as stack:

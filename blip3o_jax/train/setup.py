@@ -180,8 +180,15 @@ def go_on(data: Pipeline, workdir: epath.PathLike, before: Resumed | None) -> No
   """Puts the data where the checkpoint of a run stood, and says what changed since.
 
   Raises:
-    ValueError: a checkpoint that does not say where, and other batches than the run had.
+    ValueError: a checkpoint that does not say where, and other batches than the run had; processes
+      that read different data.
   """
+  _go_on(data, workdir, before)
+  distributed.agree("the data", data.fingerprint)
+
+
+def _go_on(data: Pipeline, workdir: epath.PathLike, before: Resumed | None) -> None:
+  """See `go_on`."""
   if before is None:
     return
   record, found = before.record, before.position

@@ -36,6 +36,12 @@ class Generate:
     return max(self._bare[n], *map(len, told))
 
   def __call__(self, record: Record, rng: np.random.Generator) -> Arrays:
+    if record.inputs:
+      raise BadRecord(
+        f"{record.name}: an edit of {len(record.inputs)} pictures, which config.data.task "
+        f"{self._data.task!r} does not show; 'edit' does",
+        "lists",
+      )
     ids = self._prompt(self._caption(record, rng), [], self._bucket)
     row = chat.token_row(ids, self._bucket, self._tokenizer.pad)
     return row | targets.target(record, self._data)

@@ -41,7 +41,7 @@ UNREAD: dict[str, tuple[str, ...]] = {
   "generate": ("pictures", "aspect"),
   "edit": (),
   "reconstruct": ("pictures", "aspect", "drop_captions", "swap_captions"),
-  "understand": ("drop_captions", "swap_captions"),
+  "understand": ("features", "drop_captions", "swap_captions"),
 }
 
 

@@ -66,3 +66,17 @@ def test_a_batch_of_other_rows_is_refused_by_name(rows):
 def test_mesh_must_fill_the_devices():
   with pytest.raises(ValueError, match=r"config\.mesh: replica 3"):
     distributed.make_mesh(distributed.Mesh(replica=3))
+
+
+def test_processes_that_read_other_data_are_named(monkeypatch):
+  mine = []
+
+  def gathered(digest):
+    mine.append(digest)
+    return np.stack([mine[0], digest, mine[0]])
+
+  monkeypatch.setattr(distributed.jax, "process_count", lambda: 3)
+  monkeypatch.setattr(distributed.multihost_utils, "process_allgather", gathered)
+  distributed.agree("the data", "these files")
+  with pytest.raises(ValueError, match="the data of process 1 is another than that of process 0"):
+    distributed.agree("the data", "other files")
