@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+import sys
 from typing import Any
 from typing import get_args
 
@@ -76,7 +77,10 @@ def run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
       for each in _sets(Data(path=path, reading=reading), path, asked)
     ]
   _write(found, options)
-  return 0
+  unusable = [facts["name"] for facts, _ in found if not facts["first"]]
+  for name in unusable:
+    print(f"blip3o check: {name}: none of the records looked at can be used", file=sys.stderr)
+  return 1 if unusable else 0
 
 
 def _describe(parser: argparse.ArgumentParser) -> None:

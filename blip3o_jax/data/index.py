@@ -146,6 +146,11 @@ class Index:
     """What was left out and what is to be noted, in words; "" where there is nothing to say."""
     return told(self.left, self.noted, {})
 
+  def whole(self) -> "Index":
+    """Itself; raises ValueError where it was made of files that are cut short."""
+    refuse_cut(self.home, self._about)
+    return self
+
   def file(self, number: int) -> tuple[dict[str, Any], Any]:
     """What is known of a file, and its records as a piece; for `indexing`."""
     first, end = self._bounds[number : number + 2]
@@ -215,7 +220,7 @@ class Folder:
     """An index, or None where it is absent or damaged: it is made again."""
     try:
       return Index(self.home, str(folder), stat)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
       return None
     except (ValueError, KeyError, TypeError) as error:  # other errors are the disk's, and raised
       logging.warning("%s: not readable (%s), it is made again", folder, error)
@@ -269,12 +274,24 @@ def opened(
   places = [Folder(home, path) for path in folders(home, layout)]
   for place in places:
     if index := place.find(state, stat):
-      return index
+      return index if partial else index.whole()
   old = next((index for place in places for index in place.others(stat)), None)
   work = indexing.Work(home, scan, stats, partial, workers)
   folder, keep = indexing.home_for(places, write)
   indexing.make(work, folder, state, old)
-  return Index(home, str(folder / state), stat, keep)
+  made = Index(home, str(folder / state), stat, keep)
+  return made if partial else made.whole()
+
+
+def refuse_cut(home: str, files: Sequence[Mapping[str, Any]]) -> None:
+  """Raises ValueError for files of which not all is whole, by the first of them."""
+  cut = [about for about in files if about["problem"]]
+  if cut:
+    others = f" So are {len(cut) - 1} more, the next {cut[1]['name']}." if len(cut) > 1 else ""
+    raise ValueError(
+      f"{storage.join(home, cut[0]['name'])}: {cut[0]['problem']}; {cut[0]['records']} records are "
+      f"whole.{others} Fetch it again, or accept them with reading.partial (--partial)"
+    )
 
 
 def folders(home: str, layout: str) -> list[Path]:

@@ -266,14 +266,8 @@ def _load(path: Path) -> tuple[About, Piece]:
 
 def _say(work: Work, fresh: Sequence[About]) -> None:
   """Says what the files that were scanned leave out; raises ValueError for one that is cut."""
-  cut = [about for about in fresh if about["problem"]]
-  if cut and not work.partial:
-    path, more = storage.join(work.home, cut[0]["name"]), len(cut) - 1
-    others = f" So are {more} more, the next {cut[1]['name']}." if more else ""
-    raise ValueError(
-      f"{path}: {cut[0]['problem']}; {cut[0]['records']} records are whole.{others} Fetch it "
-      "again, or accept them with blip3o index --partial"
-    )
+  if not work.partial:
+    indices.refuse_cut(work.home, fresh)
   said = 0
   for about in fresh:
     text = indices.told(about["left"], about["noted"], about["first"])

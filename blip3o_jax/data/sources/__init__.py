@@ -25,6 +25,7 @@ READS = {
   "arrayrecord": ("caption", "partial"),
   "tfds": ("caption", "image", "inputs", "split", "partial"),
 }
+_LOOSE = ". Loose pictures with a .txt beside each: tar --sort=name -cf 0.tar -C FOLDER ."
 _LOOKED = 40  # members of a tar that say whether it holds captions
 _TAR = re.compile(r".+\.tar(?:[._-](?:(?:split|parts?|chunk)[._-]?)?(?:\d+|[a-z]{2,3}))?", re.I)
 
@@ -108,6 +109,7 @@ def recognise(path: str) -> str:
   what = "fits several layouts" if fits else "has no layout that is known"
   raise ValueError(
     f"{path}: {what}. In it: {shown or 'nothing'}. Name its layout in reading.layout, of {known}"
+    + (_LOOSE if any(name.lower().endswith((".jpg", ".jpeg", ".png")) for name in names) else "")
     + (". Sets of save_to_disk (*.arrow): write them with to_parquet" if _arrow(names) else "")
   )
 

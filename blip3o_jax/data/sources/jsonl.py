@@ -71,6 +71,16 @@ class JsonlSource(row_source.RowSource):
     super().__init__(path, index, reading, [made[folder] for folder in folders])
     self._offsets, self._sizes = (np.asarray(index.column(name)) for name in ("offset", "size"))
 
+  def hint(self) -> str:
+    """The fields that there are."""
+    head = storage.read(self.index.path(0), 0, 1 << 16).decode("utf-8", "replace")
+    try:
+      row, _ = json.JSONDecoder().raw_decode(head.lstrip("\ufeff[ \r\n\t"))
+    except ValueError:
+      return super().hint()
+    fields = ", ".join(row) if isinstance(row, dict) else "none"
+    return f"The fields of the first row are {fields}; name them in reading.caption, reading.image"
+
   def _row(self, index: int, number: int, name: str, whole: bool) -> Row:
     offset, size = int(self._offsets[index]), int(self._sizes[index])
     data = storage.read(self.index.path(number), offset, size)

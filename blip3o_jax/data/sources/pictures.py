@@ -81,7 +81,8 @@ class Pictures:
     tars = self._members()
     if tars is not None:
       return tars.get(inside, name)
-    raise BadRecord(f"{name}: its picture {shown} is not in {self.folder}", "missing")
+    what = "name the folder that holds it in reading.images (--images)"
+    raise BadRecord(f"{name}: its picture {shown} is not in {self.folder}; {what}", "missing")
 
   def _inside(self, value: str, name: str) -> str:
     """A name relative to the folder; raises BadRecord for one that is not in it."""

@@ -225,7 +225,10 @@ def test_a_list_that_is_cut(folder, cut):
     (b"version https://git-lfs.github.com/spec/v1\noid x\nsize 9\n", "git-lfs pointer"),
     (b"[]", "no record in 1 files; nothing in them"),
     (b'{\n "a": 1\n}', "no record in 1 files; left out: 3 lines that are no JSON"),
-    (b'{"words": "a", "image": "1.png"}', "1 rows without a caption, the first 1. Name the fields"),
+    (
+      b'{"words": "a", "image": "1.png"}',
+      "1 rows without a caption, the first 1. The fields of the first row are words, image",
+    ),
   ],
 )
 def test_no_list(tmp_path, data, says):

@@ -100,7 +100,9 @@ def test_truncated_tar_is_named_with_what_is_whole(folder, where):
   with pytest.raises(ValueError, match=rf"a\.tar: truncated .*; {whole} records are whole"):
     tars.TarSource(str(folder))
   assert len(tars.TarSource(str(folder), Reading(partial=True))) == whole + 2
-  assert len(tars.TarSource(str(folder))) == whole + 2  # the index was made on purpose
+  assert len(tars.TarSource(str(folder), Reading(partial=True))) == whole + 2
+  with pytest.raises(ValueError, match=rf"{whole} records are whole.*reading\.partial"):
+    tars.TarSource(str(folder))  # also with an index: each call says what it accepts
 
 
 def test_garbage_is_no_tar(folder):
