@@ -51,7 +51,7 @@ class Quilt(nnx.Module):
 
 class Sew:
   def __init__(self, data, words, bucket):
-    self.data, self.words, self.bucket = data, words, bucket
+    self.data, self.words, self.bucket, self.counts = data, words, bucket, "quilt"
 
   def prompt(self, caption, limit):
     ids = self.words.encode(f"Sew a quilt that shows {caption}")

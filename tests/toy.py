@@ -93,6 +93,8 @@ class Data:
 class Row:
   """What a record becomes: noise of its own, of `length` cells; long captions have many tokens."""
 
+  counts = "eighths of the letters"
+
   def __init__(self, length: int, dim: int):
     self.length, self.dim = length, dim
 

@@ -91,7 +91,7 @@ def test_train_with_wrong_files(fails, tmp_path):
     assert message in fails("train", "--config", config, "--workdir", tmp_path)
   tars = ["--config.data.source=files", "--config.data.split=train"]
   found = fails("train", "--config", CONFIG, "--workdir", tmp_path, *tars)
-  assert "config.data.path: expected a folder of tars" in found
+  assert "config.data.path: expected a folder, file or address" in found
 
 
 @pytest.mark.parametrize("verb", ["train", "generate", "chat", "reconstruct"])
