@@ -123,7 +123,7 @@ def score(options: argparse.Namespace) -> None:
           for i in range(0, len(texts), 32)
         ]
       )
-      features = [np.asarray(model.features(list(x))) for x in (drawn, real)]
+      features = [np.asarray(model.encode(list(x))) for x in (drawn, real)]
       out[f"{name}_{when}"] = nearer(*features)
       if name == "train":
         rows += [real[: options.shown]] * (when == "before") + [drawn[: options.shown]]
@@ -134,7 +134,7 @@ def score(options: argparse.Namespace) -> None:
   lines = Path(options.run, "metrics.jsonl").read_text().splitlines()
   held = [json.loads(line) for line in lines]
   out["held_out_loss"] = {x["step"]: round(x["eval/loss"], 4) for x in held if "eval/loss" in x}
-  out["loss"] = {x["step"]: round(x["loss"], 4) for x in held if x.get("step", 1) % 100 == 0}
+  out["loss"] = {x["step"]: round(x["loss"], 4) for x in held if "loss" in x}
   print(json.dumps(out))
 
 
