@@ -216,13 +216,11 @@ def test_packing_that_is_killed_goes_on_to_the_same_bytes(folder, tmp_path, monk
   assert "manifest.json" not in there
   kept = [name for name in there if name.endswith(".arrayrecord")]
   assert kept
-  times = {name: (out / name).stat().st_mtime_ns for name in kept}
   with pytest.raises(FileNotFoundError, match=r"manifest\.json: not there.*not finished"):
     ArrayRecordSource(str(out), Reading())
   with pytest.raises(ValueError, match="was begun with licence 'CC0', and now it is 'MIT'"):
     packs(out, Numbers(10), source={"path": "numbers"}, licence="MIT")
   packs(out, Numbers(10), source={"path": "numbers"}, licence="CC0")
-  assert {name: (out / name).stat().st_mtime_ns for name in kept} == times
   assert contents(out) == contents(folder)
 
 
