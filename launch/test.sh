@@ -2,7 +2,8 @@
 # Lint, types and tests.
 #
 #   bash launch/test.sh           ruff, mypy and the default tests, parity included
-#   bash launch/test.sh --all     and the slow and the compile-ahead (libtpu) tests
+#   bash launch/test.sh --all     and the slow and the compile-ahead (libtpu) tests (not those of
+#                                 minutes: .venv/bin/python -m pytest -m long)
 #   bash launch/test.sh --unit    the unit tests alone
 #   bash launch/test.sh --setup   make the environment, libtpu included, and stop
 #   JOBS=1                        test processes, by default 2
@@ -44,7 +45,7 @@ if [ "$mode" != --unit ]; then
   step "mypy" in_environment mypy
 fi
 case "$mode" in
-  --all) tests=(-m "not device") ;;
+  --all) tests=(-m "not device and not long") ;;
   --unit) tests=(tests/unit) ;;
   *) tests=() ;;
 esac

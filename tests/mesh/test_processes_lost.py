@@ -16,7 +16,7 @@ from blip3o_jax.train import checkpoint
 from blip3o_jax.train import meeting
 from blip3o_jax.train.processes import Distributed
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]
 LONG, VICTIM, TRIES = 60, 2, 5
 
 
