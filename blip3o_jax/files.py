@@ -15,6 +15,7 @@ import threading
 import time
 from types import TracebackType
 from typing import Any
+import uuid
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".msgpack", ".h5")
 POINTER = b"version https://git-lfs.github.com/spec/"
@@ -30,12 +31,15 @@ def usual_mode(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
   """Another name beside a file, to write to: renamed at the end, and removed after an error.
 
   A crash leaves the earlier file as it was.
+
+  Args:
+    shared: several processes may write the file at once; each has a name of its own.
   """
-  partial = path.with_name(f".{path.name}.partial")
+  partial = path.with_name(f".{path.name}.{f'{uuid.uuid4().hex[:12]}.' if shared else ''}partial")
   try:
     yield partial
     partial.replace(path)

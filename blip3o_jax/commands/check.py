@@ -145,9 +145,10 @@ def _sets(data: Data, name: str, asked: Asked, *, used: bool = False) -> Iterato
   Raises:
     FileNotFoundError, ValueError: nothing there, of no known layout, or no record.
   """
-  layout: str = data.source if data.source != "files" else data.reading.layout
-  if layout == "auto":
-    layout = "tars" if data.reading.joined else sources.recognise(data.path)
+  layout: str = data.source
+  if data.source == "files":
+    layout = found = sources.layout_of(data.path, data.reading)
+    data = dataclasses.replace(data, reading=dataclasses.replace(data.reading, layout=found))
   source = opening.open_source(data)
   pieces = mixed.pieces(source)
   for piece in pieces:

@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import io
 import os
-import sys
 from typing import Any
 from typing import NamedTuple
 
@@ -390,4 +389,4 @@ def _threads() -> ThreadPoolExecutor:
 
 
 def _bar(total: int, what: str) -> tqdm:
-  return tqdm(total=total, unit="record", desc=what, disable=not sys.stderr.isatty())
+  return tqdm(total=total, unit="record", desc=what, disable=None)

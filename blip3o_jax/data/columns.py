@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 from typing import BinaryIO
 from typing import NamedTuple
-import uuid
 
 import numpy as np
+
+from blip3o_jax import files
 
 Arrays = Mapping[str, np.ndarray]
 Meta = dict[str, Any]
@@ -27,17 +28,6 @@ class Piece(NamedTuple):
 
   meta: Meta
   load: Callable[[str], np.ndarray]
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-  """As `files.replacing`, under a name of its own: several processes may write one file."""
-  partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
-  try:
-    yield partial
-    partial.replace(path)
-  finally:
-    partial.unlink(missing_ok=True)
 
 
 def packed(
@@ -168,7 +158,7 @@ def whole_npy(
   path: Path, dtype: np.dtype, shape: tuple[int, ...], parts: Iterator[np.ndarray]
 ) -> None:
   """Writes a .npy file from parts that follow each other; it is whole or not there."""
-  with replacing(path) as partial, _npy(partial, dtype, shape) as stream:
+  with files.replacing(path, shared=True) as partial, _npy(partial, dtype, shape) as stream:
     for part in parts:
       _put(stream, part.astype(dtype, copy=False))
 

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 from pathlib import Path
-import sys
 import tempfile
 
 from absl import logging
@@ -50,7 +49,7 @@ def lengths(
     logging.info("lengths of records are kept in %s", folder)
   known = _earlier(folder, label)
   workers = min(32, 2 * (os.cpu_count() or 1))
-  shown = tqdm(total=total, unit="record", desc="lengths", disable=not sys.stderr.isatty())
+  shown = tqdm(total=total, unit="record", desc="lengths", disable=None)
   stored: list[Path] = []
   with ThreadPoolExecutor(workers) as pool, shown as bar:
 

@@ -4,6 +4,7 @@ An index is made once, file by file (see `indexing`), and kept in `.blip3o` of t
 in a cache folder where that cannot be written. Knows no file format and no model.
 """
 
+import abc
 import bisect
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -157,7 +158,12 @@ class Index:
     return self._about[number], self._columns.piece(first, end)
 
 
-class IndexedSource:
+def stale(name: str, what: str = "the file", where: str = "") -> BadRecord:
+  """Of a record whose file is not the one that was indexed any more."""
+  return BadRecord(f"{name}: {what} was changed while in use{where}; start the run again", "read")
+
+
+class IndexedSource(abc.ABC):
   """A base of sources that have an index; what a record is stands in `words` and `__getitem__`."""
 
   def __init__(self, index: Index):
@@ -166,12 +172,12 @@ class IndexedSource:
   def __len__(self) -> int:
     return len(self.index)
 
-  def __getitem__(self, index: int, /) -> Record:
-    raise NotImplementedError
+  @abc.abstractmethod
+  def __getitem__(self, index: int, /) -> Record: ...
 
+  @abc.abstractmethod
   def words(self, index: int, /) -> Record:
     """A record without pictures and features."""
-    raise NotImplementedError
 
   def lengths(self, name: str, count: Callable[[Record], int], /) -> np.ndarray:
     """uint16[n], see `records.Source`."""

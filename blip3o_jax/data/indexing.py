@@ -23,7 +23,6 @@ import os
 from pathlib import Path
 import random
 import shutil
-import sys
 import tempfile
 import time
 from typing import Any
@@ -35,6 +34,7 @@ from absl import logging
 import numpy as np
 from tqdm import tqdm
 
+from blip3o_jax import files
 from blip3o_jax.data import columns
 from blip3o_jax.data import index as indices
 from blip3o_jax.data import storage
@@ -176,7 +176,7 @@ def _scan(work: Work, todo: Sequence[int], paths: Sequence[Path]) -> None:
   jobs = {i: (storage.join(work.home, work.stats[i][0]), str(paths[i])) for i in todo}
   left = dict(jobs)
   text = f"indexing {work.home}"
-  with tqdm(total=len(todo), unit="file", desc=text, disable=not sys.stderr.isatty()) as bar:
+  with tqdm(total=len(todo), unit="file", desc=text, disable=None) as bar:
     try:
       with _pool(work, len(todo), size) as pool:
         if pool is not None:
@@ -230,7 +230,7 @@ def _scan_one(scan: Callable[[str], Scanned], path: str, piece: str) -> None:
   about |= {"left": dict(found.left), "noted": dict(found.noted), "first": dict(found.first)}
   about["problem"] = found.problem
   text = json.dumps({"meta": meta, "about": about}).encode()
-  with columns.replacing(Path(piece)) as partial, open(partial, "wb") as file:
+  with files.replacing(Path(piece), shared=True) as partial, open(partial, "wb") as file:
     np.savez(file, memory=np.frombuffer(text, np.uint8), **arrays)  # type: ignore[arg-type]
 
 

@@ -15,10 +15,12 @@ import dataclasses
 import functools
 import hashlib
 import threading
+from typing import Any
 
 from absl import logging
 import numpy as np
 
+from blip3o_jax.data import marks
 from blip3o_jax.data.chosen import CHUNK
 from blip3o_jax.data.chosen import Chosen
 from blip3o_jax.data.permutation import permuted
@@ -42,6 +44,12 @@ class Leg:
   epoch: int = 0
   seen: Chosen | None = None
   among: Chosen | None = None
+
+  @functools.cached_property
+  def told(self) -> dict[str, Any]:
+    """Ready for JSON, marks as text; kept, as each checkpoint says it and packing takes long."""
+    out: dict[str, Any] = {"step": self.step, "samples": self.samples, "epoch": self.epoch}
+    return out | {"seen": marks.pack(self.seen), "among": marks.pack(self.among)}
 
 
 @dataclasses.dataclass(frozen=True)

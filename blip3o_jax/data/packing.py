@@ -33,7 +33,6 @@ from absl import logging
 from tqdm import tqdm
 
 from blip3o_jax import files
-from blip3o_jax.data import columns
 from blip3o_jax.data import packed
 from blip3o_jax.data.records import BadRecord
 from blip3o_jax.data.records import Record
@@ -88,7 +87,7 @@ class Shards:
     elif others := sorted(folder.glob(f"*{ENDING}")):
       raise ValueError(f"{folder}: {others[0].name} is of no packing that was begun here")
     else:
-      with columns.replacing(plan) as partial:  # several processes may do so at once
+      with files.replacing(plan, shared=True) as partial:
         partial.write_text(json.dumps(asked, indent=1))
 
   def path(self, number: int) -> Path:

@@ -183,24 +183,23 @@ class Pipeline:
   def position(self, step: int) -> dict[str, Any]:
     """Where a run stands before a step, ready for JSON; `resume` reads it.
 
-    samples: trained on so far. epoch: in progress. seen: the records that it had, marked among all
-    of `parts`, which the source consists of (of a mixture, which records come again, none). order:
-    the fingerprint of all batches. leg: since when they have been in this order, what the epoch had
-    before, and the records it consists of where that is not all.
+    samples: trained on so far. epoch: in progress. began: its first step in this leg. seen: the
+    records that it had, marked among all of `parts`, which the source consists of (of a mixture,
+    whose records come again, none). order: the fingerprint of all batches. leg: since when they
+    have been in this order, what the epoch had before, and the records it consists of where that is
+    not all.
     """
     epoch, seen = self._order.epoch_of(step)[0], None
     if len(self._pieces) == 1:
       epoch, seen = self._order.seen(step)
-    leg = self._order.leg
-    begun: dict[str, Any] = {"step": leg.step, "samples": leg.samples, "epoch": leg.epoch}
-    begun |= {"seen": marks.pack(leg.seen), "among": marks.pack(leg.among)}
     return {
       "samples": self._order.samples(step),
       "epoch": epoch,
+      "began": step - self._order.epoch_of(step)[1],
       "seen": marks.pack(seen),
       "parts": [dataclasses.astuple(part) for part in self._parts],
       "order": self._fingerprint,
-      "leg": begun,
+      "leg": self._order.leg.told,
       **self._choices(),
     }
 
@@ -256,17 +255,14 @@ class Pipeline:
       return None
     if self._order.fingerprint(*_told(before), among=there) != found["order"]:
       return None
-    leg, batch = found["leg"], self.cfg.batch
-    seen, among = (None if m is None else marks.moved(m, before, self._parts) for m in begun)
-    among = there if among is None else among
-    self._order.begin(Leg(leg["step"], leg["samples"], leg["epoch"], seen, among))
-    if found["epoch"] != leg["epoch"]:  # a later one, which is whole
-      first = leg["step"] + self._order.steps_left
-      self._order.begin(Leg(first, 0, leg["epoch"] + 1, None, there))
-      each = self._order.steps_left
-      first += (found["epoch"] - leg["epoch"] - 1) * each
-      samples = leg["samples"] + (first - leg["step"]) * batch
-      self._order.begin(Leg(first, samples, found["epoch"], None, there))
+    same = found["epoch"] == found["leg"]["epoch"]  # a later one is whole
+    seen, among = (
+      marks.moved(m, before, self._parts) if same and m is not None else None for m in begun
+    )
+    first = found["began"]
+    samples = found["samples"] - (step - first) * self.cfg.batch
+    of = there if among is None else among
+    self._order.begin(Leg(first, samples, found["epoch"], seen, of))
     marked = marks.unpack(found["seen"], sum(part.records for part in before))
     if marked is not None:
       self._order.recall(step, marks.moved(marked, before, self._parts))
@@ -285,9 +281,7 @@ class Pipeline:
   @property
   def fingerprint(self) -> str:
     """Equal where all batches to come are."""
-    leg = self._order.leg
-    begun = (leg.step, leg.samples, leg.epoch, marks.pack(leg.seen), marks.pack(leg.among))
-    return f"{self._fingerprint} {begun}"
+    return f"{self._fingerprint} {self._order.leg.told}"
 
   @functools.cached_property
   def _parts(self) -> list[Part]:
@@ -352,9 +346,9 @@ class Draws:
   def __init__(self, *seed: int):
     self._seed = seed
 
+  @functools.cached_property
+  def _made(self) -> np.random.Generator:
+    return np.random.default_rng(self._seed)
+
   def __getattr__(self, name: str) -> Any:
-    made = np.random.default_rng(self._seed)
-    self.__dict__.update(
-      {name: getattr(made, name) for name in dir(made) if not name.startswith("_")}
-    )
-    return getattr(made, name)
+    return getattr(self._made, name)

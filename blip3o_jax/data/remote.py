@@ -67,6 +67,10 @@ class Stat(NamedTuple):
   stamp: str
 
 
+class _Final(OSError):
+  """What an object, or its server, is unfit for: no attempt changes it. Says the whole of it."""
+
+
 class Objects:
   """Reads objects by address. Thread-safe; see `storage` for what each method gives."""
 
@@ -136,7 +140,7 @@ class Objects:
       def ask() -> bytes:
         data = files.cat_file(inside, start=first, end=last)
         if len(data) > last - first:
-          raise NotImplementedError(
+          raise _Final(
             f"{path}: {len(data)} bytes came for {last - first}: the server does not serve ranges; "
             "copy the files to a disk, or to a server that does"
           )
@@ -196,8 +200,8 @@ def _raise_final(path: str, error: Exception) -> None:
     if isinstance(error, FileNotFoundError) and error.__cause__ and status is None:
       return  # such as no connection
     raise FileNotFoundError(f"{path}: no such file or folder") from error
-  if isinstance(error, NotImplementedError) and str(error).startswith(path):
-    raise OSError(str(error)) from None
+  if isinstance(error, _Final):
+    raise error
   if isinstance(error, _NO):
     raise type(error)(f"{path}: {error}") from error
   if isinstance(error, _PROGRAM):

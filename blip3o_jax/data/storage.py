@@ -5,6 +5,7 @@ descriptors; see `remote` for the rest.
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 from collections.abc import Sequence
 import io
 import os
@@ -20,7 +21,7 @@ from blip3o_jax.data.remote import Limits
 from blip3o_jax.data.remote import Stat
 
 __all__ = ["Limits", "Stat", "is_remote", "isdir", "isfile", "join", "limit", "listed", "opened"]
-__all__ += ["read", "read_into", "stat"]
+__all__ += ["read", "read_into", "stat", "streamed"]
 
 DESCRIPTORS = 128  # kept open; a process may have 1,024
 _BUFFER = 2**16
@@ -130,16 +131,25 @@ def opened(path: str) -> BinaryIO:
   """
   if not is_remote(path):
     return open(path, "rb")
+  return streamed(path, _objects.stat(path).size, read)
+
+
+def streamed(path: str, size: int, ranges: Callable[[str, int, int], bytes]) -> BinaryIO:
+  """A stream over what gives ranges of bytes.
+
+  Args:
+    size: bytes in all. ranges: as `read`, given path, offset and size.
+  """
   # What BinaryIO asks for beyond this are the methods of writing.
-  return io.BufferedReader(_Stream(path), _BUFFER)  # type: ignore[return-value]
+  return io.BufferedReader(_Stream(path, size, ranges), _BUFFER)  # type: ignore[return-value]
 
 
 class _Stream(io.RawIOBase):
-  """An address as a stream, read in ranges."""
+  """See `streamed`."""
 
-  def __init__(self, path: str):
-    self.name = path
-    self._size, self._position = _objects.stat(path).size, 0
+  def __init__(self, path: str, size: int, ranges: Callable[[str, int, int], bytes]):
+    self.name, self._ranges = path, ranges
+    self._size, self._position = size, 0
 
   def readable(self) -> bool:
     return True
@@ -158,7 +168,7 @@ class _Stream(io.RawIOBase):
     return self._position
 
   def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-    data = read(self.name, self._position, len(buffer))
+    data = self._ranges(self.name, self._position, len(buffer))
     buffer[: len(data)] = data
     self._position += len(data)
     return len(data)

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 import dataclasses
 import itertools
 import re
+from typing import cast
 
 from blip3o_jax.data import storage
 from blip3o_jax.data.records import Source
+from blip3o_jax.data.sources.reading import Layout
 from blip3o_jax.data.sources.reading import Reading
 
 LAYOUTS = {
@@ -41,9 +43,7 @@ def opened(path: str, reading: Reading) -> Source:
     FileNotFoundError: nothing is there. ValueError: no layout that is known, several that fit, a
       field of `reading` that the layout does not read, or files that are damaged: see the sources.
   """
-  layout = reading.layout
-  if layout == "auto":
-    layout = "tars" if reading.joined else recognise(path)  # type: ignore[assignment]
+  layout = layout_of(path, reading)
   _check_read(path, "tars with a list" if layout == "tars" and reading.joined else layout, reading)
   if layout == "tars":
     from blip3o_jax.data.sources import tars
@@ -64,6 +64,13 @@ def opened(path: str, reading: Reading) -> Source:
   from blip3o_jax.data.sources import tfds
 
   return tfds.TfdsSource(path, reading)
+
+
+def layout_of(path: str, reading: Reading) -> Layout:
+  """The layout that a set is read in, one of `LAYOUTS`; errors: see `recognise`."""
+  if reading.layout != "auto":
+    return reading.layout
+  return "tars" if reading.joined else cast(Layout, recognise(path))
 
 
 def _check_read(path: str, layout: str, reading: Reading) -> None:

@@ -16,6 +16,7 @@ from blip3o_jax.data import index
 from blip3o_jax.data import packed
 from blip3o_jax.data import storage
 from blip3o_jax.data.index import printable
+from blip3o_jax.data.index import stale
 from blip3o_jax.data.records import BadRecord
 from blip3o_jax.data.records import Record
 from blip3o_jax.data.sources import chunks
@@ -81,8 +82,7 @@ class ArrayRecordSource(index.IndexedSource):
     except OSError as error:
       raise BadRecord(f"{self.name(index)}: cannot be read: {error}", "read") from None
     if changed or len(data) < size:
-      text = "the file was changed while in use; start the run again"
-      raise BadRecord(f"{self.name(index)}: {text}", "read")
+      raise stale(self.name(index))
     try:
       head, end = packed.header(data.data, file)
     except BadRecord as error:

@@ -20,9 +20,9 @@ from typing import NamedTuple
 from blip3o_jax.data.records import BadRecord
 from blip3o_jax.data.records import Record
 from blip3o_jax.data.sources import fields
-from blip3o_jax.data.sources.fields import MARK
 from blip3o_jax.data.sources.fields import UNREAD
 from blip3o_jax.data.sources.fields import Made
+from blip3o_jax.data.text.chat import MARK
 
 TALKS = ("messages", "conversations")
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"

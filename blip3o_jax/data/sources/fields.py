@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from blip3o_jax.data.records import BadRecord
 from blip3o_jax.data.records import Record
+from blip3o_jax.data.text.chat import MARK
 
-MARK = "<image>"
 _LEADING = re.compile(rf"(?:\s*{MARK})*\s*")
 Row = Mapping[str, Any]
 

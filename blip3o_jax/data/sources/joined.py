@@ -20,7 +20,6 @@ from blip3o_jax.data import index as indices
 from blip3o_jax.data import storage
 from blip3o_jax.data.index import Index
 from blip3o_jax.data.index import Scanned
-from blip3o_jax.data.records import BadRecord
 from blip3o_jax.data.sources import archives
 from blip3o_jax.data.sources import lists
 from blip3o_jax.data.sources import members
@@ -80,7 +79,7 @@ class List:
         return self._caption(offset, size, field).encode("utf-8", "surrogatepass")
     except (ValueError, KeyError, TypeError, IndexError):
       pass
-    raise BadRecord(f"{name}: {self.path} was changed while in use; start the run again", "read")
+    raise indices.stale(name, self.path)
 
   def say(self, records: int) -> None:
     """Says what of the list is not used, and what was chosen."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from blip3o_jax.data import storage
 from blip3o_jax.data.index import Scanned
+from blip3o_jax.data.sources import groups
 from blip3o_jax.data.sources.archives import sizes
 from blip3o_jax.files import stranger
 
@@ -208,11 +209,9 @@ def _json(path: str) -> Iterator[_Row]:
 
 
 def _parquet(path: str) -> Iterator[_Row]:
-  try:
-    import pyarrow
-    from pyarrow import parquet
-  except ImportError:
-    raise ValueError("reading parquet needs pyarrow: pip install blip3o-jax[parquet]") from None
+  parquet = groups.pyarrow_parquet()
+  import pyarrow
+
   with storage.opened(path) as stream:
     try:
       file = parquet.ParquetFile(stream)

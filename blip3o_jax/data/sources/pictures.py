@@ -170,8 +170,7 @@ class Members:
     except (OSError, tarfile.TarError) as error:
       raise BadRecord(f"{name}: its picture {shown} cannot be read: {error}", "read") from None
     if changed or len(data) != size:
-      tar = self._index.files[number]
-      raise BadRecord(f"{name}: {tar} was changed while in use; start the run again", "read")
+      raise indices.stale(name, self._index.files[number])
     return data
 
 

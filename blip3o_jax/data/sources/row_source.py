@@ -1,5 +1,6 @@
 """A base of sources whose records are rows: of JSON or of parquet, see `rows`."""
 
+import abc
 import array
 from collections import Counter
 from collections.abc import Iterable
@@ -101,15 +102,15 @@ class RowSource(indices.IndexedSource):
     number, _ = self.index.place(index)
     try:
       if self.index.changed(number):
-        raise BadRecord(f"{name}: the file was changed while in use; start the run again", "read")
+        raise indices.stale(name)
       row = self._row(index, number, name, whole)
     except OSError as error:
       raise BadRecord(f"{name}: cannot be read: {error}", "read") from None
     return rows.made(row, int(self._turns[index]), self._reading, name)
 
+  @abc.abstractmethod
   def _row(self, index: int, number: int, name: str, whole: bool) -> Row:
     """A row of a file; without `whole` pictures may be UNREAD. Raises BadRecord or OSError."""
-    raise NotImplementedError
 
 
 class Found:

@@ -32,7 +32,6 @@ from blip3o_jax.data.records import BadRecord
 from blip3o_jax.data.records import Record
 from blip3o_jax.data.sources import conversations
 from blip3o_jax.data.sources.conversations import TALKS
-from blip3o_jax.data.sources.fields import MARK
 from blip3o_jax.data.sources.fields import UNREAD
 from blip3o_jax.data.sources.fields import Made
 from blip3o_jax.data.sources.fields import Row
@@ -45,6 +44,7 @@ from blip3o_jax.data.sources.fields import placed
 from blip3o_jax.data.sources.fields import text
 from blip3o_jax.data.sources.fields import value_of
 from blip3o_jax.data.sources.reading import Reading
+from blip3o_jax.data.text.chat import MARK
 
 INSTRUCTIONS = ("instruction", "input_prompt", "edit_prompt", "edit_instruction", "instructions")
 CAPTIONS = (

@@ -6,9 +6,7 @@ A split tar is called by its first part and the number of its last: `x.tar.split
 from collections.abc import Iterator
 from collections.abc import Sequence
 import hashlib
-import io
 import itertools
-import os
 import re
 import string
 from typing import BinaryIO
@@ -20,7 +18,6 @@ _PART = re.compile(
   r"(?P<stem>.+\.tar[._-](?:(?:split|parts?|chunk)[._-]?)?)(?P<number>\d{1,4}|[a-z]{2,3})"
 )
 _WHOLE = re.compile(r"(?P<stem>.*?)(?P<first>\d+|[a-z]+)\.\.(?P<last>\d+|[a-z]+)")
-_BUFFER = 2**16
 _starts: dict[str, list[int]] = {}  # where the parts of a split tar begin, and its size
 
 
@@ -106,33 +103,7 @@ def opened(path: str) -> BinaryIO:
   pieces = parts(path)
   if len(pieces) == 1:
     return storage.opened(pieces[0])
-  return io.BufferedReader(_Joined(path), _BUFFER)  # type: ignore[return-value]
-
-
-class _Joined(io.RawIOBase):
-  """A split tar as one stream."""
-
-  def __init__(self, path: str):
-    self._path, self._size, self._at = path, stat(path).size, 0
-
-  def readable(self) -> bool:
-    return True
-
-  def seekable(self) -> bool:
-    return True
-
-  def tell(self) -> int:
-    return self._at
-
-  def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-    self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-    return self._at
-
-  def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-    data = read(self._path, self._at, len(buffer))
-    buffer[: len(data)] = data
-    self._at += len(data)
-    return len(data)
+  return storage.streamed(path, stat(path).size, read)
 
 
 def _tar_of(stem: str) -> str:

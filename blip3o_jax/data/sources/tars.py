@@ -148,10 +148,7 @@ class TarSource(indices.IndexedSource):
       data = archives.read(self.index.path(number), place)
       if len(data) == place.size:
         return data
-    tar = self.index.files[number]
-    raise BadRecord(
-      f"{name}: the tar was changed while in use ({tar}); start the run again", "read"
-    )
+    raise indices.stale(name, "the tar", f" ({self.index.files[number]})")
 
   def _inputs(self, index: int, name: str) -> tuple[bytes, ...]:
     places = json.loads(self.index.text("inputs", index))

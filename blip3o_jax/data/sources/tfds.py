@@ -15,6 +15,7 @@ import numpy as np
 
 from blip3o_jax.data import index
 from blip3o_jax.data import storage
+from blip3o_jax.data.index import stale
 from blip3o_jax.data.records import BadRecord
 from blip3o_jax.data.records import Record
 from blip3o_jax.data.sources.reading import Reading
@@ -93,8 +94,7 @@ class TfdsSource(index.IndexedSource):
     name = self.name(index)
     try:
       if self.index.changed(number):
-        text = "the file was changed while in use; start the run again"
-        raise BadRecord(f"{name}: {text}", "read")
+        raise stale(name)
       return self._examples[int(self._rows[index])], name
     except (OSError, RuntimeError) as error:
       raise BadRecord(f"{name}: cannot be read: {error}", "read") from None

@@ -99,12 +99,8 @@ class Edit(Generate):
     self._room.check(len(shown), record.name)
     pictures = [self._room.picture(each, record.name) for each in shown]
     places = [self._room.places_of(picture) for picture in pictures]
-    if len(self._prompt(self.least, places, prompts.UNLIMITED)) > self._bucket:
-      raise BadRecord(
-        f"{record.name}: {len(places)} pictures of {sum(places)} tokens do not fit a row of "
-        f"{self._bucket}",
-        "size",
-      )
+    least = len(self._prompt(self.least, places, prompts.UNLIMITED))
+    self._room.fits(least, self._bucket, places, record.name)
     ids = self._prompt(self._caption(record, rng), places, self._bucket)
     row = chat.token_row(ids, self._bucket, self._tokenizer.pad)
     return row | self._room.arrays(pictures) | targets.target(record, self._data)

@@ -99,6 +99,18 @@ class Room:
         "lists",
       )
 
+  def fits(self, length: int, bucket: int, places: Sequence[int], name: str) -> None:
+    """Raises BadRecord for a row of `length` tokens, those at `places` among them, that does not.
+
+    Args:
+      places: that each picture takes.
+    """
+    if length > bucket:
+      raise BadRecord(
+        f"{name}: {len(places)} pictures of {sum(places)} tokens do not fit a row of {bucket}",
+        "size",
+      )
+
   def arrays(self, pictures: Sequence[Picture]) -> Arrays:
     """Patches and the layout of a row's pictures, absent ones behind them.
 

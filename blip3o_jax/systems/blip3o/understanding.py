@@ -56,12 +56,12 @@ class Understand:
       # Their vectors are at random, as slots are at first.
       fill = rng.integers(*prompts.UNUSED, size=len(reads)).tolist()
       asked = self._asked(record, places, self._bucket - len(fill))
-      self._fits(record, len(asked) + len(fill), places)
+      self._room.fits(len(asked) + len(fill), self._bucket, places, record.name)
       ids, predicted = prompts.reading_row(self._tokenizer, asked, reads, fill)
     else:
       first = places[: record.prompt.count(chat.MARK)] if record.extra.get("placed") else places
       least = chat.chat_ids(self._tokenizer, "", first, system=prompts.SYSTEM)
-      self._fits(record, len(least), first)
+      self._room.fits(len(least), self._bucket, first, record.name)
       ids, predicted = self._answered(record, places, self._bucket)
     return self._row(record, ids, predicted, pictures)
 
@@ -78,14 +78,6 @@ class Understand:
     if placed and (marks := _marks(record)) != count:
       raise BadRecord(
         f"{name}: its questions hold {marks} marks {chat.MARK} for {count} pictures", "lists"
-      )
-
-  def _fits(self, record: Record, length: int, places: Sequence[int]) -> None:
-    if length > self._bucket:
-      raise BadRecord(
-        f"{record.name}: {len(places)} pictures of {sum(places)} tokens do not fit a row of "
-        f"{self._bucket}",
-        "size",
       )
 
   def _answered(
