@@ -16,6 +16,7 @@ import warnings
 
 import blip3o_jax
 from blip3o_jax import files
+from blip3o_jax import joining
 from blip3o_jax import runtime
 
 EXAMPLES = {
@@ -98,16 +99,7 @@ def train(args: list[str]) -> int:
     "--config.FIELD", dest="_", metavar="VALUE", help="any field, e.g. --config.optimizer.lr=3e-5"
   )
   parser.add_argument("--show", action="store_true", help="print all fields and stop")
-  parser.add_argument(
-    "--coordinator",
-    default="",
-    help='several processes: "host:port" of the first, or "auto" to ask the cluster '
-    "(default: JAX_COORDINATOR_ADDRESS)",
-  )
-  parser.add_argument(
-    "--processes", type=int, default=0, help="how many there are (JAX_NUM_PROCESSES)"
-  )
-  parser.add_argument("--process", type=int, default=-1, help="which, from 0 (JAX_PROCESS_ID)")
+  joining.add_options(parser)
   options, overrides = parser.parse_known_args(args)
   from blip3o_jax import config
   from blip3o_jax import recipes
@@ -123,32 +115,16 @@ def train(args: list[str]) -> int:
   if options.show:
     print("\n".join(config.lines(values)))
     return 0
-  from absl import flags
-  from absl import logging
 
-  from blip3o_jax import systems
-  from blip3o_jax.train import lock
-  from blip3o_jax.train import loop
-  from blip3o_jax.train import meeting
-  from blip3o_jax.train import processes
+  def work(parsed: Any) -> Any:
+    from blip3o_jax import systems
+    from blip3o_jax.train import loop
 
-  flags.FLAGS.mark_as_parsed()  # absl complains of lines before that
-  logging.set_verbosity(logging.INFO)
-  logging.use_absl_handler()
-  parsed = run.parse(values, systems.SYSTEMS)  # before anybody is waited for
-  bounds = parsed.train.distributed
-  told = processes.facts(dict(config.fields(values)), os.path.abspath(options.workdir))
-  asked = (options.coordinator, options.processes, options.process)
-  try:
-    place = processes.find(*asked, bounds, os.environ)
-    with processes.joined(place, told, bounds):
-      done = loop.run(parsed, systems.SYSTEMS[parsed.system], options.workdir)
-  except lock.InUseError as error:
-    print(f"blip3o train: {error}", file=sys.stderr)
-    return os.EX_TEMPFAIL
-  except meeting.Missing as error:
-    print(f"blip3o train: {error}", file=sys.stderr)
-    return meeting.GONE
+    return loop.run(parsed, systems.SYSTEMS[parsed.system], options.workdir)
+
+  status, done = joining.together("train", options, values, options.workdir, work)
+  if done is None:
+    return status
   if done.first == done.step:
     before = f"finished before, at step {done.step} (config.steps is {values.steps})"
     print(f"nothing was trained: the run was {before}")

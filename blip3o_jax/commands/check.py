@@ -13,7 +13,6 @@ import os
 from pathlib import Path
 import sys
 from typing import Any
-from typing import get_args
 
 from blip3o_jax import config
 from blip3o_jax import files
@@ -31,20 +30,10 @@ from blip3o_jax.data.options import Ingredient
 from blip3o_jax.data.records import Record
 from blip3o_jax.data.records import Source
 from blip3o_jax.data.sources import mixed
-from blip3o_jax.data.sources.reading import Layout
+from blip3o_jax.data.sources import reading as reading_options
 from blip3o_jax.data.sources.reading import Reading
 from blip3o_jax.data.text.tokenizer import Tokenizer
 
-# Flags that are fields of `Reading`, and what they name.
-FIELDS = {
-  "caption": "field or column of the caption (txt: the .txt of a tar), or LONG:0.9 SHORT:0.1",
-  "image": "field or column of the picture",
-  "inputs": "field or column of the pictures that an edit begins with",
-  "images": "folder of the pictures that a list names, or of the tars that hold them",
-  "joined": "a list whose rows belong to the pictures in the tars of the folder",
-  "join": "field of that list that names a picture",
-  "split": "of a published set: train",
-}
 Set = tuple[Facts, list[Shown]]
 
 
@@ -58,12 +47,7 @@ def run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
     parser.error(f"unrecognized arguments: {' '.join(overrides)}")
   if options.json is not None and not options.json.absolute().parent.is_dir():
     raise ValueError(f"{options.json}: no such folder; nothing was checked")
-  reading = Reading(
-    layout=options.layout,
-    dots=options.dots,
-    partial=options.partial,
-    **{name: getattr(options, name) for name in FIELDS},
-  )
+  reading = reading_options.of_options(options)
   if described:
     if len(options.source) > 1 or reading != Reading():
       raise ValueError(f"{source}: a config says itself what is read, and how; give nothing else")
@@ -86,11 +70,7 @@ def run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
 def _describe(parser: argparse.ArgumentParser) -> None:
   add = parser.add_argument
   add("source", nargs="+", metavar="CONFIG_OR_PATH", help="folders, files, addresses; or a config")
-  add("--layout", choices=get_args(Layout), default="auto", help="(default: looks at the files)")
-  for name, what in FIELDS.items():
-    add(f"--{name}", default="", help=what)
-  add("--dots", choices=("first", "last"), default="", help="the dot that ends a key in a tar")
-  add("--partial", action="store_true", help="use what is whole of files that are cut short")
+  reading_options.add_options(parser)
   add("--tokenizer", default="", metavar="DIR", help="counts tokens (default: words and bytes)")
   add("--sample", type=_count, default=1000, help="pictures to decode, 0 for all (default 1000)")
   add("--json", type=Path, metavar="FILE", help="writes the figures")

@@ -7,24 +7,18 @@ command goes on. Several processes share the shards (--coordinator, as for train
 
 import argparse
 from collections.abc import Sequence
-import os
 from pathlib import Path
-import sys
 from typing import Any
 
-from absl import flags
-from absl import logging
+import jax
 
 from blip3o_jax import config
+from blip3o_jax import joining
 from blip3o_jax import recipes
 from blip3o_jax import systems
 from blip3o_jax.data import storage
 from blip3o_jax.data.records import DAMAGE
 from blip3o_jax.train import encoding
-from blip3o_jax.train import lock
-from blip3o_jax.train import meeting
-from blip3o_jax.train import processes
-from blip3o_jax.train import run as train_run
 
 
 def run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
@@ -33,10 +27,6 @@ def run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
   if storage.is_remote(options.output):
     raise ValueError(f"--output {options.output}: expected a local folder; copy the set afterwards")
   values = config.load(options.config, overrides, recipes.RELEASED)
-  parsed = train_run.parse(values, systems.SYSTEMS)
-  flags.FLAGS.mark_as_parsed()  # absl complains of lines before that
-  logging.set_verbosity(logging.INFO)
-  logging.use_absl_handler()
   folder = Path(options.output)
   asked = encoding.Asked(
     folder,
@@ -47,23 +37,15 @@ def run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
     options.pixels,
     options.licence,
   )
-  bounds = parsed.train.distributed
-  told = processes.facts(dict(config.fields(values)), os.path.abspath(folder))
-  try:
-    place = processes.find(
-      options.coordinator, options.processes, options.process, bounds, os.environ
-    )
-    with processes.joined(place, told, bounds):
-      manifest = encoding.encode(parsed, systems.SYSTEMS[parsed.system], asked)
-  except lock.InUseError as error:
-    print(f"blip3o encode: {error}", file=sys.stderr)
-    return os.EX_TEMPFAIL
-  except meeting.Missing as error:
-    print(f"blip3o encode: {error}", file=sys.stderr)
-    return meeting.GONE
-  if place is None or place.process == 0:
-    _say(folder, manifest)
-  return 0
+
+  def work(parsed: Any) -> tuple[int, dict[str, Any]]:
+    manifest = encoding.encode(parsed, systems.SYSTEMS[parsed.system], asked)
+    return jax.process_index(), manifest
+
+  status, done = joining.together("encode", options, values, folder, work)
+  if done is not None and done[0] == 0:
+    _say(folder, done[1])
+  return status
 
 
 def _say(folder: Path, manifest: dict[str, Any]) -> None:
@@ -105,14 +87,7 @@ def _options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     help="pictures that a device encodes at a time (default 32)",
   )
   add("--licence", default="", help="of pictures and texts (default: what the source says)")
-  add(
-    "--coordinator",
-    default="",
-    help='several processes: "host:port" of the first, or "auto" to ask the cluster '
-    "(default: JAX_COORDINATOR_ADDRESS)",
-  )
-  add("--processes", type=int, default=0, help="how many there are (JAX_NUM_PROCESSES)")
-  add("--process", type=int, default=-1, help="which, from 0 (JAX_PROCESS_ID)")
+  joining.add_options(parser)
   return parser
 
 

@@ -8,24 +8,12 @@ import argparse
 from collections.abc import Sequence
 import dataclasses
 from pathlib import Path
-import typing
 
 from blip3o_jax import files
 from blip3o_jax.data import packing
 from blip3o_jax.data import publish
 from blip3o_jax.data import sources
-from blip3o_jax.data.sources.reading import Layout
-from blip3o_jax.data.sources.reading import Reading
-
-READING = {
-  "caption": "field or column of the caption",
-  "image": "field or column of the picture",
-  "inputs": "field or column of the pictures that an edit begins with",
-  "images": "the folder that named pictures lie in, or the folder of tars that hold them",
-  "joined": "a list whose rows belong to the pictures in the tars of PATH",
-  "join": "its field that names a picture",
-  "split": "of a published set, as its files' names carry it",
-}
+from blip3o_jax.data.sources import reading as reading_options
 
 
 def run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
@@ -40,22 +28,12 @@ def run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
   parser.add_argument(
     "--beam", metavar="NAME=VALUE,...", help="generate with Beam, by these options (format tfds)"
   )
-  parser.add_argument("--layout", default="auto", choices=typing.get_args(Layout))
-  parser.add_argument(
-    "--dots",
-    default="",
-    choices=("", "first", "last"),
-    help="where the key of a.b.jpg in tars ends",
-  )
-  parser.add_argument("--partial", action="store_true", help="use what is whole of cut files")
-  for name, text in READING.items():
-    parser.add_argument(f"--{name}", default="", help=text)
+  reading_options.add_options(parser)
   options = parser.parse_args(args)
   for name in ("records_per_shard", "workers"):
     if getattr(options, name) < 1:
       parser.error(f"--{name.replace('_', '-')}: expected 1 or more")
-  known = {field.name for field in dataclasses.fields(Reading)}
-  reading = Reading(**{name: value for name, value in vars(options).items() if name in known})
+  reading = reading_options.of_options(options)
   if len(reading.captions()) > 1:
     parser.error("--caption: a packed record has one caption; name one field")
   if options.beam is not None and options.format != "tfds":

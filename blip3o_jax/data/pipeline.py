@@ -189,13 +189,12 @@ class Pipeline:
     have been in this order, what the epoch had before, and the records it consists of where that is
     not all.
     """
-    epoch, seen = self._order.epoch_of(step)[0], None
-    if len(self._pieces) == 1:
-      epoch, seen = self._order.seen(step)
+    epoch, at = self._order.epoch_of(step)
+    seen = self._order.seen(step)[1] if len(self._pieces) == 1 else None
     return {
       "samples": self._order.samples(step),
       "epoch": epoch,
-      "began": step - self._order.epoch_of(step)[1],
+      "began": step - at,
       "seen": marks.pack(seen),
       "parts": [dataclasses.astuple(part) for part in self._parts],
       "order": self._fingerprint,

@@ -1,7 +1,9 @@
 """How the files of a set are read: what they do not say themselves."""
 
+import argparse
 import dataclasses
 import math
+import typing
 from typing import Literal
 
 Layout = Literal["auto", "tars", "parquet", "jsonl", "arrayrecord", "tfds"]
@@ -61,3 +63,37 @@ class Reading:
   def alone(self, caption: str) -> "Reading":
     """The same with one field of captions."""
     return dataclasses.replace(self, caption=caption)
+
+
+# Of each field as an option of a command: what it takes.
+OPTIONS = {
+  "layout": "of the files, where several fit",
+  "caption": "field or column of the caption (txt: the .txt of a tar), or LONG:0.9 SHORT:0.1",
+  "image": "field or column of the picture",
+  "inputs": "field or column of the pictures that an edit begins with",
+  "images": "folder of the pictures that a list names, or of the tars that hold them",
+  "dots": "the dot that ends the key of a.b.jpg in a tar (webdataset's: first; default: last)",
+  "joined": "a list whose rows belong to the pictures in the tars of the folder",
+  "join": "field of that list that names a picture",
+  "split": "of a published set, as its files' names carry it: train",
+  "partial": "use what is whole of files that are cut short",
+}
+
+
+def add_options(parser: argparse.ArgumentParser, *names: str) -> None:
+  """The fields of a reading as options of a command: all, or those of some names."""
+  hints = typing.get_type_hints(Reading)
+  for name in names or OPTIONS:
+    default = getattr(Reading, name)
+    if isinstance(default, bool):
+      parser.add_argument(f"--{name}", action="store_true", help=OPTIONS[name])
+    else:
+      choices = [word for word in typing.get_args(hints[name]) if word] or None
+      parser.add_argument(f"--{name}", default=default, choices=choices, help=OPTIONS[name])
+
+
+def of_options(options: argparse.Namespace) -> Reading:
+  """The reading that the options of `add_options` say."""
+  given = vars(options)
+  known = [field.name for field in dataclasses.fields(Reading) if field.name in given]
+  return Reading(**{name: given[name] for name in known})
