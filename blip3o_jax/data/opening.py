@@ -1,5 +1,6 @@
 """From a data config to its records, and to those of them that are used."""
 
+import itertools
 import math
 from pathlib import PurePosixPath
 
@@ -61,13 +62,11 @@ def used(source: Source, cfg: Data) -> Chosen:
     out = Chosen.where(count, lambda a, z: (source.hashes(a, z) < limit) == test)
   else:
     out = Chosen.all(count)
-  start = 0
   kept = np.zeros(len(out.bits), np.uint8)
-  for piece in mixed.pieces(source):
-    end, most = start + len(piece.source), piece.records or cfg.records
-    of = out.within(start, end)
+  pieces = mixed.pieces(source)
+  for piece, (start, end) in zip(pieces, itertools.pairwise(mixed.starts(pieces)), strict=True):
+    of, most = out.within(start, end), piece.records or cfg.records
     kept |= (of.first(most) if most else of).bits
-    start = end
   out = Chosen(kept, count)
   if not len(out):
     where = cfg.path or "config.data.mixture"

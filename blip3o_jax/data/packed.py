@@ -16,6 +16,7 @@ name is "image", "inputs" (once for each, in order), "features" or "extra.NAME";
 a dtype in DTYPES). The header's end and each offset are multiples of 64.
 """
 
+from collections.abc import Iterator
 from collections.abc import Mapping
 import json
 import struct
@@ -63,17 +64,9 @@ def pack(record: Record, key: str, digest: int) -> bytes:
     blobs.append(data.ljust(_up(len(data)), b"\0"))
     offset += _up(len(data))
 
-  for name, value in (("image", record.image), ("features", record.features)):
-    if value is not None:
-      add(name, value)
-  for value in record.inputs:
-    add("inputs", value)
-  plain = {}
-  for name, value in record.extra.items():
-    if isinstance(value, bytes | np.ndarray):
-      add(f"{_EXTRA}{name}", value)
-    else:
-      plain[name] = value
+  for name, value in parts(record):
+    add(name, value)
+  plain = {k: v for k, v in record.extra.items() if not isinstance(v, bytes | np.ndarray)}
   words: dict[str, Any] = {"prompt": record.prompt, "answer": record.answer}
   words |= {"turns": record.turns, "kind": record.kind, "extra": plain}
   head = {"id": key, "hash": int(digest)} | {k: v for k, v in words.items() if v}
@@ -85,6 +78,18 @@ def pack(record: Record, key: str, digest: int) -> bytes:
   data = text.encode("utf-8", "surrogatepass")
   data = data.ljust(_up(_PREFIX.size + len(data)) - _PREFIX.size)
   return b"".join([_PREFIX.pack(MAGIC, len(data)), data, *blobs])
+
+
+def parts(record: Record) -> Iterator[tuple[str, bytes | np.ndarray]]:
+  """The fields of a record that are no words, by name, in the order in which they are laid out."""
+  for name, value in (("image", record.image), ("features", record.features)):
+    if value is not None:
+      yield name, value
+  for value in record.inputs:
+    yield "inputs", value
+  for name, value in record.extra.items():
+    if isinstance(value, bytes | np.ndarray):
+      yield f"{_EXTRA}{name}", value
 
 
 def unpack(data: bytes | np.ndarray, name: str) -> Record:
@@ -103,7 +108,7 @@ def unpack(data: bytes | np.ndarray, name: str) -> Record:
 def read(view: memoryview, head: Mapping[str, Any], start: int, name: str) -> Record:
   """As `unpack`, of a record whose header was read: `head`, and where it ends."""
   inputs: list[bytes | np.ndarray] = []
-  parts: dict[str, Any] = {}
+  found: dict[str, Any] = {}
   extra = head.get("extra", {})
   try:
     for field in head["fields"]:
@@ -124,10 +129,10 @@ def read(view: memoryview, head: Mapping[str, Any], start: int, name: str) -> Re
       elif called.startswith(_EXTRA):
         extra[called[len(_EXTRA) :]] = value
       else:
-        parts[called] = value
-    image, features = parts.pop("image", None), parts.pop("features", None)
-    if parts:
-      raise ValueError(f"fields {', '.join(parts)}")
+        found[called] = value
+    image, features = found.pop("image", None), found.pop("features", None)
+    if found:
+      raise ValueError(f"fields {', '.join(found)}")
   except (LookupError, TypeError, ValueError) as error:
     if isinstance(error, BadRecord):
       raise

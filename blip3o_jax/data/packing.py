@@ -120,9 +120,8 @@ class Shards:
           left[given.record.kind] += 1
           logging.warning("left out: %s", given.record)
           continue
-        data = packed.pack(given.record, given.key, given.digest)
-        fields.update({field[0] for field in packed.header(data, given.key)[0]["fields"]})
-        write(data)
+        write(packed.pack(given.record, given.key, given.digest))
+        fields.update({name for name, _ in packed.parts(given.record)})
         written += 1
     entry = {"file": path.name, "records": written, "bytes": path.stat().st_size}
     entry |= {"fields": dict(sorted(fields.items())), "left": dict(sorted(left.items()))}

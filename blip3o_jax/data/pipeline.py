@@ -123,10 +123,10 @@ class Pipeline:
     elif len(self.buckets) > 1:
       lengths = [np.zeros(len(self.source), np.uint8)]
     members = orders.divide(lengths, self.buckets, self._used, cfg.batch)
-    starts = np.cumsum([0, *(len(piece.source) for piece in self._pieces)]).tolist()
     parts = np.cumsum([0, *(part.records for part in self._parts)]).tolist() if cfg.window else ()
     weights = tuple(piece.weight for piece in self._pieces)
-    mixing = orders.Mixing(tuple(starts), weights, tuple(parts), cfg.window)
+    starts = tuple(mixed.starts(self._pieces))
+    mixing = orders.Mixing(starts, weights, tuple(parts), cfg.window)
     return Order(members, cfg.batch, mixing, seed=cfg.seed, shuffle=cfg.shuffle)
 
   @property
@@ -169,8 +169,7 @@ class Pipeline:
     if len(self._pieces) == 1 or first >= end:
       return {}
     found = np.concatenate([self._order.at(step)[2] for step in range(first, end)])
-    starts = np.cumsum([0, *(len(piece.source) for piece in self._pieces)])
-    counts = np.histogram(found, starts)[0]
+    counts = np.histogram(found, mixed.starts(self._pieces))[0]
     names = [piece.name for piece in self._pieces]
     return dict(zip(names, (counts / len(found)).tolist(), strict=True))
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
+import itertools
 
 import numpy as np
 
@@ -30,7 +31,7 @@ class Mixed:
 
   def __init__(self, pieces: Sequence[Piece]):
     self.pieces = tuple(pieces)
-    self.starts = np.cumsum([0, *(len(piece.source) for piece in pieces)]).tolist()
+    self.starts = starts(self.pieces)
 
   def __len__(self) -> int:
     return self.starts[-1]
@@ -75,3 +76,8 @@ class Mixed:
 def pieces(source: Source) -> tuple[Piece, ...]:
   """What a source consists of; itself, if it is no mixture."""
   return source.pieces if isinstance(source, Mixed) else (Piece(source),)
+
+
+def starts(pieces: Sequence[Piece]) -> list[int]:
+  """Where the records of each begin, one set after another, and the end of the last."""
+  return [0, *itertools.accumulate(len(piece.source) for piece in pieces)]
