@@ -33,7 +33,6 @@ BUCKETS = (32, 64, 160, 448)
 PICTURE_BUCKETS = (64, 160, 448, 1024, 2048, 4096)
 CHAT_BUCKETS = (32, 64, 160, 512, 1024, 2048, 4096)
 PATCHES = 16  # the fewest that a picture is padded to
-UNLIMITED = 1 << 30
 # Both samplers visit times of tables of 1000; the language model was trained on 32768 positions.
 MOST = {"steps": flow.TRAIN_STEPS, "pixel_steps": flow.TRAIN_STEPS, "length": 32_768}
 
@@ -63,7 +62,7 @@ class Batches:
     shown = images_of(some, len(texts), "prompt")
     words, short, long = self._tokenizer, BUCKETS[-1], PICTURE_BUCKETS[-1]
     rooms = [
-      long - min(len(prompts.edit_ids(words, text, 0, limit=UNLIMITED, form=form)), short)
+      long - min(len(prompts.edit_ids(words, text, 0, limit=prompts.UNLIMITED, form=form)), short)
       for text in texts
     ]
     patches, grids = self._patches(shown, rooms, max_pixels)
