@@ -1,13 +1,14 @@
 """A number of each record of a set, counted once and kept beside its index."""
 
 from collections.abc import Callable
-from collections.abc import Iterator
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 import hashlib
+import itertools
 import json
 import os
 from pathlib import Path
+import random
 import tempfile
 
 from absl import logging
@@ -47,31 +48,35 @@ def lengths(
     folder = beside
     folder.mkdir(parents=True, exist_ok=True)
     logging.info("lengths of records are kept in %s", folder)
-  known = _earlier(folder, label)
+  known, path = _earlier(folder, label), folder / f"{label}.npy"
+  starts = list(itertools.accumulate((part.records for part in parts), initial=0))
+  pieces = [folder / f"{label}-{number}.npy" for number in range(len(parts))]
   workers = min(32, 2 * (os.cpu_count() or 1))
   shown = tqdm(total=total, unit="record", desc="lengths", disable=None)
-  stored: list[Path] = []
   with ThreadPoolExecutor(workers) as pool, shown as bar:
 
-    def counted() -> Iterator[np.ndarray]:
-      start = 0
-      for number, part in enumerate(parts):
-        piece = folder / f"{label}-{number}.npy"
-        values = _kept(known, piece, part)
-        if values is None:
-          values = _count(pool, range(start, start + part.records), count, bar)
-          if len(parts) > 1 and part.records:
-            whole_npy(piece, _TYPE, values.shape, iter([values]))
-        else:
-          bar.update(part.records)
-        stored.append(piece)
-        start += part.records
-        yield values
+    def counted(number: int) -> np.ndarray:
+      start, part = starts[number], parts[number]
+      values = _kept(known, pieces[number], part)
+      if values is None:
+        values = _count(pool, range(start, start + part.records), count, bar)
+        if part.records:
+          whole_npy(pieces[number], _TYPE, values.shape, iter([values]))
+      else:
+        bar.update(part.records)
+      return values
 
-    whole_npy(folder / f"{label}.npy", _TYPE, (total,), counted())
-  for piece in stored:
+    # Processes that share a disk then mostly count other parts, and find each other's.
+    for number in random.Random().sample(range(len(parts)), len(parts)):
+      if path.is_file():
+        break
+      counted(number)
+    if not path.is_file():
+      bar.reset(total)
+      whole_npy(path, _TYPE, (total,), map(counted, range(len(parts))))
+  for piece in pieces:
     piece.unlink(missing_ok=True)
-  return np.load(folder / f"{label}.npy", mmap_mode="r")
+  return np.load(path, mmap_mode="r")
 
 
 def _count(

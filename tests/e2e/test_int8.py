@@ -52,7 +52,7 @@ def test_a_run_in_int8_trains_and_goes_on_bit_for_bit(tmp_path, caplog):
   losses = train(tmp_path / "whole", 4, INT8)
   (said,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith("int8: ")]
   assert said.startswith(
-    "int8: 7 kernels of frozen layers are stored and multiplied in it, but cpu"
+    "int8: 7 kernels of frozen layers are stored and multiplied in it, but the matrix units of cpu"
   )
   assert len(losses) == 4
   assert np.isfinite(losses).all()
