@@ -4,13 +4,21 @@ from collections.abc import Iterator
 import os
 import random
 import secrets
+import shutil
 import socket
 import sys
+import tempfile
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before the first import of jax
-# No test reads or writes the user's compiled programs; one that keeps its own turns it on.
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+# No test reads or writes the user's compiled programs. What one process of a run of the tests
+# compiles, its others read: many train the same few steps, and go on with them.
+os.environ["BLIP3O_TEST_PROGRAMS"] = os.environ.get("BLIP3O_TEST_PROGRAMS") or tempfile.mkdtemp(
+  prefix="blip3o-programs-"
+)
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "true"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["BLIP3O_TEST_PROGRAMS"]
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 # Most of a test's time goes to compiling programs that run once, on a few rows. Without LLVM's
 # optimizer they compile in two thirds of the time, within the same bars; the processes that a test
 # starts inherit it.
@@ -86,6 +94,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
   parser.addoption(
     "--update-golden", action="store_true", help="rewrite the golden files instead of comparing"
   )
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+  if not hasattr(config, "workerinput"):  # not in a process that pytest-xdist started
+    shutil.rmtree(os.environ["BLIP3O_TEST_PROGRAMS"], ignore_errors=True)
 
 
 def pytest_report_header() -> str:
