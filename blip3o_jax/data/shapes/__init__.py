@@ -1,8 +1,8 @@
-"""The embedded data set: pictures of coloured shapes, captions, questions and test prompts.
+"""The embedded data set: pictures of coloured shapes, captions, questions, edits and test prompts.
 
 Everything is a pure function of (split, seed, index) in numpy (the figures of a
 first trial stand in docs). `scenes` decides what is shown and what is held out, `render` draws,
-`captions` and `questions` put it into words.
+`captions` and `questions` put it into words, `edits` change it.
 """
 
 from blip3o_jax.data.shapes.captions import CATEGORIES
@@ -12,6 +12,11 @@ from blip3o_jax.data.shapes.captions import category_caption
 from blip3o_jax.data.shapes.captions import category_include
 from blip3o_jax.data.shapes.captions import long_caption
 from blip3o_jax.data.shapes.captions import test_prompts
+from blip3o_jax.data.shapes.edits import EDITS
+from blip3o_jax.data.shapes.edits import Edit
+from blip3o_jax.data.shapes.edits import EditKind
+from blip3o_jax.data.shapes.edits import edit
+from blip3o_jax.data.shapes.edits import edit_at
 from blip3o_jax.data.shapes.questions import KINDS
 from blip3o_jax.data.shapes.questions import Kind
 from blip3o_jax.data.shapes.questions import Question
@@ -40,12 +45,15 @@ from blip3o_jax.data.shapes.scenes import Split
 from blip3o_jax.data.shapes.scenes import scene
 from blip3o_jax.data.shapes.scenes import scene_at
 from blip3o_jax.data.shapes.scenes import scene_of
+from blip3o_jax.data.shapes.words import EDIT_WORDS
 from blip3o_jax.data.shapes.words import SUMMARY
 from blip3o_jax.data.shapes.words import WORDS
 
 __all__ = [
   "CATEGORIES",
   "COLORS",
+  "EDITS",
+  "EDIT_WORDS",
   "GRID",
   "HELD_OUT_PAIRS",
   "KINDS",
@@ -58,6 +66,8 @@ __all__ = [
   "SUMMARY",
   "WORDS",
   "Category",
+  "Edit",
+  "EditKind",
   "Kind",
   "Object",
   "Question",
@@ -67,6 +77,8 @@ __all__ = [
   "category_caption",
   "category_include",
   "conversation",
+  "edit",
+  "edit_at",
   "long_caption",
   "placed",
   "question",

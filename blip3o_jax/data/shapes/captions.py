@@ -72,6 +72,11 @@ def plural(shape: str) -> str:
   return f"{shape}es" if shape.endswith("s") else f"{shape}s"
 
 
+def cell_words(row: int, col: int) -> str:
+  """`row one column two`, of a cell counted from zero."""
+  return f"row {NUMBERS[row + 1]} column {NUMBERS[col + 1]}"
+
+
 def listing(parts: Sequence[str]) -> str:
   """`a`, `a and b`, `a, b and c`."""
   return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
@@ -188,8 +193,7 @@ def long_caption(scene: Scene, variant: int = 0, *, quadrants: bool | None = Non
   for i in rng.permutation(len(scene.objects)):
     o = scene.objects[int(i)]
     words = Mention(1, o.shape, o.color, o.size).words("a")
-    grid = f"row {NUMBERS[o.row + 1]} column {NUMBERS[o.col + 1]}"
-    parts.append(f"{words} at {'the ' + o.place if coarse else grid}")
+    parts.append(f"{words} at {'the ' + o.place if coarse else cell_words(o.row, o.col)}")
   return _dress(listing(parts), False, rng)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from blip3o_jax.data.shapes.captions import NUMBERS
 from blip3o_jax.data.shapes.captions import long_caption
 from blip3o_jax.data.shapes.captions import plural
+from blip3o_jax.data.shapes.naming import names
 from blip3o_jax.data.shapes.scenes import COLORS
 from blip3o_jax.data.shapes.scenes import INVERSE
 from blip3o_jax.data.shapes.scenes import SHAPES
@@ -47,13 +48,7 @@ class Question:
 
 def _named(o: Object, scene: Scene, rng: np.random.Generator) -> str:
   """A name that fits only this object of the scene: `circle`, `red object`, `red circle`, or ""."""
-  options = []
-  if sum(p.shape == o.shape for p in scene.objects) == 1:
-    options.append(o.shape)
-  if sum(p.color == o.color for p in scene.objects) == 1:
-    options.append(f"{o.color} object")
-  if sum((p.color, p.shape) == (o.color, o.shape) for p in scene.objects) == 1:
-    options.append(f"{o.color} {o.shape}")
+  options = names(o, scene)
   return options[int(rng.integers(len(options)))] if options else ""
 
 

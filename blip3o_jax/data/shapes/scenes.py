@@ -83,9 +83,7 @@ class Object:
   @property
   def place(self) -> str:
     """The quadrant, such as `top left`."""
-    return (
-      f"{'top' if self.row < GRID // 2 else 'bottom'} {'left' if self.col < GRID // 2 else 'right'}"
-    )
+    return quadrant(self.row, self.col)
 
 
 @dataclass(frozen=True)
@@ -97,6 +95,11 @@ class Scene:
   index: int
   objects: tuple[Object, ...]
   background: tuple[int, int, int]
+
+
+def quadrant(row: int, col: int) -> str:
+  """The quadrant of a cell, such as `top left`."""
+  return f"{'top' if row < GRID // 2 else 'bottom'} {'left' if col < GRID // 2 else 'right'}"
 
 
 def fraction(text: str) -> float:
@@ -188,20 +191,39 @@ def arrange(
   """
   if second_is and (second_is not in RELATIONS or len(wanted) != 2):
     raise ValueError(f"relation {second_is!r} of {len(wanted)} objects: expected two, {RELATIONS}")
-  out = []
-  words = tuple(SIZES)
   noise = rng.random((len(wanted), 7))
   cells = _cells(len(wanted), rng, second_is)
-  for (color, shape), (row, col), u in zip(wanted, cells, noise.tolist(), strict=True):
-    size = words[int(u[0] * len(words))]
-    low, high = SIZES[size]
-    half = low + (high - low) * u[1]
-    jitter = min(_REACH - half, _MAX_JITTER)
-    x = (col + 0.5) * CELL + jitter * (2 * u[2] - 1)
-    y = (row + 0.5) * CELL + jitter * (2 * u[3] - 1)
-    r, g, b = (min(max(c + int(21 * v) - 10, 0), 255) for c, v in zip(PALETTE[color], u[4:]))  # noqa: B905
-    out.append(Object(shape, color, size, row, col, x, y, half, (r, g, b)))
-  return tuple(out)
+  return tuple(
+    stand(pair, cell, u) for pair, cell, u in zip(wanted, cells, noise.tolist(), strict=True)
+  )
+
+
+def stand(pair: tuple[str, str], cell: tuple[int, int], u: Sequence[float]) -> Object:
+  """An object of a (color, shape) in a cell (row, col).
+
+  Args:
+    u: seven numbers in [0, 1) that choose size word, size, jitter along x and y, and the shade.
+  """
+  words = tuple(SIZES)
+  size = words[int(u[0] * len(words))]
+  low, high = SIZES[size]
+  half = low + (high - low) * u[1]
+  x, y = centre(cell, half, u[2:4])
+  return Object(pair[1], pair[0], size, *cell, x, y, half, shade(pair[0], u[4:]))
+
+
+def centre(cell: tuple[int, int], half: float, u: Sequence[float]) -> tuple[float, float]:
+  """Where an object of this half width stands in a cell: x, y with the jitter of two numbers."""
+  jitter = min(_REACH - half, _MAX_JITTER)
+  x, y = ((at + 0.5) * CELL + jitter * (2 * v - 1) for at, v in zip(cell[::-1], u, strict=True))
+  return x, y
+
+
+def shade(color: str, u: Sequence[float]) -> tuple[int, int, int]:
+  """The colour of the palette, each channel moved by up to 10 as three numbers in [0, 1) say."""
+  moved = (c + int(21 * v) - 10 for c, v in zip(PALETTE[color], u, strict=True))
+  r, g, b = (min(max(c, 0), 255) for c in moved)
+  return r, g, b
 
 
 def background(rng: np.random.Generator) -> tuple[int, int, int]:

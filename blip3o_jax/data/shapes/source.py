@@ -32,6 +32,8 @@ class Mixture:
     long_captions: share of captions that are long.
     categories: test categories in whose manner captions are written, in turn (instruction tuning);
       empty for captions of any scene.
+    edits: kinds of edits, in turn: a record is the instruction, the picture before it and the one
+      after it, in place of a caption with its picture; the scenes are `extra["scenes"]`.
     descriptions, text_questions: shares of understanding records that ask for a caption of the
       picture, or ask about a caption without a picture; the rest asks about the picture.
     turns: most questions of an understanding record, all about one scene. With 1, a description is
@@ -53,6 +55,7 @@ class Mixture:
   questions: bool = False
   long_captions: float = 0.0
   categories: tuple[str, ...] = ()
+  edits: tuple[str, ...] = ()
   descriptions: float = 0.2
   text_questions: float = 0.2
   turns: int = 1
@@ -68,8 +71,10 @@ class Mixture:
     for name in ("long_captions", "descriptions", "text_questions", "reading", "seeing", "places"):
       if not 0 <= getattr(self, name) <= 1:
         raise ValueError(f"{name} {getattr(self, name)} is not a share")
-    if self.variants < 1 or (self.variants > 1 and self.categories):
-      raise ValueError(f"variants {self.variants}: expected 1 or more, and 1 with categories")
+    if self.variants < 1 or (self.variants > 1 and (self.categories or self.edits)):
+      raise ValueError(
+        f"variants {self.variants}: expected 1 or more, and 1 with categories or edits"
+      )
     if self.turns < 1 or (
       self.turns == 1 and (self.growing or self.reading or self.seeing or self.places)
     ):
@@ -93,7 +98,11 @@ class Mixture:
       unread = tuple(asked.split())
     why = f"not read with questions {self.questions} and turns {self.turns}"
     config.refuse_unread(self, dict.fromkeys(unread, why))
-    for name, known in (("categories", shapes.CATEGORIES), ("kinds", shapes.KINDS)):
+    if self.edits:
+      other = ("questions", "long_captions", "categories")
+      config.refuse_unread(self, dict.fromkeys(other, "not read with edits"))
+    known_of = {"categories": shapes.CATEGORIES, "edits": shapes.EDITS, "kinds": shapes.KINDS}
+    for name, known in known_of.items():
       unknown = set(getattr(self, name)) - set(known)
       if unknown:
         raise ValueError(f"{name}: {sorted(unknown)} are none of {', '.join(known)}")
@@ -131,11 +140,12 @@ class EmbeddedSource:
     return self._count
 
   def words(self, index: int, /) -> Record:
-    """The record without its picture; extra["pictures"] says that it has one."""
-    scene, record = self._text(index)
-    if scene is None:
+    """The record without its pictures; extra says how many there are, see `records.Source`."""
+    scenes, record = self._text(index)
+    if not scenes:
       return record
-    return dataclasses.replace(record, extra={**record.extra, "pictures": 1})
+    shown = {"pictures": len(scenes)} | ({"inputs": len(scenes) - 1} if len(scenes) > 1 else {})
+    return dataclasses.replace(record, extra={**record.extra, **shown})
 
   def lengths(self, name: str, count: Callable[[Record], int], /) -> np.ndarray:
     """See `records.Source`; nothing is stored, so `name` is not used."""
@@ -156,22 +166,22 @@ class EmbeddedSource:
     return [Part(f"shapes {self._split}", self._count, digest)]
 
   def __getitem__(self, index: int, /) -> Record:
-    scene, record = self._text(index)
-    if scene is None:
+    scenes, record = self._text(index)
+    if not scenes:
       return record
     cached = None
     if self._features is not None:
       cached = np.asarray(self._features[index // self._mixture.variants])
-    return dataclasses.replace(record, image=shapes.render(scene), features=cached)
+    *inputs, image = shapes.render_many(scenes)
+    return dataclasses.replace(record, image=image, inputs=tuple(inputs), features=cached)
 
   def scene(self, number: int) -> shapes.Scene:
     """The scene of number `number`, shown by records from number * variants on."""
-    scene, _ = self._text(number * self._mixture.variants)
-    assert scene is not None
-    return scene
+    scenes, _ = self._text(number * self._mixture.variants)
+    return scenes[-1]
 
-  def _text(self, index: int) -> tuple[shapes.Scene | None, Record]:
-    """The scene to draw, if one is shown, and the record without its picture."""
+  def _text(self, index: int) -> tuple[tuple[shapes.Scene, ...], Record]:
+    """The scenes to draw, the last as the record's image, and the record without its pictures."""
     mixture, split, seed = self._mixture, self._split, self._mixture.seed
     if not 0 <= index < self._count:
       raise IndexError(index)
@@ -180,13 +190,15 @@ class EmbeddedSource:
     long, what, tells = np.random.default_rng((seed, index, _STREAM)).random(3)
     if mixture.questions and mixture.turns > 1:
       return self._conversation(number, variant, name, long, what, tells)
+    if mixture.edits:
+      return self._edit(index, name)
     asks = mixture.questions and what >= mixture.descriptions
     if asks:
       alone = what < mixture.descriptions + mixture.text_questions
       kind = mixture.kinds[index % len(mixture.kinds)] if mixture.kinds else ""
       asked = shapes.question_at(seed, index, split, kind, text=alone)
       record = Record(prompt=_first(asked), answer=asked.answer, kind=asked.kind, name=name)
-      return (None if alone else asked.scene), record
+      return (() if alone else (asked.scene,)), record
     kind = "caption"
     if mixture.categories:
       kind = mixture.categories[index % len(mixture.categories)]
@@ -195,8 +207,16 @@ class EmbeddedSource:
       scene = shapes.scene(seed, number, split)
       text = self._caption(scene, variant, long)
     if mixture.questions:
-      return scene, Record(prompt=DESCRIBE, answer=text, kind=kind, name=name)
-    return scene, Record(prompt=text, kind=kind, name=name)
+      return (scene,), Record(prompt=DESCRIBE, answer=text, kind=kind, name=name)
+    return (scene,), Record(prompt=text, kind=kind, name=name)
+
+  def _edit(self, index: int, name: str) -> tuple[tuple[shapes.Scene, ...], Record]:
+    mixture = self._mixture
+    kind = mixture.edits[index % len(mixture.edits)]
+    made = shapes.edit_at(mixture.seed, index, self._split, kind)
+    scenes = (made.before, made.after)
+    extra = {"scenes": [dataclasses.asdict(scene) for scene in scenes]}
+    return scenes, Record(prompt=made.instruction, extra=extra, kind=kind, name=name)
 
   def _caption(self, scene: shapes.Scene, variant: int, long: float) -> str:
     word = shapes.long_caption if long < self._mixture.long_captions else shapes.caption
@@ -204,11 +224,11 @@ class EmbeddedSource:
 
   def _conversation(
     self, number: int, variant: int, name: str, long: float, what: float, tells: float
-  ) -> tuple[shapes.Scene | None, Record]:
+  ) -> tuple[tuple[shapes.Scene, ...], Record]:
     """Several questions about one scene, or about a caption of it; three draws in [0, 1)."""
     mixture = self._mixture
     if what < mixture.reading:
-      return None, self._reading(number, variant, name, long)
+      return (), self._reading(number, variant, name, long)
     until = itertools.accumulate(mixture.growing)
     most = next((n for n, end in enumerate(until, 1) if number < end), shapes.MOST_OBJECTS)
     alone = what >= 1 - mixture.text_questions
@@ -220,7 +240,7 @@ class EmbeddedSource:
       extra["places"] = shapes.placed(number % 2 == 1)
     if what < mixture.reading + mixture.seeing:
       extra["reads"] = shapes.shown(scene)
-      return scene, Record(extra=extra, kind="seeing", name=name)
+      return (scene,), Record(extra=extra, kind="seeing", name=name)
     described = tells < mixture.descriptions
     kinds = mixture.kinds or shapes.KINDS
     count = max(1, mixture.turns - described * (1 + alone))  # a caption twice is long
@@ -237,7 +257,7 @@ class EmbeddedSource:
       kind=first.kind,
       name=name,
     )
-    return (None if alone else scene), record
+    return (() if alone else (scene,)), record
 
   def _reading(self, number: int, variant: int, name: str, long: float) -> Record:
     """A prompt and what it asks for: a caption, or in the manner of a test category."""

@@ -1,4 +1,4 @@
-"""The words of the embedded set: all that its captions and questions are made of."""
+"""The words of the embedded set: all that its captions, questions and instructions are made of."""
 
 from typing import Final
 
@@ -13,6 +13,10 @@ _OTHERS: Final = (
   "a an the single there is are and of on at photo picture image white plain light background "
   "top bottom row column what where how many color shape object objects from describe"
 )
+_INSTRUCTING: Final = (
+  "make paint turn change to replace with into put in place remove delete erase take away add draw "
+  "move shift bring"
+)
 WORDS: Final[tuple[str, ...]] = tuple(
   sorted(
     {
@@ -26,6 +30,8 @@ WORDS: Final[tuple[str, ...]] = tuple(
     }
   )
 )
+# And those of instructions: a model that learned no edits does not know them.
+EDIT_WORDS: Final[tuple[str, ...]] = tuple(sorted({*WORDS, *_INSTRUCTING.split()}))
 # What a line has room for.
 SUMMARY: Final = "; ".join(
   (", ".join(COLORS), ", ".join(SHAPES), f"{NUMBERS[1]} to {NUMBERS[-1]}", ", ".join(RELATIONS))

@@ -3,6 +3,7 @@
 Its own error rates are measured by `check`.
 """
 
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +14,13 @@ import numpy as np
 
 from blip3o_jax.data.shapes import CATEGORIES
 from blip3o_jax.data.shapes import RELATIONS
+from blip3o_jax.data.shapes import Object
 from blip3o_jax.data.shapes import Scene
 from blip3o_jax.evaluate.shapes.detect import Detection
 from blip3o_jax.evaluate.shapes.detect import detect_many
 
 _MIN_OFFSET: Final = 4.0  # px between centres for a relation to hold
+MAX_DISTANCE: Final = 4.0  # px, the largest error of a centre where an object is to be at a place
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,15 @@ def judge(image: np.ndarray, include: Sequence[Mapping[str, Any]]) -> Verdict:
   return judge_detections(detect_many(image[None])[0], include)
 
 
-def agree(images: np.ndarray, scenes: Sequence[Scene], distance: float = 4.0) -> np.ndarray:
+def is_at(found: Detection, o: Object, distance: float = MAX_DISTANCE) -> bool:
+  """Whether a detection is an object of this shape and colour with its centre that near."""
+  alike = (found.shape, found.color) == (o.shape, o.color)
+  return alike and bool(np.hypot(found.x - o.x, found.y - o.y) <= distance)
+
+
+def agree(
+  images: np.ndarray, scenes: Sequence[Scene], distance: float = MAX_DISTANCE
+) -> np.ndarray:
   """Whether pictures show exactly their scenes: every object, its colour, and its place.
 
   Args:
@@ -94,10 +105,7 @@ def agree(images: np.ndarray, scenes: Sequence[Scene], distance: float = 4.0) ->
   for found, scene in zip(detect_many(images), scenes, strict=True):
     ok = len(found) == len(scene.objects)
     for o in scene.objects:
-      ok = ok and any(
-        (d.shape, d.color) == (o.shape, o.color) and np.hypot(d.x - o.x, d.y - o.y) <= distance
-        for d in found
-      )
+      ok = ok and any(is_at(d, o, distance) for d in found)
     out.append(ok)
   return np.asarray(out, bool)
 
@@ -131,34 +139,52 @@ def score(images: np.ndarray, prompts: Sequence[Mapping[str, Any]]) -> dict[str,
     prompts: n entries of `data.shapes.test_prompts` (several images a prompt: repeat it).
 
   Returns:
-    {category: {correct, count, rate, low, high}} with Wilson's 95 % interval for each category that
-    occurs; `overall`: the mean of the category rates, with the interval of as many trials as would
-    give its variance; `unseen`: prompts with a pair that the generator never trained on; `seen`:
-    the others of the same categories, so that the two compare.
+    See `grouped`; the groups are the categories that occur, `unseen` are prompts with a pair that
+    the generator never trained on.
 
   Raises:
     ValueError: numbers differ, or an unknown category.
   """
   if len(images) != len(prompts):
     raise ValueError(f"{len(images)} images for {len(prompts)} prompts")
-  marks: dict[str, list[bool]] = {}
-  split: dict[tuple[str, bool], list[bool]] = {}
+  marks = []
   for found, prompt in zip(detect_many(images), prompts, strict=True):
     if prompt["tag"] not in CATEGORIES:
       raise ValueError(f"category {prompt['tag']!r}: expected one of {', '.join(CATEGORIES)}")
     correct = judge_detections(found, prompt["include"]).correct
-    marks.setdefault(prompt["tag"], []).append(correct)
-    split.setdefault((prompt["tag"], prompt["unseen"]), []).append(correct)
-  out = {c: _rate(marks[c]) for c in CATEGORIES if c in marks}
+    marks.append((prompt["tag"], bool(prompt["unseen"]), correct))
+  return grouped(marks, CATEGORIES)
+
+
+def grouped(
+  marks: Iterable[tuple[str, bool, bool]], groups: Sequence[str]
+) -> dict[str, dict[str, float]]:
+  """Rates of what was judged.
+
+  Args:
+    marks: (group, whether it is of what training never showed, whether it is right) of each.
+    groups: all that there are, in their order.
+
+  Returns:
+    {group: {correct, count, rate, low, high}} with Wilson's 95 % interval for each group that
+    occurs; `overall`: the mean of their rates, with the interval of as many trials as would give
+    its variance; `unseen`: what training never showed; `seen`: the others of the same groups, so
+    that the two compare.
+  """
+  split: dict[tuple[str, bool], list[bool]] = {}
+  for group, unseen, correct in marks:
+    split.setdefault((group, unseen), []).append(correct)
+  both = {g: split.get((g, False), []) + split.get((g, True), []) for g in groups}
+  out = {group: _rate(found) for group, found in both.items() if found}
   rates = [(v["rate"], v["count"]) for v in out.values()]
   mean = sum(r for r, _ in rates) / max(len(rates), 1)
   variance = sum(r * (1 - r) / n for r, n in rates) / max(len(rates), 1) ** 2
   total = sum(n for _, n in rates)
   trials = mean * (1 - mean) / variance if variance > 0 else total
   low, high = interval(mean * trials, trials)
-  whole = {"correct": sum(map(sum, marks.values())), "count": total}
+  whole = {"correct": sum(sum(found) for found in both.values()), "count": total}
   out["overall"] = whole | {"rate": mean, "low": low, "high": high}
-  mixed = [c for c, unseen in split if unseen]
-  out["unseen"] = _rate([m for c in mixed for m in split[c, True]])
-  out["seen"] = _rate([m for c in mixed for m in split.get((c, False), [])])
+  mixed = [group for group in groups if (group, True) in split]
+  out["unseen"] = _rate([m for group in mixed for m in split[group, True]])
+  out["seen"] = _rate([m for group in mixed for m in split.get((group, False), [])])
   return out

@@ -5,6 +5,8 @@ and noise, and with exactly one thing wrong.
 """
 
 from collections.abc import Sequence
+import dataclasses
+import itertools
 from typing import Any
 from typing import Final
 
@@ -12,10 +14,14 @@ import numpy as np
 
 from blip3o_jax.data.shapes import CATEGORIES
 from blip3o_jax.data.shapes import COLORS
+from blip3o_jax.data.shapes import EDITS
 from blip3o_jax.data.shapes import PALETTE
 from blip3o_jax.data.shapes import SHAPES
 from blip3o_jax.data.shapes import SIZE
+from blip3o_jax.data.shapes import Edit
 from blip3o_jax.data.shapes import Scene
+from blip3o_jax.data.shapes import edit
+from blip3o_jax.data.shapes import edit_at
 from blip3o_jax.data.shapes import render_many
 from blip3o_jax.data.shapes import scene
 from blip3o_jax.data.shapes import scene_of
@@ -23,9 +29,11 @@ from blip3o_jax.data.shapes import test_prompts
 from blip3o_jax.data.shapes.scenes import INVERSE
 from blip3o_jax.evaluate.shapes import judge_detections
 from blip3o_jax.evaluate.shapes.detect import detect_many
+from blip3o_jax.evaluate.shapes.edits import judge_edits
 
 Include = list[dict[str, Any]]
 WRONGS: Final = ("color", "shape", "count", "relation", "noise", "blob", "bump", "blank")
+WRONG_EDITS: Final = ("copy", "other", "beside", "size", "background")
 _ASIDE: Final = {"left of": "above", "right of": "below", "above": "left of", "below": "right of"}
 
 
@@ -204,4 +212,64 @@ def measure(count: int = 600, seed: int = 0) -> dict[str, Any]:
   images = render_many(scenes)
   out["confusion"] = _confusion(images, scenes)
   out["confusion_softened"] = _confusion(soften(images, 0.6, 4, rng), scenes)
+  return out
+
+
+def spoil_edit(asked: Edit, wrong: str) -> Scene | None:
+  """A scene that is not what an edit asks for, or None where it cannot be wrong in this way.
+
+  "copy" is the input; "other" what another kind of edit makes of it. The rest are the target, but
+  "beside": one of the other objects was edited as well; "size": it was shrunk; "background":
+  darkened.
+
+  Raises:
+    ValueError: none of `WRONG_EDITS`.
+  """
+  if wrong not in WRONG_EDITS:
+    raise ValueError(f"wrong {wrong!r}: expected one of {', '.join(WRONG_EDITS)}")
+  after, number = asked.after, EDITS.index(asked.kind)
+  turn = (*EDITS[number + 1 :], *EDITS[:number])
+  if wrong == "copy":
+    return asked.before
+  if wrong == "other":
+    found = next(filter(None, (edit(asked.before, kind) for kind in turn)))
+    return found.after
+  if wrong == "background":
+    r, g, b = (c - 25 for c in after.background)
+    return dataclasses.replace(after, background=(r, g, b))
+  if wrong == "size" and asked.kept:
+    shrunk = dataclasses.replace(asked.kept[0], half=0.7 * asked.kept[0].half)
+    others = tuple(o for o in after.objects if o != asked.kept[0])
+    return dataclasses.replace(after, objects=(*others, shrunk))
+  both = filter(None, (edit(after, kind) for kind in turn)) if wrong == "beside" else ()
+  hurt = (b.after for b in both if not {*asked.kept} <= {*b.after.objects})
+  return next(hurt, None)
+
+
+def _edit_rate(images: np.ndarray, asked: Sequence[Edit]) -> float:
+  return float(np.mean([verdict.correct for verdict in judge_edits(images, asked)]))
+
+
+def measure_edits(count: int = 600, seed: int = 0) -> dict[str, dict[str, float]]:
+  """Error rates of the scorer of edits on test edits.
+
+  Args:
+    count: edits of each kind.
+
+  Returns:
+    `accepted` {kind: rate} of targets, `softened` the same as in `measure`, `rejected` {wrong:
+    rate} of pictures that are wrong as `spoil_edit` makes them, over all kinds.
+  """
+  rng = np.random.default_rng([seed, 98])
+  out: dict[str, dict[str, float]] = {"accepted": {}, "softened": {}, "rejected": {}}
+  asked = {kind: [edit_at(seed, i, "test", kind) for i in range(count)] for kind in EDITS}
+  for kind, edits in asked.items():
+    images = render_many([e.after for e in edits])
+    out["accepted"][kind] = _edit_rate(images, edits)
+    out["softened"][kind] = _edit_rate(soften(images, 0.6, 4, rng), edits)
+  for wrong in WRONG_EDITS:
+    every = ((spoil_edit(e, wrong), e) for e in itertools.chain(*asked.values()))
+    spoiled = [(scene, e) for scene, e in every if scene is not None]
+    images = render_many([scene for scene, _ in spoiled])
+    out["rejected"][wrong] = 1 - _edit_rate(images, [e for _, e in spoiled])
   return out

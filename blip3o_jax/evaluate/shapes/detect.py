@@ -44,8 +44,11 @@ class Detection:
   lead: float
 
 
-def _ground(images: np.ndarray) -> np.ndarray:
-  """float32[n, 3]: the median colour; objects cover less than half of a picture."""
+def ground_of(images: np.ndarray) -> np.ndarray:
+  """The background of pictures uint8[n, h, w, 3], float32[n, 3].
+
+  It is the median colour, as objects cover less than half of a picture.
+  """
   return np.median(images.reshape(len(images), -1, 3), axis=1).astype(np.float32)
 
 
@@ -194,7 +197,7 @@ def _silhouettes(
 
 def _detect(images: np.ndarray) -> list[list[Detection]]:
   out: list[list[Detection]] = [[] for _ in images]
-  ground = _ground(images)
+  ground = ground_of(images)
   color, away = _paint(images, ground)
   labels = _components(color)
   roots, sizes = np.unique(labels[labels >= 0], return_counts=True)

@@ -23,3 +23,7 @@ def test_words():
     for prompt in shapes.test_prompts(category):
       found |= set(prompt["prompt"].split())
   assert found == set(shapes.WORDS)
+  edited = EmbeddedSource("world", 1000, Mixture(edits=shapes.EDITS))
+  for i in range(len(edited)):
+    found |= set(edited._text(i)[1].prompt.split())
+  assert found == set(shapes.EDIT_WORDS)
