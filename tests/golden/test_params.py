@@ -25,6 +25,7 @@ from blip3o_jax import trees
 from blip3o_jax.models import autoencoder
 from blip3o_jax.models import decoder_lm
 from blip3o_jax.models import eva_vit
+from blip3o_jax.models import flux
 from blip3o_jax.models import next_dit
 from blip3o_jax.models import qwen_vision
 from blip3o_jax.models import unet
@@ -37,12 +38,15 @@ from blip3o_jax.train import state
 HERE = Path(__file__).parent
 FOLDER = HERE.parents[1] / "configs"
 REQUIRED = {f"blip3o_{size}_{stage}" for size in ("4b", "8b") for stage in ("pretrain", "sft")}
-CONFIGS = sorted(REQUIRED | {file.stem for file in FOLDER.glob("blip3o_*.py")})
+REQUIRED |= {f"nexus_gen_{stage}_train" for stage in ("ar", "generation", "editing")}
+NAMED = ("blip3o_*.py", "nexus_gen_*.py")
+CONFIGS = sorted(REQUIRED | {file.stem for name in NAMED for file in FOLDER.glob(name)})
 MAKERS: Mapping[str, tuple[Mapping[str, Any], Callable[..., nnx.Module]]] = {
   "decoder_lm": (decoder_lm.VARIANTS, decoder_lm.DecoderLM),
   "qwen_vision": (qwen_vision.VARIANTS, qwen_vision.QwenVision),
   "eva_vit": (eva_vit.VARIANTS, eva_vit.EvaVit),
   "next_dit": (next_dit.VARIANTS, next_dit.NextDiT),
+  "flux": (flux.VARIANTS, flux.Flux),
   "unet": (unet.VARIANTS, unet.UNet),
   "autoencoder": (autoencoder.VARIANTS, autoencoder.Autoencoder),
 }
@@ -55,6 +59,7 @@ COUNTS = {
   ("next_dit_blip3o_4b",): 1_362_257_824,
   ("eva_vit_eva_clip_e14plus",): 4_350_208_256,
   ("unet_emu2_gen",): 2_525_520_644,
+  ("flux_flux_1_dev",): 11_901_408_320,
   ("autoencoder_sdxl",): 83_653_863,
 }
 

@@ -52,7 +52,7 @@ def test_dit_manifest(name: str, variant: str) -> None:
 def test_tower_manifest(name: str, prefix: str) -> None:
   plan = table.plan(eva_rows.rows(), keys(name, prefix), paths(tower), where=name)
   source = plan["blocks/attn/v_proj/kernel"]
-  assert (source.part, source.parts, source.shape) == (2, 3, (5376, 1792))
+  assert (source.start, source.rows, source.shape) == (3584, 1792, (5376, 1792))
 
 
 def test_the_wrong_size_is_told() -> None:

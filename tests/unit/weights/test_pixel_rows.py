@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tables
 
+from blip3o_jax import layers
 from blip3o_jax import trees
 from blip3o_jax.models import autoencoder
 from blip3o_jax.models import unet
@@ -48,6 +49,28 @@ def test_every_key_of_the_manifest(network: str, manifest: str) -> None:
       table.plan(rows, damaged, params)
     assert f"missing {name}" in str(error.value)
     assert f"unexpected {name}.odd" in str(error.value)
+
+
+def test_every_key_of_the_flux_manifest() -> None:
+  """In the names of its own files, where the attention's layers are 1x1 convolutions."""
+  cfg = autoencoder.VARIANTS["flux"]
+  tensors: dict[str, Any] = json.loads((MANIFESTS / "nexus_gen_vae.json").read_text())
+  state = nnx.state(layers.abstract(lambda rngs: autoencoder.Autoencoder(cfg, rngs=rngs)))
+  params = {p: tuple(v.shape) for p, v in trees.flatten(nnx.to_pure_dict(state)).items()}
+  plain = decoder_files.vae_table(cfg)
+  assert autoencoder_rows.naming(tensors) == "bfl"
+  assert autoencoder_rows.naming(r.name for r in plain) == "diffusers"
+  rows = autoencoder_rows.adapt(plain, tensors)
+  sources = table.plan(rows, tensors, params)
+  assert {name for s in sources.values() for name in s.names} == set(tensors)
+  # The deepest level of the decoder is its first here and has the highest number there.
+  assert sources["decoder/up_blocks/0/resnets/2/conv1/kernel"].names == (
+    "decoder.up.3.block.2.conv1.weight",
+  )
+  assert tensors["decoder.mid.attn_1.q.weight"] == [512, 512, 1, 1]
+  flat = tensors | {"decoder.mid.attn_1.q.weight": [512, 512]}
+  with pytest.raises(table.WeightsError, match=r"attn_1\.q\.weight: expected"):
+    table.plan(rows, flat, params)
 
 
 def test_older_attention_names() -> None:

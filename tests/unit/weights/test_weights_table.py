@@ -85,6 +85,29 @@ def test_a_round_trip_is_exact():
     np.testing.assert_array_equal(exported[name], value)
 
 
+def test_parts_of_a_fused_tensor_have_their_own_sizes():
+  rows = table.linear("h.{}.in", "layers/q", "layers/up")
+  params = {"layers/q/kernel": (2, 4, 3), "layers/q/bias": (2, 3)}
+  params |= {"layers/up/kernel": (2, 4, 5), "layers/up/bias": (2, 5)}
+  rng = np.random.default_rng(0)
+  shapes = {"weight": (8, 4), "bias": (8,)}
+  tensors = {f"h.{i}.in.{n}": rng.normal(size=s) for i in range(2) for n, s in shapes.items()}
+  plan = table.plan(rows, {n: v.shape for n, v in tensors.items()}, params)
+  assert (plan["layers/up/bias"].start, plan["layers/up/bias"].rows) == (3, 5)
+  read = {
+    path: table.read_shard(
+      plan[path], lambda name, index: tensors[name][index], (slice(None),) * len(shape), shape
+    )
+    for path, shape in params.items()
+  }
+  np.testing.assert_array_equal(read["layers/up/kernel"][1], tensors["h.1.in.weight"][3:].T)
+  for name, value in table.export(rows, read):
+    np.testing.assert_array_equal(value, tensors.pop(name))
+  assert not tensors
+  lines = faults({"h.0.in.weight": (9, 4)}, params, rows)
+  assert "shape of h.0.in.weight: expected (8, 4) for layers/up/kernel, found (9, 4)" in lines
+
+
 def test_a_shard_reads_only_its_own_bytes():
   tensors, seen = draw(), []
 
