@@ -24,8 +24,8 @@ def load(
     verb: what the model must be able to do, asked before anything is read.
 
   Returns:
-    What `systems.System.load` says: `generate`, `chat` and `reconstruct`, or those of them that the
-    system has.
+    What `systems.System.load` says: `generate`, `chat`, `edit` and `reconstruct`, or those of them
+    that the system has.
 
   Raises:
     FileNotFoundError, ValueError: what is absent or wrong, by file and name; a system without the

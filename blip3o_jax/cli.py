@@ -1,21 +1,15 @@
-"""The `blip3o` command: use, train, and what `commands` has. Parses, calls, prints."""
+"""The `blip3o` command: training, and the verbs that `commands` has. Parses, calls, prints."""
 
 import argparse
 from collections.abc import Callable
-from collections.abc import Iterator
 from collections.abc import Sequence
 import functools
 import importlib
-import math
 import os
-from pathlib import Path
 import sys
-import time
 from typing import Any
-import warnings
 
 import blip3o_jax
-from blip3o_jax import files
 from blip3o_jax import joining
 from blip3o_jax import runtime
 
@@ -24,6 +18,7 @@ EXAMPLES = {
   "--config.data.path=/data/tars --config.optimizer.lr=3e-5",
   "generate": 'blip3o generate "a red circle left of a blue square" --seed 1',
   "chat": 'blip3o chat "how many stars are there?" --image picture.png --model DIR',
+  "edit": 'blip3o edit picture.png "make the sky red" --model DIR --output red.png',
   "reconstruct": "blip3o reconstruct picture.png --model DIR --output rebuilt.png",
   "convert": "blip3o convert import --source BLIP3o-Model-4B --output converted",
   "inspect": "blip3o inspect converted",
@@ -36,13 +31,13 @@ EXAMPLES = {
   "pack": "blip3o pack /data/tars --output /data/packed",
 }
 # Not the plan: it says how long compiling takes, and JAX cannot read programs of another machine.
-COMPILES = ("train", "generate", "chat", "reconstruct", "verify", "encode")
+COMPILES = ("train", "generate", "chat", "edit", "reconstruct", "verify", "encode")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one verb; returns the exit status. Errors of the user are one readable line."""
   args = list(sys.argv[1:] if argv is None else argv)
-  verbs = {"train": train, "generate": generate, "chat": chat, "reconstruct": reconstruct}
+  verbs: dict[str, Callable[[list[str]], int]] = {"train": train}
   verbs |= {verb: functools.partial(_command, verb) for verb in EXAMPLES if verb not in verbs}
   if args == ["--version"]:
     print(f"blip3o {blip3o_jax.__version__}")
@@ -141,210 +136,6 @@ def _describe(verb: str, what: str) -> argparse.ArgumentParser:
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-
-
-def _at_least(
-  least: float, kind: Callable[[str], Any] = int, below: float = math.inf
-) -> Callable[[str], Any]:
-  """An argparse type: a number that is not below `least`, and finite."""
-
-  def read(text: str) -> Any:
-    try:
-      value = kind(text)
-    except ValueError:
-      raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-    if not least <= value < below:
-      most = "" if below == math.inf else f", below {below}"
-      raise argparse.ArgumentTypeError(f"{text}: expected {least} or more{most}, and finite")
-    return value
-
-  return read
-
-
-def _said(text: str) -> str:
-  """An argparse type: a text with a word in it."""
-  if not text.strip():
-    raise argparse.ArgumentTypeError(f"{text!r} is empty; say what is wanted")
-  return text
-
-
-def _parser(verb: str, what: str) -> argparse.ArgumentParser:
-  parser = _describe(verb, what)
-  parser.add_argument(
-    "--model",
-    help="a directory, released, converted or of a run, or a hub id: owner/name (default: the "
-    "miniature that ships with the package)",
-  )
-  parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-  parser.add_argument(
-    "--seed",
-    type=_at_least(0, below=2**64),
-    default=0,
-    help="image i uses seed + i (default 0), below 2**64",
-  )
-  parser.add_argument(
-    "--friendly",
-    action=argparse.BooleanOptionalAction,
-    default=True,
-    help="pictures upright as EXIF says, what is transparent on white, 16-bit grey scaled; "
-    "--no-friendly reads them as released inference does",
-  )
-  return parser
-
-
-def _with_texts(parser: argparse.ArgumentParser, what: str) -> None:
-  """Adds texts, and the picture before them, to a parser."""
-  from blip3o_jax.data import shapes
-
-  many = "+" if what == "prompt" else "*"
-  ask = "" if what == "prompt" else "without one, questions are read from the terminal; "
-  known = f"the miniature knows: {shapes.SUMMARY} (all words: docs/miniature.md)"
-  parser.add_argument(what, nargs=many, type=_said, help=ask + known)
-  parser.add_argument("--image", type=Path, help=f"a picture that each {what} begins with")
-  parser.add_argument(
-    "--max-pixels",
-    type=_at_least(0),
-    default=0,
-    help="the most that a picture keeps (0: as the model says, and what the prompt has room for)",
-  )
-
-
-def _load(options: argparse.Namespace, verb: str) -> Any:
-  """The model that the options name.
-
-  Raises:
-    ValueError: its system has not the verb.
-  """
-  from blip3o_jax.miniature import shipped
-
-  name = shipped.NAME if options.model is None else options.model
-  if options.model is None:
-    from blip3o_jax.data import shapes
-
-    text = f"no --model: the miniature that ships with the package ({name}), which knows "
-    print(f"{text}{shapes.SUMMARY}", file=sys.stderr)
-  start = time.monotonic()
-  model = blip3o_jax.load(options.model, dtype=options.dtype, verb=verb)
-  print(f"loaded {name} in {time.monotonic() - start:.1f} s", file=sys.stderr)
-  return model
-
-
-def _save(images: Any, output: Path) -> None:
-  """One PNG, of several pictures a grid; written under another name and renamed."""
-  from PIL import Image
-
-  output.parent.mkdir(parents=True, exist_ok=True)
-  picture = images[0]
-  if len(images) > 1:
-    from blip3o_jax.train import metrics
-
-    picture = metrics.grid(images)
-  with files.replacing(output) as partial:
-    Image.fromarray(picture).save(partial, "PNG")
-  print(output)
-
-
-def generate(args: list[str]) -> int:
-  """Draws pictures of prompts."""
-  parser = _parser("generate", "Draws a picture of each prompt.")
-  _with_texts(parser, "prompt")
-  parser.add_argument("--output", type=_png, default=Path("generated.png"))
-  parser.add_argument(
-    "--steps", type=_at_least(0), default=0, help="of the feature sampler (0: as the model says)"
-  )
-  parser.add_argument(
-    "--pixel-steps",
-    type=_at_least(0),
-    default=0,
-    help="of the pixel decoder (0: as the model says)",
-  )
-  parser.add_argument(
-    "--scale", type=_at_least(0, float), default=0.0, help="guidance (0: as the model says)"
-  )
-  parser.add_argument("--sampler", choices=("euler", "heun"), help="(default: as the model says)")
-  options = parser.parse_args(args)
-  images = [_open(options.image, options.friendly)] * len(options.prompt) if options.image else []
-  model = _load(options, "generate")
-  seeds = [options.seed + i for i in range(len(options.prompt))]
-  given = vars(options) | {"images": images}
-  known = ("images", "steps", "scale", "sampler", "pixel_steps", "max_pixels")
-  asked = {name: given[name] for name in known if given[name]}
-  _save(model.generate(options.prompt, seeds, **asked), options.output)
-  return 0
-
-
-def chat(args: list[str]) -> int:
-  """Answers questions, about a picture or without one."""
-  parser = _parser("chat", "Answers questions, about a picture or without one.")
-  _with_texts(parser, "question")
-  parser.add_argument("--length", type=_at_least(1), default=64, help="most tokens of an answer")
-  parser.add_argument(
-    "--temperature", type=_at_least(0, float), default=0.0, help="0 takes the likeliest token"
-  )
-  options = parser.parse_args(args)
-  image = _open(options.image, options.friendly) if options.image else None
-  model = _load(options, "chat")
-  asked = {"max_pixels": options.max_pixels} if options.max_pixels else {}
-  for question in options.question or _typed():
-    (answer,) = model.chat(
-      [question],
-      [image],
-      length=options.length,
-      temperature=options.temperature,
-      seed=options.seed,
-      **asked,
-    )
-    print(answer, flush=True)
-  return 0
-
-
-def _typed() -> Iterator[str]:
-  """Questions typed at a terminal, until the end of input; an empty line asks nothing."""
-  while True:
-    try:
-      question = input("> " if sys.stdin.isatty() else "")
-    except EOFError:
-      return
-    if question.strip():
-      yield question
-
-
-def reconstruct(args: list[str]) -> int:
-  """Sends pictures through the image encoder and the pixel decoder."""
-  parser = _parser("reconstruct", "Sends pictures through encoder and pixel decoder.")
-  parser.add_argument("image", nargs="+", type=Path)
-  parser.add_argument("--output", type=_png, default=Path("reconstructed.png"))
-  parser.add_argument(
-    "--pixel-steps",
-    type=_at_least(0),
-    default=0,
-    help="of the pixel decoder (0: as the model says)",
-  )
-  options = parser.parse_args(args)
-  images = [_open(path, options.friendly) for path in options.image]
-  model = _load(options, "reconstruct")
-  seeds = [options.seed + i for i in range(len(images))]
-  _save(model.reconstruct(images, seeds, pixel_steps=options.pixel_steps), options.output)
-  return 0
-
-
-def _png(text: str) -> Path:
-  """An argparse type: a path that ends in .png, of no folder."""
-  if Path(text).is_dir():
-    raise argparse.ArgumentTypeError(f"{text}: is a folder; name a file in it")
-  if not text.lower().endswith(".png"):
-    raise argparse.ArgumentTypeError(f"{text}: expected a name that ends in .png")
-  return Path(text)
-
-
-def _open(path: Path, friendly: bool) -> Any:
-  """The picture of a file as RGB, see `images.rgb`."""
-  from blip3o_jax.data import images
-
-  if not path.is_file():
-    raise FileNotFoundError(f"{path}: no such image file")
-  with warnings.catch_warnings(action="ignore"):  # Pillow's, of damaged EXIF and of large photos
-    return images.decode(path.read_bytes(), str(path), friendly=friendly)
 
 
 if __name__ == "__main__":

@@ -76,10 +76,15 @@ def fields(value: Any, name: str = "config") -> Iterator[tuple[str, str]]:
 
 
 def to_config(value: Any) -> ConfigDict:
-  """A ConfigDict with every field of a dataclass instance, nested dataclasses included."""
+  """A ConfigDict with every field of a dataclass instance, nested dataclasses included.
+
+  Those in a tuple become dicts, as a config file writes them.
+  """
   out = ConfigDict()
   for field in dataclasses.fields(value):
     item = getattr(value, field.name)
+    if isinstance(item, tuple):
+      item = tuple(to_dict(one) if dataclasses.is_dataclass(one) else one for one in item)
     out[field.name] = to_config(item) if dataclasses.is_dataclass(item) else item
   return out
 

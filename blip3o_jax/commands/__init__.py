@@ -1,4 +1,4 @@
-"""Verbs of `blip3o` that work on files: a module a verb, with `run(parser, args)`.
+"""Verbs of `blip3o`: a module a verb, with `run(parser, args)`.
 
 Its docstring is the description of the verb; `cli` makes the parser, and ends errors in one line.
 """

@@ -26,7 +26,6 @@ from blip3o_jax.data.checking import Facts
 from blip3o_jax.data.checking import Shown
 from blip3o_jax.data.checking import Tokens
 from blip3o_jax.data.options import Data
-from blip3o_jax.data.options import Ingredient
 from blip3o_jax.data.records import Record
 from blip3o_jax.data.records import Source
 from blip3o_jax.data.sources import mixed
@@ -109,14 +108,8 @@ def _of_config(source: str, overrides: Sequence[str], options: argparse.Namespac
   return [
     each
     for one in data.mixture
-    for each in _sets(_alone(data, one), one.name or one.path, asked, used=True)
+    for each in _sets(data.alone(one), one.name or one.path or one.split, asked, used=True)
   ]
-
-
-def _alone(data: Data, one: Ingredient) -> Data:
-  """The data of one set of a mixture."""
-  records = one.records or data.records
-  return dataclasses.replace(data, mixture=(), path=one.path, reading=one.reading, records=records)
 
 
 def _sets(data: Data, name: str, asked: Asked, *, used: bool = False) -> Iterator[Set]:

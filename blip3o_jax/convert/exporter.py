@@ -50,6 +50,11 @@ class _Piece:
   path: str
   number: int
 
+  @property
+  def rows(self) -> int:
+    """How many of the tensor's rows it gives."""
+    return self.target.starts[self.number + 1] - self.target.starts[self.number]
+
 
 def run(
   source: str | Path,
@@ -135,7 +140,7 @@ def _plan(found: runs.Found, folder: Path, code: str, limit: int) -> list[tuple[
         size = math.prod(targets[name].shape) * safetensors.DTYPES[code].itemsize
         for number, path in enumerate(targets[name].paths):
           piece = _Piece(home / file.name, name, begins[name], code, targets[name], path, number)
-          out.append((piece, size // len(targets[name].paths)))
+          out.append((piece, size * piece.rows // targets[name].shape[0]))
   return out
 
 
@@ -197,21 +202,21 @@ def _blocks(piece: _Piece, leaves: Leaves) -> Iterator[tuple[int, np.ndarray]]:
   stacked = target.layer is not None
   shape, perm = leaves[piece.path], target.perm
   split = perm.index(0) + stacked
-  rows = target.shape[0] // len(target.paths)
+  first = target.starts[piece.number]
   row_bytes = math.prod(target.shape[1:]) * dtype.itemsize
   step = store.block_shape(shape, dtype.itemsize, stacked=stacked, split=split)[split]
   back = tuple(int(i) for i in np.argsort(perm))
   index = [slice(0, n) for n in shape]
   if target.layer is not None:
     index[0] = slice(target.layer, target.layer + 1)
-  for part in stream.tiles(rows, row_bytes, step):
+  for part in stream.tiles(piece.rows, row_bytes, step):
     index[split] = part
     values = leaves.read(piece.path, tuple(index))
     values = stream.transpose(values[0] if stacked else values, back)
     values = np.ascontiguousarray(values)
     if values.dtype != dtype:
       values = table.cast(piece.tensor, values, dtype)
-    place = piece.begin + (piece.number * rows + part.start) * row_bytes
+    place = piece.begin + (first + part.start) * row_bytes
     yield place, values.reshape(-1).view(np.uint8)
 
 

@@ -107,6 +107,8 @@ def entry(system: str, opened: Opened, taken: set[str], cast: str = "") -> dict[
     listed[tensors.where(name)[0].name]["tensors"][name] = kind
   out = layout.new_part(part.kind, part.folder, part.stems[0], part.modules)
   out |= {"system": system, "ties": dict(part.ties), "files": listed}
+  out |= {"inside": list(part.inside)} if part.inside else {}
+  out |= {"single": True} if part.single else {}
   if index is not None:
     found = json.loads(index.read_text())
     out["index"] = {"name": index.name, "metadata": found.get("metadata") or {}}
@@ -183,7 +185,8 @@ def sheet(
     return Sheet(made, _index(part["index"]["name"], made, metadata))
   order = [n for n in before if n in tensors]
   order += sorted(set(tensors) - set(order), key=natural)
-  return _cut(order, bytes_of, *_stem(part["stem"], listed), max_bytes or SHARD_BYTES)
+  limit = max_bytes or (sum(bytes_of.values()) if part.get("single") else SHARD_BYTES)
+  return _cut(order, bytes_of, *_stem(part["stem"], listed), limit)
 
 
 def natural(name: str) -> list[Any]:

@@ -94,21 +94,20 @@ def look(directory: str | Path, take: Take = ALL) -> Found:
     raise ValueError(f"--weights {weights}: no file of {directory} holds a table of that name")
   notes, unread = list(described.notes), list(described.unread)
   notes += [note for part in parts for note in part.tensors.notes]
-  for part in parts:
-    for path in _strays(directory / part.part.folder, part):
-      unread.append(path)
-      what = (
-        "a pickle beside the safetensors" if path.suffix == ".bin" else "none of the files taken"
-      )
-      notes.append(f"{path.relative_to(directory)}: skipped, {what}")
+  for path in _strays(directory, parts):
+    unread.append(path)
+    what = "a pickle beside the safetensors" if path.suffix == ".bin" else "none of the files taken"
+    notes.append(f"{path.relative_to(directory)}: skipped, {what}")
   leaves = opened.Released(parts, str(directory))
   return Found(directory, name, described, tuple(parts), leaves, tuple(notes), tuple(unread))
 
 
-def _strays(place: Path, part: Opened) -> list[Path]:
-  """Weight files beside those of a part."""
-  found = sorted([*place.glob("*.safetensors"), *place.glob("*.bin")])
-  return [path for path in found if path not in part.tensors.files]
+def _strays(directory: Path, parts: Sequence[Opened]) -> list[Path]:
+  """Weight files beside those of the parts."""
+  taken = {path for part in parts for path in part.tensors.files}
+  places = dict.fromkeys(directory / part.part.folder for part in parts)
+  found = [sorted([*p.glob("*.safetensors"), *p.glob("*.bin")]) for p in places]
+  return [path for each in found for path in each if path not in taken]
 
 
 def leftovers(parts: Iterable[Opened], tied: Iterable[str] = ()) -> dict[str, tuple[int, str]]:

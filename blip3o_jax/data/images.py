@@ -1,7 +1,7 @@
 """Pictures as arrays, as the reference's processors make them: numpy and PIL, on the host.
 
-Source: spec 1.8 (Qwen), 2.4 (EVA). All resizing is PIL's antialiased bicubic filter on uint8, the
-width first and then the height (`RESIZE`).
+Source: spec 1.8 (Qwen), 2.4 (EVA), Nexus-Gen spec 4. All resizing is PIL's antialiased filters on
+uint8, bicubic unless it says bilinear, the width first and then the height (`RESIZE`).
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import io
 import math
 import struct
 from typing import Any
+from typing import Literal
 
 import einops
 import numpy as np
@@ -29,7 +30,8 @@ MAX_RATIO = 200
 # release's Pillow and torch take the width first, whatever the sizes; Pillow 13 by itself takes the
 # height first where that shrinks more. What is made of pictures says which it was.
 RESIZE = "horizontal first"
-_FILTER = Image.Resampling.BICUBIC
+Filter = Literal["bicubic", "bilinear"]
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _WORTH = 0.9  # of the rows, at most, so that it pays to copy those that are needed
 
 # What is often found where a picture is expected: how it begins, and what to do.
@@ -234,35 +236,46 @@ def qwen_pixels(
   return _resize(image, width, height)
 
 
-def square(image: Image.Image, size: int, *, squash: bool = False) -> np.ndarray:
+def square(
+  image: Image.Image,
+  size: int,
+  *,
+  squash: bool = False,
+  resample: Filter = "bicubic",
+  nearest: bool = False,
+) -> np.ndarray:
   """uint8[size, size, 3]: short side to `size` and the centre cut out, as torchvision (spec 2.4).
 
-  With `squash` both sides are resized, whatever the ratio (reconstruction in the reference).
+  Args:
+    squash: both sides are resized, whatever the ratio (reconstruction in the reference).
+    resample: the filter. nearest: the long side becomes the nearest whole number, not the one below
+      (Nexus-Gen spec 4).
 
   Raises:
     BadRecord: a picture 200 times longer than wide, which would fill the memory when resized.
   """
   if squash:
-    return _resize(image, size, size)
+    return _resize(image, size, size, resample)
   width, height = image.size
   if max(width, height) > MAX_RATIO * min(width, height):
     raise BadRecord(f"an image of {width} x {height} is too thin to cut a square from", "size")
-  if width <= height:
-    width, height = size, int(size * height / width)
-  else:
-    width, height = int(size * width / height), size
+  long, short = max(width, height), min(width, height)
+  # The reference divides first in one of the two places, which decides ties.
+  longer = round(long * (size / short)) if nearest else int(size * long / short)
+  width, height = (size, longer) if width <= height else (longer, size)
   left, top = (round((side - size) / 2) for side in (width, height))
+  kernel = _FILTERS[resample]
   # A pass takes only what is needed of the axis that the other one cuts: no pixel changes.
   first, last = _rows_read(image.height, height, top, top + size)
   if (first, last) != (0, image.height):
-    wide = image.crop((0, first, image.width, last)).resize((width, last - first), _FILTER)
+    wide = image.crop((0, first, image.width, last)).resize((width, last - first), kernel)
     image = Image.new("RGB", (width, image.height))
     image.paste(wide, (0, first))
   elif image.width != width:
-    image = image.resize((width, image.height), _FILTER)
+    image = image.resize((width, image.height), kernel)
   if width > size:
     image = image.crop((left, 0, left + size, image.height))
-  return _resize(image, size, height)[top : top + size]
+  return _resize(image, size, height, resample)[top : top + size]
 
 
 def _rows_read(rows: int, height: int, top: int, bottom: int) -> tuple[int, int]:
@@ -294,9 +307,11 @@ def signed(x: np.ndarray) -> np.ndarray:
   return x.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
-def _resize(image: Image.Image, width: int, height: int) -> np.ndarray:
+def _resize(
+  image: Image.Image, width: int, height: int, resample: Filter = "bicubic"
+) -> np.ndarray:
   """In the order that `RESIZE` names, which Pillow of one version or another would choose."""
   for size in ((width, image.height), (width, height)):
     if image.size != size:
-      image = image.resize(size, _FILTER)
+      image = image.resize(size, _FILTERS[resample])
   return np.asarray(image)

@@ -1,5 +1,6 @@
 """From a data config to its records, and to those of them that are used."""
 
+from collections.abc import Iterable
 import itertools
 import math
 from pathlib import PurePosixPath
@@ -24,6 +25,8 @@ def open_source(cfg: Data) -> Source:
     FileNotFoundError, ValueError: see the sources; no path.
   """
   if cfg.source == "shapes":
+    if cfg.mixture:
+      return _mixed(_shapes(cfg, one) for one in cfg.mixture)
     home = cfg.path if cfg.features else ""
     return embedded.EmbeddedSource(cfg.split, cfg.records, cfg.shapes, features=home)
   if cfg.source == "synthetic":
@@ -40,12 +43,23 @@ def open_source(cfg: Data) -> Source:
       called = f"{name}.{caption}" if len(shares) > 1 else name
       weight = each.weight * share / sum(shares.values())
       pieces.append(mixed.Piece(source, called, weight, each.records))
-  names = [piece.name for piece in pieces]
+  return _mixed(pieces) if cfg.mixture or len(pieces) > 1 else pieces[0].source
+
+
+def _shapes(cfg: Data, one: Ingredient) -> mixed.Piece:
+  alone = cfg.alone(one)
+  return mixed.Piece(open_source(alone), one.name or alone.split, one.weight)
+
+
+def _mixed(pieces: Iterable[mixed.Piece]) -> mixed.Mixed:
+  """Sets of different names as one source."""
+  out = mixed.Mixed(list(pieces))
+  names = [piece.name for piece in out.pieces]
   if double := {name for name in names if names.count(name) > 1}:
     raise ValueError(
       f"config.data.mixture: {sorted(double)[0]!r} is the name of several; name them"
     )
-  return mixed.Mixed(pieces) if cfg.mixture or len(pieces) > 1 else pieces[0].source
+  return out
 
 
 def used(source: Source, cfg: Data) -> Chosen:

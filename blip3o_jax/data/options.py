@@ -14,7 +14,9 @@ class Ingredient:
 
   Attributes:
     path: of the set. weight: its share of the samples, against the others' weights. name: in logs;
-      "" is its folder's. reading: of its files. records: how many to use, 0 for all.
+      "" is its folder's, of the embedded set its split's. reading: of its files. records: how many
+      to use, 0 for as many as `Data.records` says.
+    split, shapes: of the embedded set; "" is that of `Data.split`.
   """
 
   path: str = ""
@@ -22,12 +24,14 @@ class Ingredient:
   name: str = ""
   reading: Reading = Reading()
   records: int = 0
+  split: str = ""
+  shapes: embedded.Mixture = embedded.Mixture()
 
   def __post_init__(self) -> None:
-    if not self.path or not 0 < self.weight < float("inf") or self.records < 0:
+    if not 0 < self.weight < float("inf") or self.records < 0:
       raise ValueError(
-        f"path {self.path!r}, weight {self.weight}, records {self.records}: expected a path, a "
-        "positive weight and 0 records (all) or more"
+        f"weight {self.weight}, records {self.records}: expected a positive weight and 0 records "
+        "(all) or more"
       )
 
 
@@ -40,7 +44,7 @@ class Data:
   Attributes:
     source: "files" reads files in any layout of `data.sources`, "shapes" is the embedded set,
       "synthetic" are random pictures for benchmarks. path: of the files, a folder, file or address.
-    reading: of the files. mixture: several sets in place of `path`, by weights.
+    reading: of the files. mixture: several sets in place of `path`, or of `shapes`, by weights.
     split: "train" or "test" of files, one of `shapes.SPLITS` of the embedded set. holdout: share
       of the files' records that are the test split, chosen by a hash of each one's id.
     records: how many to use of each set, 0 for all of the files. shapes: texts of the embedded set.
@@ -107,19 +111,42 @@ class Data:
         raise ValueError(f"{name} {getattr(self, name)} is not a share")
     if self.source == "files" and self.split not in ("train", "test"):
       raise ValueError(f"split {self.split!r} of files: expected 'train' or 'test'")
-    why = f"source {self.source!r} does not read it"
-    unread = dict.fromkeys(("shapes",) if self.source == "files" else ("reading", "mixture"), why)
-    if self.source != "files":
-      unread |= dict.fromkeys(("holdout", "friendly"), why)
-    if self.source == "synthetic" or (self.source == "shapes" and not self.features):
-      unread["path"] = why if self.source == "synthetic" else f"{why} without features"
-    if self.mixture:
-      unread |= dict.fromkeys(("path", "reading"), "each set of the mixture has its own")
+    self._check_read()
     if self.cache and (self.drop_captions or self.swap_captions):
       raise ValueError(
         "cache keeps a record as it was first made: not with drop_captions or swap_captions"
       )
+
+  def _check_read(self) -> None:
+    """Raises ValueError for a field that is set, here or of the mixture, and that nothing reads."""
+    why = f"source {self.source!r} does not read it"
+    unread = dict.fromkeys(("shapes",) if self.source == "files" else ("reading",), why)
+    if self.source != "files":
+      unread |= dict.fromkeys(("holdout", "friendly"), why)
+    if self.source == "synthetic" or (self.source == "shapes" and not self.features):
+      unread["path"] = why if self.source == "synthetic" else f"{why} without features"
+    for one in self.mixture:
+      of_set = dict.fromkeys(("split",) if self.source == "files" else (), why)
+      config.refuse_unread(one, unread | of_set)
+      if self.source == "files" and not one.path:
+        raise ValueError(f"mixture: {one} has no path; expected one of each set of files")
+    if self.source == "synthetic":
+      unread["mixture"] = why
+    if self.mixture:
+      unread |= dict.fromkeys(("path", "reading", "shapes"), "each set of the mixture has its own")
     config.refuse_unread(self, unread)
+
+  def alone(self, one: Ingredient) -> "Data":
+    """The data of one set of its mixture."""
+    return dataclasses.replace(
+      self,
+      mixture=(),
+      path=one.path,
+      reading=one.reading,
+      records=one.records or self.records,
+      split=one.split or self.split,
+      shapes=one.shapes,
+    )
 
   def check_task(self, *known: str) -> None:
     """For a system: raises ValueError for a task that is none of those it has."""

@@ -96,7 +96,7 @@ def loss(fn: Velocity, x0: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Arr
 
 
 def schedule(
-  steps: int, truncate: bool = True, shift: float = 1.0
+  steps: int, truncate: bool = True, shift: float = 1.0, last: float | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
   """Times of a sampler from noise to data, computed on the host (spec 4.4).
 
@@ -107,6 +107,8 @@ def schedule(
     steps: N.
     truncate: timesteps cut to integers, as released; otherwise exact.
     shift: s of s t / (1 + (s-1) t); 1 as released.
+    last: the last time before 0, unshifted, if not 1 / steps; the spacing is then a float32 step,
+      taken from the nearer end (Nexus-Gen spec 7).
 
   Returns:
     sigmas float32[N+1] from 1 to 0, timesteps float32[N] in 0..1000.
@@ -116,11 +118,41 @@ def schedule(
   """
   if steps < 1:
     raise ValueError(f"a sampler of {steps} steps, expected at least 1")
-  sigmas = np.linspace(1, 1 / steps, steps).astype(np.float32)
+  if last is None:
+    sigmas = np.linspace(1, 1 / steps, steps).astype(np.float32)
+  else:
+    sigmas = _spaced(steps, last)
   sigmas = np.float32(shift) * sigmas / (1 + np.float32(shift - 1) * sigmas)
   timesteps = sigmas * np.float32(TRAIN_STEPS)
   timesteps = np.trunc(timesteps) if truncate else timesteps
   return np.append(sigmas, np.float32(0)), timesteps
+
+
+def _spaced(steps: int, last: float) -> np.ndarray:
+  """float32[steps] from 1 to `last`; a float64 holds the product and the sum exactly."""
+  step = (np.float32(last) - np.float32(1)) / np.float32(max(1, steps - 1))
+  i = np.arange(steps)
+  rising, falling = (
+    1 + np.float64(step) * i,
+    np.float64(np.float32(last)) - step * (steps - 1.0 - i),
+  )
+  return np.where(i < max(1, steps // 2), rising, falling).astype(np.float32)
+
+
+def training(shift: float, last: float) -> tuple[np.ndarray, np.ndarray]:
+  """The table that training draws its times from by index (Nexus-Gen spec 9.4).
+
+  Args:
+    shift, last: as in `schedule`, of `TRAIN_STEPS` steps.
+
+  Returns:
+    sigmas float32[1000], falling from 1, and their weights float32[1000], of mean 1: a bell around
+    the timestep 500, less its lowest value, which is at 1000.
+  """
+  sigmas, timesteps = schedule(TRAIN_STEPS, False, shift, last)
+  bell = np.exp(-2 * np.square(timesteps.astype(np.float64) / TRAIN_STEPS - 0.5))
+  bell -= bell.min()
+  return sigmas[:-1], (bell / bell.mean()).astype(np.float32)
 
 
 class Table(NamedTuple):
@@ -136,13 +168,15 @@ class Table(NamedTuple):
   steps: Any
 
 
-def table(steps: int, truncate: bool = True, shift: float = 1.0) -> Table:
+def table(
+  steps: int, truncate: bool = True, shift: float = 1.0, last: float | None = None
+) -> Table:
   """The `schedule` of these arguments as a table, on the host; its length is a power of two.
 
   Raises:
     ValueError: fewer than one step.
   """
-  sigmas, timesteps = schedule(steps, truncate, shift)
+  sigmas, timesteps = schedule(steps, truncate, shift, last)
   room = (0, max(64, 1 << (steps - 1).bit_length()) - steps)
   return Table(np.pad(timesteps, room), np.pad(np.diff(sigmas), room), np.int32(steps))
 

@@ -11,7 +11,13 @@ Conditioned = Callable[[jax.Array, jax.Array, Any], jax.Array]
 
 
 def cfg(
-  fn: Conditioned, condition: Any, null: Any | None, scale: float | jax.Array, axes: Any = 0
+  fn: Conditioned,
+  condition: Any,
+  null: Any | None,
+  scale: float | jax.Array,
+  axes: Any = 0,
+  *,
+  apart: bool = False,
 ) -> Denoise:
   """Guides `fn` away from `null`: p_null + scale * (p_condition - p_null) (spec 4.4).
 
@@ -22,17 +28,21 @@ def cfg(
       nothing is guided, as a scale of 1 would have it at twice the cost.
     scale: of guidance; may be traced, so that another one compiles nothing.
     axes: where the batch is in the leaves, a prefix of `condition` in the manner of vmap's in_axes.
+    apart: two evaluations of batch B, for a `null` of batch B whose other dims differ.
 
   Returns:
     (x, t) -> prediction, guided in float32.
   """
   if null is None:
     return lambda x, t: fn(x, t, condition)
-  both = join(null, condition, axes)
+  both = None if apart else join(null, condition, axes)
 
   def guided(x: jax.Array, t: jax.Array) -> jax.Array:
-    twice = fn(jnp.concatenate([x, x]), jnp.concatenate([t, t]), both)
-    without, given = jnp.split(twice.astype(jnp.float32), 2)
+    if apart:
+      without, given = (fn(x, t, c).astype(jnp.float32) for c in (null, condition))
+    else:
+      twice = fn(jnp.concatenate([x, x]), jnp.concatenate([t, t]), both)
+      without, given = jnp.split(twice.astype(jnp.float32), 2)
     return without + scale * (given - without)
 
   return guided

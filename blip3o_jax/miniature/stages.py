@@ -21,6 +21,7 @@ from blip3o_jax import systems
 from blip3o_jax.data import images as pictures
 from blip3o_jax.data import shapes
 from blip3o_jax.data.shapes import source as embedded
+from blip3o_jax.data.text.tokenizer import copy_files
 from blip3o_jax.data.text.tokenizer import train_bpe
 from blip3o_jax.miniature import models
 from blip3o_jax.miniature import scores
@@ -95,7 +96,7 @@ def take_shipped(work: Path) -> dict[str, Any]:
     FileNotFoundError, ValueError: an absent or a damaged file, by name.
   """
   files = shipped.verify()
-  save.copy_tokenizer(shipped.directory(), work)
+  copy_files(shipped.directory(), work)
   return {"files": len(files)}
 
 

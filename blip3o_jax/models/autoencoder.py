@@ -1,7 +1,7 @@
 """The KL autoencoder between pixels and latents (spec 5.3). Images in [-1, 1], channels last.
 
-Latents are unscaled here: a diffusion model sees (mean - shift_factor) * scaling_factor, and who
-calls `decode` undoes that first.
+Latents are unscaled in `encode` and `decode`. A diffusion model sees those of `latents` and
+`pixels`: (mean - shift_factor) * scaling_factor.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ class Config:
     groups: of every group norm.
     patch_size: pixels a side folded into channels before the first convolution (released: 1).
     mid_attention, quant_conv, post_quant_conv: parts that some autoencoders lack.
-    scaling_factor, shift_factor: latents as a diffusion model sees them; applied by callers.
+    scaling_factor, shift_factor: latents as a diffusion model sees them.
 
   Raises:
     ValueError: channels that do not divide into groups.
@@ -66,7 +66,16 @@ class Config:
     return self.patch_size * 2 ** (len(self.channels) - 1)
 
 
-VARIANTS: dict[str, Config] = {"sdxl": Config()}
+VARIANTS: dict[str, Config] = {
+  "sdxl": Config(),
+  "flux": Config(
+    latent_channels=16,
+    quant_conv=False,
+    post_quant_conv=False,
+    scaling_factor=0.3611,
+    shift_factor=0.1159,
+  ),
+}
 
 
 class Attention(nnx.Module):
@@ -224,6 +233,19 @@ class Autoencoder(nnx.Module):
     """Unscaled latents float[B, h, w, C] -> images float32[B, H, W, 3], about [-1, 1]."""
     x = latents if self.post_quant_conv is None else self.post_quant_conv(latents)
     return unfold(self.decoder(x), self.cfg.patch_size).astype(jnp.float32)
+
+  def latents(self, images: jax.Array) -> jax.Array:
+    """Images [-1, 1] float[B, H, W, 3] -> scaled latents float32[B, h, w, C], the mean."""
+    mean, _ = self.encode(images)
+    return (mean - self.cfg.shift_factor) * self.cfg.scaling_factor
+
+  def pixels(self, latents: jax.Array) -> jax.Array:
+    """Scaled latents float[B, h, w, C] -> images float32[B, H, W, 3] in [0, 1], not rounded.
+
+    What is not finite becomes NaN; clipped, infinity would be black or white.
+    """
+    x = self.decode(latents / self.cfg.scaling_factor + self.cfg.shift_factor)
+    return jnp.where(jnp.isfinite(x), jnp.clip(x / 2 + 0.5, 0.0, 1.0), jnp.nan)
 
 
 def fold(x: jax.Array, p: int) -> jax.Array:

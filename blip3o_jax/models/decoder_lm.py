@@ -206,7 +206,7 @@ class DecoderLM(nnx.Module):
 
   def __call__(self, x: jax.Array, positions: jax.Array, segments: jax.Array) -> jax.Array:
     """Hidden vectors float[B, T, D] after the final norm, of inputs float[B, T, D]."""
-    angles = self._angles(positions)
+    angles = rotary_angles(self.cfg, positions)
 
     def apply(layer: Layer, x: jax.Array) -> tuple[jax.Array, tuple[()]]:
       q, k, v = layer.project(x, angles)
@@ -233,7 +233,7 @@ class DecoderLM(nnx.Module):
     t = x.shape[1]
     if length < t:
       raise ValueError(f"a cache of length {length} cannot hold a prompt of {t} positions")
-    angles = self._angles(positions)
+    angles = rotary_angles(self.cfg, positions)
 
     def apply(layer: Layer, x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
       q, k, v = layer.project(x, angles)
@@ -270,7 +270,7 @@ class DecoderLM(nnx.Module):
     Returns:
       hidden float[B, t, D] of what follows.
     """
-    angles, turned = self._angles(positions), self._angles(after)
+    angles, turned = rotary_angles(self.cfg, positions), rotary_angles(self.cfg, after)
     ones = jnp.ones(late.shape[:2], jnp.int32)
     seen = jnp.concatenate([(segments != 0).astype(jnp.int32), ones], 1)
 
@@ -297,7 +297,13 @@ class DecoderLM(nnx.Module):
     _, *before = layers.layer_of(self.layers, last).project(x, angles)
     return self.norm(follow(last, late, (before[0], before[1])))
 
-  def extend(self, x: jax.Array, positions: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+  def extend(
+    self,
+    x: jax.Array,
+    positions: jax.Array,
+    cache: Cache,
+    segments: jax.Array | None = None,
+  ) -> tuple[jax.Array, Cache]:
     """Reads t more positions of every row, each seeing the cache and the new ones before it.
 
     The new positions see every key whose segment is not 0. Differentiable in `x`; with the cache
@@ -306,6 +312,8 @@ class DecoderLM(nnx.Module):
     Args:
       x: float[B, t, D]. positions: int[B, t] or int[3, B, t].
       cache: holds at least t free positions; if not, the hidden vectors are NaN.
+      segments: int[B, t] of the new positions; those of 0 are written and never seen, for rows
+        that wait while others are read. None: all are seen.
 
     Returns:
       hidden float[B, t, D] and the cache with the new positions written.
@@ -316,10 +324,11 @@ class DecoderLM(nnx.Module):
     size, t = cache.segments.shape[1], x.shape[1]
     if t > size:
       raise ValueError(f"{t} new positions do not fit a cache of length {size}")
-    angles, start = self._angles(positions), cache.length
-    seen = (cache.segments != 0).astype(jnp.int32)
+    angles, start = rotary_angles(self.cfg, positions), cache.length
     ones = jnp.ones(x.shape[:2], jnp.int32)
-    seen = jax.lax.dynamic_update_slice_in_dim(seen, ones, start, 1)
+    new = ones if segments is None else (segments != 0).astype(jnp.int32)
+    written = jax.lax.dynamic_update_slice_in_dim(cache.segments, new, start, 1)
+    seen = (written != 0).astype(jnp.int32)
 
     def apply(
       layer: Layer, x: jax.Array, k_old: jax.Array, v_old: jax.Array
@@ -338,7 +347,7 @@ class DecoderLM(nnx.Module):
     return x, Cache(
       k=jax.lax.dynamic_update_slice_in_dim(cache.k, k.astype(cache.k.dtype), start, 2),
       v=jax.lax.dynamic_update_slice_in_dim(cache.v, v.astype(cache.v.dtype), start, 2),
-      segments=jax.lax.dynamic_update_slice_in_dim(cache.segments, ones, start, 1),
+      segments=written,
       length=start + t,
     )
 
@@ -350,16 +359,21 @@ class DecoderLM(nnx.Module):
     kernel = self.lm_head.kernel[...].astype(hidden.dtype)
     return jnp.einsum("btd,dv->btv", hidden, kernel, preferred_element_type=jnp.float32)
 
-  def _angles(self, positions: jax.Array) -> jax.Array:
-    """Rotary angles float32[B, T, H/2]; each frequency turns with the axis of its section."""
-    half = self.cfg.head_dim // 2
-    freqs = self.cfg.rope_theta ** -(np.arange(half, dtype=np.float64) / half)
-    if positions.ndim == 3:
-      axis = np.repeat(np.arange(3), self.cfg.mrope_section)
-      positions = jnp.moveaxis(positions, 0, -1)[..., axis]
-    else:
-      positions = positions[..., None]
-    return positions.astype(jnp.float32) * freqs.astype(np.float32)
+
+def rotary_angles(cfg: Config, positions: jax.Array) -> jax.Array:
+  """Rotary angles float32[B, T, H/2]; each frequency turns with the axis of its section.
+
+  Args:
+    positions: int or float [B, T], or [3, B, T] for time, height and width.
+  """
+  half = cfg.head_dim // 2
+  freqs = cfg.rope_theta ** -(np.arange(half, dtype=np.float64) / half)
+  if positions.ndim == 3:
+    axis = np.repeat(np.arange(3), cfg.mrope_section)
+    positions = jnp.moveaxis(positions, 0, -1)[..., axis]
+  else:
+    positions = positions[..., None]
+  return positions.astype(jnp.float32) * freqs.astype(np.float32)
 
 
 def plain_positions(segments: jax.Array) -> jax.Array:

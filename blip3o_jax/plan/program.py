@@ -127,7 +127,7 @@ class Program:
     self.computations: dict[str, Computation] = {}
     self.entry = ""
     now: Computation | None = None
-    for line in text.splitlines():
+    for line in re.sub(r'\n(?="|}})', " ", text).splitlines():  # a kernel's metadata has lines
       if line.startswith("}"):
         now = None
       elif now is None:

@@ -22,6 +22,7 @@ from blip3o_jax.data.pipeline import Transform
 from blip3o_jax.layers import Dtype
 from blip3o_jax.systems import blip3o
 from blip3o_jax.systems import contrast
+from blip3o_jax.systems import nexus_gen
 from blip3o_jax.systems import pixels
 from blip3o_jax.systems.parts import layout
 from blip3o_jax.systems.parts import others
@@ -159,10 +160,13 @@ class System(Protocol):
     """A loaded model with the verbs of VERBS, as the commands call them.
 
     `generate(prompts, seeds, **options) -> uint8[n, H, W, 3]`, options of the command that were
-    given: images, steps, scale, sampler, pixel_steps, max_pixels; ValueError for one that the
-    system has not. `chat(questions, images, *, length, temperature, seed) -> [answer]`, and
-    max_pixels where it was given; `reconstruct(images, seeds, *, pixel_steps) -> uint8[n, H, W,
-    3]`. Seeds are below 2**64. ValueError, which names the part, where a result is not finite.
+    given: images, steps, scale, sampler, pixel_steps, size, language, max_pixels; ValueError for
+    one that the system has not, as of the other verbs. `edit(images, instructions, seeds,
+    **options)`, the same of steps, scale, size, language, decoder, max_pixels. `chat(questions,
+    images, *, length, seed, **options) -> [answer]`, of temperature and max_pixels; an answer is a
+    text, or (a text with a mark `<image>` for each picture that the model drew, [uint8[H, W, 3]]).
+    `reconstruct(images, seeds, **options) -> uint8[n, H, W, 3]`, of steps, pixel_steps, scale and
+    size. Seeds are below 2**64. ValueError, which names the part, where a result is not finite.
     """
 
   # Proof -----------------------------------------------------------------------------------------
@@ -187,7 +191,12 @@ class System(Protocol):
     """
 
 
-SYSTEMS: dict[str, Any] = {"blip3o": blip3o, "contrast": contrast, "pixels": pixels}
+SYSTEMS: dict[str, Any] = {
+  "blip3o": blip3o,
+  "nexus_gen": nexus_gen,
+  "contrast": contrast,
+  "pixels": pixels,
+}
 
 
 def of(directory: str | Path) -> str:

@@ -6,7 +6,8 @@ A set that `train.encoding` wrote says so in its manifest, under "encoder":
   parameters   the dtype in which they were loaded
   design       of its network, as the system's `encoder` describes it
   shape, dtype of the features of a picture
-  transform    what was made of a picture first, see `transform`
+  transform    what was made of a record first, see `transform`
+  tokenizer    its fingerprint, of an encoder that reads texts
   versions     of this package and of JAX
 """
 
@@ -24,14 +25,21 @@ from blip3o_jax.data.pipeline import Data
 from blip3o_jax.data.records import Source
 from blip3o_jax.data.sources import mixed
 from blip3o_jax.data.sources.arrayrecord import ArrayRecordSource
+from blip3o_jax.data.text.tokenizer import Tokenizer
 from blip3o_jax.train import encoder
 from blip3o_jax.train.run import Run
 
 AGAIN = "encode the pictures again with blip3o encode, or train on what they were encoded for"
 
 
-def transform(data: Data) -> dict[str, Any]:
-  """What is made of a picture before an encoder sees it; Pillow's version does not change it."""
+def transform(data: Data, made: Any = None) -> dict[str, Any]:
+  """What is made of a record before an encoder sees it; Pillow's version does not change it.
+
+  Args:
+    made: a `systems.parts.encoders.Encoder`; None for one of plain pictures.
+  """
+  if made is not None and made.read is not None:
+    return {**made.read(data), "resize": images.RESIZE}
   out: dict[str, Any] = {name: getattr(data, name) for name in ("image_size", "squash", "friendly")}
   return out | {"resize": images.RESIZE}
 
@@ -97,7 +105,7 @@ class Caches:
 
   def _faults(self, about: Mapping[str, Any], data: Data) -> Iterable[str]:
     """What of a set does not fit the run, but for the parameters."""
-    had, now = about["transform"], transform(data)
+    had, now = about["transform"], transform(data, self._encoder)
     if self._encoder is None:
       now.pop("image_size")  # of the run's own pictures, which its encoder did not see
       spec = self._system.batch_spec(self._run.model, 1, 1)
@@ -109,6 +117,10 @@ class Caches:
         if old.get(path) != new.get(path):
           name = path.replace("/", ".")
           yield f"its encoder has {name} {old.get(path)}, the run's {new.get(path)}"
+    if self._encoder is not None and self._encoder.texts and self._run.tokenizer:
+      words = Tokenizer.load(self._run.tokenizer, self._system.SPECIAL).fingerprint
+      if words != about.get("tokenizer"):
+        yield f"its tokenizer was {about.get('tokenizer')}, that of config.tokenizer is {words}"
     for name, value in now.items():
       if had.get(name) != value:
         where = "this package's is" if name == "resize" else f"config.data.{name} is"

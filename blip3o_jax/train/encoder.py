@@ -1,4 +1,4 @@
-"""A frozen image encoder alone: its parameters, a hash of them, and itself on devices."""
+"""A frozen encoder alone: its parameters, a hash of them, and itself on devices."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -18,6 +18,7 @@ from blip3o_jax import compiling
 from blip3o_jax import layers
 from blip3o_jax import sharding
 from blip3o_jax import trees
+from blip3o_jax.data.batch import Arrays
 from blip3o_jax.systems.parts import loading
 from blip3o_jax.train import distributed
 from blip3o_jax.train import placement
@@ -43,7 +44,7 @@ def abstract(system: Any, encoder: Any, dtype: str) -> Abstract:
   for path, leaf in trees.flatten(nnx.to_pure_dict(nnx.state(module))).items():
     kind = jnp.dtype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
     model[path] = jax.ShapeDtypeStruct(leaf.shape, kind)
-  wanted = {path: leaf for path, leaf in model.items() if trees.top(path) == encoder.module}
+  wanted = {path: leaf for path, leaf in model.items() if trees.top(path) in encoder.modules}
   return Abstract(module, model, wanted)
 
 
@@ -80,13 +81,13 @@ def fingerprint(leaves: Mapping[str, Any]) -> str:
 
 
 class OnDevices:
-  """An encoder on all devices of this process, each with pictures of its own.
+  """An encoder on all devices of this process, each with records of its own.
 
   Parameters lie whole on each device or split over them, as `config.mesh.frozen` says and `auto`
   finds room.
 
   Attributes:
-    mesh: over the devices. shape: of the pictures of a call. fingerprint: of the parameters.
+    mesh: over the devices. rows: of a call. fingerprint: of the parameters.
 
   Raises:
     FileNotFoundError, ValueError: no encoder in `config.init_from`, or one that does not fit.
@@ -108,7 +109,7 @@ class OnDevices:
     if not filled:
       where = ", ".join(cfg.init_from) or "it is empty"
       raise ValueError(
-        f"config.init_from ({where}): holds no {encoder.module} with all of its "
+        f"config.init_from ({where}): holds no {' and '.join(encoder.modules)} with all of the "
         f"{len(placed)} parameters, so there is nothing to encode with"
       )
     for line in said:
@@ -118,24 +119,27 @@ class OnDevices:
     others = {path: leaf for path, leaf in parts.model.items() if path not in filled}
     rest, kind = trees.unflatten(others), jnp.dtype(dtype)
 
-    def encode(params: Any, pictures: jax.Array) -> jax.Array:
+    def encode(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
       # What else the model has is never looked at, so it stays a description.
       model: Any = nnx.merge(graphdef, trees.merge(params, rest))
-      return model.prepare({"images": pictures})["features"].astype(kind)
+      return model.prepare(batch)["features"].reshape(-1, *encoder.shape).astype(kind)
 
-    side = encoder.image_size
-    self.shape = (per_device * self.mesh.size, side, side, 3)
-    place = sharding.batch_sharding(self.mesh)
-    pictures: Any = jax.ShapeDtypeStruct(self.shape, jnp.uint8, sharding=place)
-    options = compiling.options(self.mesh.devices.flat[0].device_kind)
-    began = time.monotonic()
-    with jax.set_mesh(self.mesh):
-      lowered = jax.jit(encode).lower(self._params, pictures)
-      self._encode = lowered.compile(compiler_options=options or None)
-    text = "compiled the encoder in %.1f s, for %d pictures at a time on %d devices"
-    logging.info(text, time.monotonic() - began, self.shape[0], self.mesh.size)
+    self.rows = per_device * self.mesh.size
+    self._encode = jax.jit(encode)
+    self._compiled: Any = None
 
-  def __call__(self, pictures: np.ndarray) -> jax.Array:
-    """Features [n, h, w, C] of uint8 pictures of `shape`; returns before they are there."""
-    placed = distributed.put({"images": pictures}, self.mesh, self.shape[0])
-    return self._encode(self._params, placed["images"])
+  def __call__(self, batch: Arrays) -> jax.Array:
+    """Features [n, h, w, C] of `rows` rows {name: array}; returns before they are there.
+
+    The first call compiles for its shapes, which those of all others are.
+    """
+    placed = distributed.put(batch, self.mesh, self.rows)
+    if self._compiled is None:
+      options = compiling.options(self.mesh.devices.flat[0].device_kind)
+      began = time.monotonic()
+      with jax.set_mesh(self.mesh):
+        lowered = self._encode.lower(self._params, placed)
+        self._compiled = lowered.compile(compiler_options=options or None)
+      text = "compiled the encoder in %.1f s, for %d records at a time on %d devices"
+      logging.info(text, time.monotonic() - began, self.rows, self.mesh.size)
+    return self._compiled(self._params, placed)

@@ -1,4 +1,4 @@
-"""Runs a frozen image encoder over a data set, and keeps what it makes as a set of its own.
+"""Runs a frozen encoder over a data set, and keeps what it makes as a set of its own.
 
 Each process encodes whole shards by itself, on its own devices: processes exchange nothing, none
 waits for a slower one, and a shard has the same bytes whoever makes it. What is finished is kept,
@@ -36,6 +36,7 @@ from blip3o_jax import files
 from blip3o_jax.data import index
 from blip3o_jax.data import opening
 from blip3o_jax.data import packing
+from blip3o_jax.data.batch import Arrays
 from blip3o_jax.data.chosen import Chosen
 from blip3o_jax.data.options import Data
 from blip3o_jax.data.records import BadRecord
@@ -43,6 +44,7 @@ from blip3o_jax.data.records import Record
 from blip3o_jax.data.records import Source
 from blip3o_jax.data.sources import arrayrecord
 from blip3o_jax.data.sources import mixed
+from blip3o_jax.data.text.tokenizer import Tokenizer
 from blip3o_jax.train import cached
 from blip3o_jax.train import lock
 from blip3o_jax.train import setup
@@ -59,7 +61,7 @@ class Asked:
 
   Attributes:
     output: its folder, local to all processes. name: of the set, in its files' names.
-    per_shard: records of a file. per_device: pictures that a device encodes at a time.
+    per_shard: records of a file. per_device: records that a device encodes at a time.
     dtype: of the features. pixels: keep the pictures too. licence: of pictures and texts; "" takes
       what the source says.
   """
@@ -75,23 +77,26 @@ class Asked:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """A record that was read, or why it is damaged, and its picture as the encoder takes it."""
+  """A record that was read, or why it is damaged, and its arrays as the encoder takes them."""
 
   index: int
   name: str
   digest: int
   record: Record | BadRecord
-  picture: np.ndarray | None = None
+  arrays: Arrays | None = None
 
 
 Encoded = tuple[Row, np.ndarray | None]
 
 
-class Reader:
-  """Reads records and makes their pictures ready, in order, on threads."""
+Made = Callable[[Record], Arrays]
 
-  def __init__(self, source: Source, data: Data, picture: Callable[[Record, Data], np.ndarray]):
-    self._source, self._data, self._picture = source, data, picture
+
+class Reader:
+  """Reads records and makes their arrays ready, in order, on threads."""
+
+  def __init__(self, source: Source, data: Data, made: Made):
+    self._source, self._data, self._made = source, data, made
 
   def batches(self, spans: Sequence[np.ndarray], rows: int) -> Generator[list[Row]]:
     """The rows of spans of records, at most `rows` at a time and never of two spans together."""
@@ -116,10 +121,10 @@ class Reader:
     except BadRecord as error:
       return Row(number, self._name(number), digest, error)
     try:
-      picture = self._picture(record, self._data)
+      arrays = self._made(record)
     except BadRecord as error:
       return Row(number, record.name, digest, error)
-    return Row(number, record.name, digest, record, picture)
+    return Row(number, record.name, digest, record, arrays)
 
   def _name(self, number: int) -> str:
     """What a record is called that cannot be read."""
@@ -130,7 +135,7 @@ class Reader:
 
 
 def encode(run: Run, system: Any, asked: Asked) -> dict[str, Any]:
-  """Encodes the pictures of `run.data` and returns the manifest of the set; goes on where it ended.
+  """Encodes the records of `run.data` and returns the manifest of the set; goes on where it ended.
 
   All records are encoded, of both splits, each once and in the order of the source; with
   `data.records` the first so many of each split. All processes call this and wait for each other.
@@ -143,10 +148,8 @@ def encode(run: Run, system: Any, asked: Asked) -> dict[str, Any]:
   if system.encoder is None:
     raise ValueError(f"config.system: {run.system!r} trains on no features that could be kept")
   encoder, data = system.encoder(run.model), _pictures(run.data)
-  if data.image_size != encoder.image_size:
-    raise ValueError(
-      f"config.data.image_size: {data.image_size}, but the encoder takes {encoder.image_size}"
-    )
+  words = Tokenizer.load(run.tokenizer, system.SPECIAL) if run.tokenizer else None
+  made = encoder.rows(data, words)
   source = opening.open_source(data)
   chosen = _chosen(source, data)
   network = OnDevices(run, system, encoder, asked.per_device, asked.dtype)
@@ -159,7 +162,8 @@ def encode(run: Run, system: Any, asked: Asked) -> dict[str, Any]:
       "design": encoder.design,
       "shape": encoder.shape,
       "dtype": asked.dtype,
-      "transform": cached.transform(data),
+      "transform": cached.transform(data, encoder),
+      **({"tokenizer": words.fingerprint} if words and encoder.texts else {}),
       "versions": {"blip3o_jax": blip3o_jax.__version__, "jax": jax.__version__},
     },
     "pixels": asked.pixels,
@@ -169,10 +173,10 @@ def encode(run: Run, system: Any, asked: Asked) -> dict[str, Any]:
     return done
   shards = _begun(asked, count, about)
   with lock.Lock(asked.output):
-    reader = Reader(source, data, encoder.picture)
+    reader = Reader(source, data, made)
 
     def rows(spans: Sequence[np.ndarray]) -> Generator[Encoded]:
-      return _encoded(reader.batches(spans, network.shape[0]), network)
+      return _encoded(reader.batches(spans, network.rows), network)
 
     _encode(shards, rows, chosen, asked, data.strict)
     return _finish(shards)
@@ -326,21 +330,23 @@ def _given(
 
 def _encoded(batches: Generator[list[Row]], network: OnDevices) -> Generator[Encoded]:
   """Rows with their features, None for damaged ones; a batch is encoded while another is taken."""
-  waiting: deque[tuple[list[Row], jax.Array]] = deque()
+  waiting: deque[tuple[list[Row], Any]] = deque()
 
   def taken() -> Iterator[Encoded]:
     rows, features = waiting.popleft()
-    found = np.asarray(features)
+    found = [None] * len(rows) if features is None else np.asarray(features)
     for row, grid in zip(rows, found, strict=False):  # what pads a short batch comes last
-      yield row, None if row.picture is None else grid
+      yield row, None if row.arrays is None else grid
 
   with contextlib.closing(batches):
     for rows in batches:
-      pictures = np.zeros(network.shape, np.uint8)
+      whole: Arrays = {}
       for place, row in enumerate(rows):
-        if row.picture is not None:
-          pictures[place] = row.picture
-      waiting.append((rows, network(pictures)))
+        for name, value in (row.arrays or {}).items():
+          if name not in whole:
+            whole[name] = np.zeros((network.rows, *value.shape), value.dtype)
+          whole[name][place] = value
+      waiting.append((rows, network(whole) if whole else None))
       if len(waiting) > 1:
         yield from taken()
     while waiting:

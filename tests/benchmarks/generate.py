@@ -22,10 +22,9 @@ import time
 ROOT = Path(__file__).parents[2]
 PROMPT = "a red circle left of a blue square"
 SECOND = f"""
-import argparse, inspect, json, statistics, time
-from blip3o_jax import cli
-verb = ["generate"] * (len(inspect.signature(cli._load).parameters) - 1)  # older ones take none
-model = cli._load(argparse.Namespace(model=None, dtype="float32"), *verb)
+import json, statistics, time
+import blip3o_jax
+model = blip3o_jax.load()
 model.generate([{PROMPT!r}], [0])
 times = []
 for seed in range(1, 10):

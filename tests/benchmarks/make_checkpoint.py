@@ -24,6 +24,7 @@ import numpy as np
 from blip3o_jax import files
 from blip3o_jax import trees
 from blip3o_jax.convert import manifest
+from blip3o_jax.data.text.tokenizer import FILES
 from blip3o_jax.data.text.tokenizer import Tokenizer
 from blip3o_jax.diffusion import eps
 from blip3o_jax.models import autoencoder
@@ -32,7 +33,6 @@ from blip3o_jax.systems import pixels
 from blip3o_jax.systems.blip3o import prompts
 from blip3o_jax.systems.blip3o import released
 from blip3o_jax.systems.blip3o import rows as names
-from blip3o_jax.systems.blip3o import save
 from blip3o_jax.systems.blip3o import sizes as released_sizes
 from blip3o_jax.systems.parts import decoder_files
 from blip3o_jax.systems.parts import diffusers_files
@@ -136,7 +136,7 @@ def make(size: str, output: Path, *, layers: int = 0, shard_size: str = "5GB") -
   if size == "tiny" or layers:
     tiny = released.tiny_json(cfg, released.Settings(), {})
     (output / "tiny.json").write_text(json.dumps(tiny))
-  for name in save.TOKENIZER_FILES:
+  for name in FILES:
     if (TINY / name).is_file():
       shutil.copy(TINY / name, output / name)
   home = output / diffusers_files.FOLDER

@@ -293,7 +293,7 @@ def test_the_config_of_cached_features_encodes_too(tars, cache, tmp_path):
   [
     (
       "--config.init_from=()",
-      "config.init_from (it is empty): holds no encoder with all of its 20",
+      "config.init_from (it is empty): holds no encoder with all of the 20",
     ),
     ("--config.data.image_size=56", "config.data.image_size: 56, but the encoder takes 112"),
     ("--config.data.path=absent", "absent"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from blip3o_jax import files
+from blip3o_jax.data.text import tokenizer
 from blip3o_jax.systems.blip3o import save
 from blip3o_jax.weights import safetensors
 
@@ -47,7 +48,7 @@ def test_written_files_may_be_read_by_whom_the_umask_says(tmp_path, umask):
     safetensors.save({"a": np.ones(3, np.float32)}, tmp_path / "model.safetensors")
     safetensors.create(tmp_path / "made.safetensors", {}, {})
     save.write_weights({"slots/embedding": jnp.ones((1, 4, 8))}, tmp_path / "own")
-    save.copy_tokenizer(source, tmp_path / "own")
+    tokenizer.copy_files(source, tmp_path / "own")
   finally:
     os.umask(before)
   written = [p for p in tmp_path.rglob("*.*") if p.is_file() and p.parent != source]

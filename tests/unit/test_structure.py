@@ -40,7 +40,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
   "verify": (*BELOW, "systems"),
   "evaluate": ("files", "data"),
   "plan": (*BELOW, "train", "runtime", "compiling"),
-  "commands/*": (*BELOW, "systems", "train", "recipes", "convert", "verify", "plan", "joining"),
+  "commands/*": (
+    *(*BELOW, "systems", "train", "recipes", "convert", "verify", "plan"),
+    *("asking", "joining"),
+  ),
 }
 OUTSIDE = ("configs", "launch", "tools", "tests")
 TORCH = ("torch", "diffusers", f"{PACKAGE}/verify/torch")

@@ -22,8 +22,8 @@ LAYOUTS = {
 READS = {
   "tars": ("caption", "dots", "partial"),
   "tars with a list": ("caption", "inputs", "joined", "join", "partial"),
-  "parquet": ("caption", "image", "inputs", "images", "split", "partial"),
-  "jsonl": ("caption", "image", "inputs", "images", "partial"),
+  "parquet": ("caption", "image", "inputs", "images", "whole", "split", "partial"),
+  "jsonl": ("caption", "image", "inputs", "images", "whole", "partial"),
   "arrayrecord": ("caption", "partial"),
   "tfds": ("caption", "image", "inputs", "split", "partial"),
 }

@@ -10,7 +10,8 @@ where its last answer is a text:
   without marks.
 
 `extra["system"]` is a system's message. Of content in parts ({type: text or image}) texts and
-pictures follow each other as they stand. See `rows` for marks.
+pictures follow each other as they stand. See `rows` for marks. With `Reading.whole` a row is one
+record, a conversation whose texts, its answers too, stand as they are, `placed` if they have marks.
 """
 
 from collections.abc import Mapping
@@ -51,8 +52,10 @@ def messages(row: fields.Row) -> list[Any] | None:
   return None
 
 
-def count(talk: list[Any]) -> int:
-  """Records of a conversation; 1 for a damaged one."""
+def count(talk: list[Any], whole: bool = False) -> int:
+  """Records of a conversation; 1 for a damaged one, and of a `whole` one."""
+  if whole:
+    return 1
   try:
     said = _messages(talk, "")
   except BadRecord:
@@ -60,11 +63,12 @@ def count(talk: list[Any]) -> int:
   return max(1, len(_drawings(said)) + (not _draws(said[-1])))
 
 
-def made(talk: list[Any], pictures: Any, number: int, name: str) -> Made:
+def made(talk: list[Any], pictures: Any, number: int, name: str, *, whole: bool = False) -> Made:
   """The record of this number of a conversation.
 
   Args:
-    talk: of `messages`. pictures: a list, or UNREAD. name: how errors call it.
+    talk: of `messages`. pictures: a list, or UNREAD. name: how errors call it. whole: it is one
+      record, with the pictures of its answers.
 
   Raises:
     BadRecord: of kind "lists": questions and answers that do not follow each other, marks and
@@ -82,13 +86,16 @@ def made(talk: list[Any], pictures: Any, number: int, name: str) -> Made:
       "answer in turn",
       "lists",
     )
-  drawings = _drawings(said)
+  drawings = [] if whole else _drawings(said)
   if number < len(drawings):
     first = drawings[number - 1] + 1 if number else 0
     before = sum(m.text.count(MARK) for m in said[:first])
     return _drawing(said[first : drawings[number] + 1], shown, before, extra, name)
   count = None if shown is UNREAD else len(shown)
   texts, keeps = fields.placed([m.text for m in said], count, name)
+  if whole:
+    texts = [m.text for m in said]
+    keeps = any(MARK in each for each in texts)
   # A picture alone may be the question, nothing is no answer.
   texts = [
     fields.text(each, name, blank=m.role == USER) for each, m in zip(texts, said, strict=True)

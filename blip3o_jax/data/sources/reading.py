@@ -24,6 +24,8 @@ class Reading:
     dots: of a tar's member a.b.jpg: the key ends at the "first" dot of the name or at the "last".
     joined: a list (JSON, JSONL, parquet) whose rows belong to the pictures in the tars of a folder.
     join: its field that names a picture; with or without its ending.
+    whole: a conversation is one record, whose answers keep the marks of their pictures, and not a
+      record for each picture that is drawn.
     split: of a published set (`train`), where its files carry it in their names.
     partial: use what is whole of files that are cut short.
   """
@@ -36,6 +38,7 @@ class Reading:
   dots: Literal["", "first", "last"] = ""
   joined: str = ""
   join: str = ""
+  whole: bool = False
   split: str = ""
   partial: bool = False
 
@@ -75,6 +78,7 @@ OPTIONS = {
   "dots": "the dot that ends the key of a.b.jpg in a tar (webdataset's: first; default: last)",
   "joined": "a list whose rows belong to the pictures in the tars of the folder",
   "join": "field of that list that names a picture",
+  "whole": "a conversation is one record, with the pictures of its answers",
   "split": "of a published set, as its files' names carry it: train",
   "partial": "use what is whole of files that are cut short",
 }

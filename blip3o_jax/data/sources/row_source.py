@@ -164,4 +164,5 @@ class Found:
 
 def deciding(reading: Reading) -> list[str]:
   """What of a reading decides the records of rows, for the name of their index."""
-  return [reading.caption, reading.image, reading.inputs]
+  whole = ["whole"] if reading.whole else []
+  return [reading.caption, reading.image, reading.inputs, *whole]

@@ -100,7 +100,7 @@ def count(row: Any, reading: Reading) -> Counted:
   if chain := _chain(row):
     return Counted(len(chain[1])) if chain[1] else Counted(0, "caption")
   if (talk := conversations.messages(row)) is not None:
-    return Counted(conversations.count(talk)) if talk else Counted(0, "talk")
+    return Counted(conversations.count(talk, reading.whole)) if talk else Counted(0, "talk")
   return _count_pair(row, reading)
 
 
@@ -126,7 +126,8 @@ def made(row: Row, number: int, reading: Reading, name: str) -> Made:
     return _link(*chain, number, name)
   if (talk := conversations.messages(row)) is not None:
     pictures = _named_pictures(row, reading)
-    return _with_rejected(conversations.made(talk, pictures, number, name), row, name)
+    found = conversations.made(talk, pictures, number, name, whole=reading.whole)
+    return _with_rejected(found, row, name)
   return _with_rejected(_pair(row, number, reading, name), row, name)
 
 

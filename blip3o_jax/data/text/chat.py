@@ -6,6 +6,7 @@ ordinary text. What is said in the messages is a system's. Source: spec 1.6, 1.8
 
 import collections
 from collections.abc import Sequence
+from typing import NamedTuple
 from typing import Protocol
 
 from absl import logging
@@ -154,23 +155,66 @@ def chat_row(
   asked = [text.split(mark) if mark else [text] for text in (question, *(q for q, _ in turns))]
   if not mark:
     asked[0] = [*[""] * len(image_tokens), question]
-  if (marks := sum(len(texts) - 1 for texts in asked)) != len(image_tokens):
-    raise ValueError(f"{marks} marks {mark} for {len(image_tokens)} pictures")
+  answers = [[text] for text in (answer, *(a for _, a in turns))]
+  return talk_row(tokenizer, turns_of(asked, answers, image_tokens), system=system, limit=limit)
+
+
+class Turn(NamedTuple):
+  """A question and its answer, each as texts; between any two of them stands a picture.
+
+  Attributes:
+    asked, said: the texts. shown, drawn: places of the pictures of the question, of the answer.
+  """
+
+  asked: Sequence[str]
+  said: Sequence[str]
+  shown: Sequence[int] = ()
+  drawn: Sequence[int] = ()
+
+
+def turns_of(
+  asked: Sequence[Sequence[str]], said: Sequence[Sequence[str]], image_tokens: Sequence[int]
+) -> list[Turn]:
+  """Questions and answers, each cut where pictures stand, with these pictures in their order.
+
+  Raises:
+    ValueError: another number of cuts than of pictures.
+  """
+  each = [texts for pair in zip(asked, said, strict=True) for texts in pair]
+  if (marks := sum(len(texts) - 1 for texts in each)) != len(image_tokens):
+    raise ValueError(f"{marks} marks {MARK} for {len(image_tokens)} pictures")
   left = iter(image_tokens)
-  places = [[next(left) for _ in texts[1:]] for texts in asked]
-  blank = [""] * len(asked[0])
-  words = len(_user(tokenizer, asked[0], places[0])) - len(_user(tokenizer, blank, places[0]))
-  room = limit - len(_asked(tokenizer, blank, places[0], system=system, limit=limit))
-  said = cut(tokenizer.encode(answer), max(room - words, room // 2), "answer", limit)
-  ids = _asked(tokenizer, asked[0], places[0], system=system, limit=limit - len(said))
+  places = [[next(left) for _ in texts[1:]] for texts in each]
+  return [Turn(*four) for four in zip(asked, said, places[::2], places[1::2], strict=True)]
+
+
+def talk_row(
+  tokenizer: Tokenizer, turns: Sequence[Turn], *, system: str, limit: int
+) -> tuple[list[int], list[int]]:
+  """One training row of a conversation; see `chat_row`. An answer with a picture is never cut.
+
+  Raises:
+    ValueError: a limit in which template and pictures of the first turn do not fit.
+  """
+  first = turns[0]
+  said, blank = _mixed(tokenizer, first.said, first.drawn), [""] * len(first.asked)
+  if first.drawn:
+    if len(_asked(tokenizer, blank, first.shown, system=system, limit=0)) + len(said) > limit:
+      raise ValueError(_no_room(limit, sum(first.shown) + sum(first.drawn)))
+  else:
+    words = len(_user(tokenizer, first.asked, first.shown))
+    words -= len(_user(tokenizer, blank, first.shown))
+    room = limit - len(_asked(tokenizer, blank, first.shown, system=system, limit=limit))
+    said = cut(said, max(room - words, room // 2), "answer", limit)
+  ids = _asked(tokenizer, first.asked, first.shown, system=system, limit=limit - len(said))
   labels = [IGNORED] * (len(ids) - 1) + said + [tokenizer.im_end]
   ids += said
-  for n, (texts, shown, turn) in enumerate(zip(asked[1:], places[1:], turns, strict=True)):
+  for n, turn in enumerate(turns[1:]):
     between = [*closing(tokenizer), tokenizer.im_start]
-    between += _user(tokenizer, texts, shown) + reply(tokenizer)
-    said = tokenizer.encode(turn[1])
+    between += _user(tokenizer, turn.asked, turn.shown) + reply(tokenizer)
+    said = _mixed(tokenizer, turn.said, turn.drawn)
     if len(ids) + len(between) + len(said) > limit:
-      lost = f"its last {len(turns) - n} of {len(turns) + 1} turns are cut"
+      lost = f"its last {len(turns) - 1 - n} of {len(turns)} turns are cut"
       _warn(f"the conversation is too long for a row of {limit} tokens", lost)
       break
     ids += between + said
@@ -192,10 +236,7 @@ def _asked(
   if limit:
     room, bare = limit - len(head) - len(tail), _user(tokenizer, [""] * len(texts), image_tokens)
     if room < len(bare):
-      raise ValueError(
-        f"a limit of {limit} tokens does not hold the chat template and {sum(image_tokens)} "
-        f"image tokens"
-      )
+      raise ValueError(_no_room(limit, sum(image_tokens)))
     shown = {tokenizer.vision_start, tokenizer.image_pad, tokenizer.vision_end}
     words = [i for i, token in enumerate(user) if token not in shown]
     kept = cut(words, room - len(user) + len(words), "question", limit)
@@ -203,9 +244,18 @@ def _asked(
   return head + user + tail
 
 
+def _no_room(limit: int, places: int) -> str:
+  return f"a limit of {limit} tokens does not hold the chat template and {places} image tokens"
+
+
 def _user(tokenizer: Tokenizer, texts: Sequence[str], image_tokens: Sequence[int]) -> list[int]:
-  """A user's message after its beginning and before its end: a picture between any two texts."""
-  ids = tokenizer.encode(f"user\n{texts[0]}")
+  """A user's message after its beginning and before its end."""
+  return _mixed(tokenizer, [f"user\n{texts[0]}", *texts[1:]], image_tokens)
+
+
+def _mixed(tokenizer: Tokenizer, texts: Sequence[str], image_tokens: Sequence[int]) -> list[int]:
+  """Texts with a picture between any two."""
+  ids = tokenizer.encode(texts[0])
   for n, text in zip(image_tokens, texts[1:], strict=True):
     ids += picture(tokenizer, n) + tokenizer.encode(text)
   return ids

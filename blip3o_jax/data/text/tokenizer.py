@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 from pathlib import Path
+import shutil
 from typing import Any
 
 from blip3o_jax import files
@@ -29,6 +30,7 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     *("GPT2Tokenizer", "GPT2TokenizerFast"),
   ),
 }
+FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 
 
 class Tokenizer:
@@ -119,6 +121,13 @@ class Tokenizer:
   def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
     """The text of ids."""
     return self._backend.decode(list(ids), skip_special_tokens=skip_special)
+
+
+def copy_files(source: Path, directory: Path) -> None:
+  """Copies the files of a tokenizer."""
+  for name in FILES:
+    if (source / name).is_file():
+      shutil.copyfile(source / name, directory / name)
 
 
 def _check_settings(path: Path) -> None:

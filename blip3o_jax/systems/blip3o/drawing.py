@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from absl import logging
 import numpy as np
 
 from blip3o_jax.data.pipeline import Arrays
@@ -12,8 +11,9 @@ from blip3o_jax.data.records import Record
 from blip3o_jax.data.text import chat
 from blip3o_jax.systems.blip3o import prompts
 from blip3o_jax.systems.blip3o.model import Config
-from blip3o_jax.systems.blip3o.shown import Room
+from blip3o_jax.systems.parts import captions
 from blip3o_jax.systems.parts import targets
+from blip3o_jax.systems.parts.shown import Room
 
 
 class Generate:
@@ -61,20 +61,10 @@ class Generate:
 
   def _captions(self, record: Record) -> list[str]:
     """All that `_caption` may be, but for none."""
-    other = record.extra.get("other") if self._data.swap_captions else None
-    return [record.prompt] if other is None else [record.prompt, str(other)]
+    return captions.possible(record, self._data)
 
   def _caption(self, record: Record, rng: np.random.Generator) -> str:
-    data = self._data
-    drop, swap = rng.random(2)
-    if drop < data.drop_captions:
-      return ""
-    if data.swap_captions and "other" not in record.extra:
-      text = "data.swap_captions: %s has no other caption; records without one keep theirs"
-      logging.log_first_n(logging.WARNING, text, 1, record.name)
-    elif swap < data.swap_captions:
-      return str(record.extra["other"])
-    return record.prompt
+    return captions.chosen(record, self._data, rng)
 
 
 class Edit(Generate):

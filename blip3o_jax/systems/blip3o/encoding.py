@@ -4,9 +4,11 @@ import dataclasses
 from typing import Any
 
 from blip3o_jax import config
+from blip3o_jax.data.pipeline import Data
 from blip3o_jax.systems.blip3o.model import Config
 from blip3o_jax.systems.parts import targets
 from blip3o_jax.systems.parts.encoders import Encoder
+from blip3o_jax.systems.parts.encoders import Rows
 
 
 def encoder(cfg: Config) -> Encoder:
@@ -20,6 +22,13 @@ def encoder(cfg: Config) -> Encoder:
     side, network = cfg.grid * cfg.latents.factor, config.to_dict(cfg.latents)
   for part in (network, network.get("tower", {})):
     part.pop("remat", None)  # which changes no value
+
+  def rows(data: Data, tokenizer: Any) -> Rows:
+    del tokenizer
+    if data.image_size != side:
+      raise ValueError(f"config.data.image_size: {data.image_size}, but the encoder takes {side}")
+    return lambda record: {"images": targets.square(record, data)}
+
   shape = (cfg.grid, cfg.grid, cfg.channels)
   design = {"target": cfg.target} | network
-  return Encoder(cfg, "encoder", targets.square, side, shape, design)
+  return Encoder(cfg, ("encoder",), rows, shape, design)

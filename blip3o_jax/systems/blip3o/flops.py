@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from blip3o_jax.models import next_dit
-from blip3o_jax.models import qwen_vision
 from blip3o_jax.systems.parts import flops as parts
 
 
@@ -44,7 +43,7 @@ def step(cfg: Any, spec: Mapping[str, Any]) -> float:
     each += 3 * (parts.decoder(lm, length) + parts.head(lm, length))
   if "patches" in spec:
     pictures, patches = spec["patches"].shape[1:3]
-    each += (3 if cfg.loss.text else 1) * pictures * qwen(cfg.visual, patches)
+    each += (3 if cfg.loss.text else 1) * pictures * parts.qwen(cfg.visual, patches)
   return rows * each
 
 
@@ -65,14 +64,3 @@ def velocity(cfg: next_dit.Config, slots: int) -> float:
     4 * cfg.depth * cfg.dim + next_dit.SINUSOIDS + cfg.modulation_dim + cfg.dim
   )
   return 2 * (weights + modulation) + cfg.depth * 4 * tokens * (tokens + slots) * cfg.dim
-
-
-def qwen(cfg: qwen_vision.Config, patches: int) -> float:
-  """The understanding tower on one picture of so many patches."""
-  blocks = 2 * patches * cfg.depth * (4 * cfg.dim**2 + 3 * cfg.dim * cfg.mlp_dim)
-  window = min(patches, (cfg.window_size // cfg.patch_size) ** 2)
-  whole = len(cfg.full_layers)
-  seen = whole * patches + (cfg.depth - whole) * window
-  wide = cfg.dim * cfg.merge**2
-  merger = 2 * (patches // cfg.merge**2) * (wide**2 + wide * cfg.out_dim)
-  return blocks + 4 * patches * seen * cfg.dim + merger + 2 * patches * cfg.patch_dim * cfg.dim

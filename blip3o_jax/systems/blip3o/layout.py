@@ -21,13 +21,12 @@ from blip3o_jax.systems.parts import others
 from blip3o_jax.systems.parts import qwen_files
 from blip3o_jax.weights import pickles
 from blip3o_jax.weights.rows import decoder_lm
-from blip3o_jax.weights.rows import qwen_vision
 from blip3o_jax.weights.safetensors import Tensors
 
 LOOKS_FOR = (
   "model_type blip3o_qwen or its architecture in config.json, or tensors model.latent_queries and "
-  "model.dit; a Qwen2.5-VL (model_type qwen2_5_vl) with no tensors but model, visual and lm_head; "
-  "an EVA tower "
+  "model.dit; a Qwen2.5-VL (model_type qwen2_5_vl) with no tensors but model, visual and lm_head, "
+  "and no tiny.json; an EVA tower "
   "(vision_cfg in config.json, or a tensor cls_token or visual.cls_token with no config.json)"
 )
 # Top-level module -> the component that it is stored in.
@@ -39,7 +38,6 @@ COMPONENTS = {
   **decoder_files.COMPONENTS,
 }
 QWEN = ("backbone", "visual")
-ABSENT = " (left out, its class's default)"
 MAIN = (*QWEN, "slots", "projector", "denoiser", "regressor", "encoder")
 OWN = ("model.latent_queries", "model.dit.", "model.gen_")
 # Tensors that may be in the files and are not read (spec 3.8, 12).
@@ -63,7 +61,8 @@ def recognises(files: layout.Files) -> bool:
   names = files.names()
   if any(name.startswith(OWN) for name in names):
     return True
-  plain = values.get("model_type") == "qwen2_5_vl"
+  # tiny.json is of a system that has parts beside it.
+  plain = values.get("model_type") == "qwen2_5_vl" and not files.has("tiny.json")
   tops = {name.partition(".")[0] for name in names if "." in name}  # a pickle has other strings
   return plain and tops <= {"model", "visual", "lm_head"}
 
@@ -177,56 +176,21 @@ def _fields(
   cfg: Config, names: Collection[str], values: Mapping[str, Any]
 ) -> tuple[layout.Field, ...]:
   """What config.json and tiny.json say about the tensors of the main files."""
-  newer = any(name.startswith(decoder_lm.PREFIXES[1]) for name in names)
-  lm, vis, pre = decoder_lm.PREFIXES[newer], qwen_vision.PREFIXES[newer], "model.dit.model."
-  text, vision, dit = cfg.backbone, cfg.visual, cfg.denoiser
-  layer, block = f"{lm}layers.0.", f"{vis}blocks.0."
+  pre, dit = "model.dit.model.", cfg.denoiser
   caption = f"{pre}caption_projection.linear_1.weight"
-  told: dict[str, list[tuple[str, int, str, int]]] = {
-    "backbone": [
-      ("vocab_size", text.vocab_size, f"{lm}embed_tokens.weight", 0),
-      ("hidden_size", text.dim, f"{lm}embed_tokens.weight", 1),
-      ("num_hidden_layers", text.depth, f"{lm}layers.{{}}.input_layernorm.weight", 0),
-      ("intermediate_size", text.mlp_dim, f"{layer}mlp.gate_proj.weight", 0),
-      (
-        "num_attention_heads times the head size",
-        text.heads * text.head_dim,
-        f"{layer}self_attn.q_proj.weight",
-        0,
-      ),
-      (
-        "num_key_value_heads times the head size",
-        text.kv_heads * text.head_dim,
-        f"{layer}self_attn.k_proj.weight",
-        0,
-      ),
-    ],
-    "visual": [
-      ("vision_config depth", vision.depth, f"{vis}blocks.{{}}.norm1.weight", 0),
-      ("vision_config hidden_size", vision.dim, f"{vis}patch_embed.proj.weight", 0),
-      ("vision_config patch_size", vision.patch_size, f"{vis}patch_embed.proj.weight", 3),
-      ("vision_config intermediate_size", vision.mlp_dim, f"{block}mlp.gate_proj.weight", 0),
-      ("vision_config out_hidden_size", vision.out_dim, f"{vis}merger.mlp.2.weight", 0),
-    ],
-    "slots": [("n_query", cfg.slots, "model.latent_queries", 1)],
-    "denoiser": [
-      ("dim", dit.dim, f"{pre}patch_embedder.proj.weight", 0),
-      ("in_channels", dit.in_channels, f"{pre}norm_out.linear_2.weight", 0),
-      ("n_layers", dit.depth, f"{pre}layers.{{}}.gate", 0),
-      ("n_heads", dit.heads, f"{pre}layers.0.gate", 0),
-      ("latent_embedding_size", dit.condition_dim, caption, 1),
-    ],
-  }
-  out = []
-  for module, lines in told.items():
-    file = "tiny.json dit (or the release)" if module == "denoiser" else "config.json"
-    for name, value, tensor, axis in lines:
-      group, _, field = name.rpartition(" ")
-      place = values.get(group or "text_config", {} if group else values)
-      tables = (qwen_files.TEXT_DEFAULTS, qwen_files.VISION_DEFAULTS)
-      absent = field not in place and any(field in table for table in tables)
-      label = f"{file} {name}{ABSENT if absent and module in QWEN else ''}"
-      out.append(layout.Field(label, value, tensor, axis, module))
+  where = "tiny.json dit (or the release)"
+  out = [
+    *qwen_files.fields(cfg.backbone, cfg.visual, names, values),
+    layout.Field("config.json n_query", cfg.slots, "model.latent_queries", 1, "slots"),
+  ]
+  for name, value, tensor, axis in (
+    ("dim", dit.dim, f"{pre}patch_embedder.proj.weight", 0),
+    ("in_channels", dit.in_channels, f"{pre}norm_out.linear_2.weight", 0),
+    ("n_layers", dit.depth, f"{pre}layers.{{}}.gate", 0),
+    ("n_heads", dit.heads, f"{pre}layers.0.gate", 0),
+    ("latent_embedding_size", dit.condition_dim, caption, 1),
+  ):
+    out.append(layout.Field(f"{where} {name}", value, tensor, axis, "denoiser"))
   if cfg.target == "features":
     where = "tiny.json eva (or the release)"
     found = features_files.fields(cfg.features.tower, features_files.PREFIX, where)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from blip3o_jax.diffusion import flow
 from blip3o_jax.models import next_dit
-from blip3o_jax.models import qwen_vision
+from blip3o_jax.systems.parts import next_token
+from blip3o_jax.systems.parts import places
 
 TIME_BINS = 10
 Batch = Mapping[str, jax.Array]
@@ -33,30 +34,18 @@ class Loss:
   draws: int = 1
 
 
-def shown(batch: Batch) -> tuple[jax.Array | None, qwen_vision.Layout | None]:
-  """The pictures that a batch's prompts show: patches [B, I, N, p] and their layout, or nothing."""
-  if "patches" not in batch:
-    return None, None
-  layout = qwen_vision.Layout(
-    positions=batch["patch_positions"],
-    windows=batch["patch_windows"],
-    segments=batch["patch_segments"],
-  )
-  return batch["patches"], layout
-
-
 def image(
   model: Any, batch: Batch, key: jax.Array, weight: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The generation term of `model.Blip3o` over `weight`, and metrics.
 
   Args:
-    batch: tokens, segments int[B, P], features [B, h, w, C], and what `shown` reads. key: of times,
-      noise and dropped conditions.
+    batch: tokens, segments int[B, P], features [B, h, w, C], and what `places.shown` reads.
+    key: of times, noise and dropped conditions.
   """
   cfg = model.cfg.loss
   k_time, k_noise, k_drop = jax.random.split(key, 3)
-  z = model.condition(batch["tokens"], batch["segments"], *shown(batch))
+  z = model.condition(batch["tokens"], batch["segments"], *places.shown(batch))
   x0 = batch["features"].astype(jnp.float32)
   if model.denoiser is None:
     guess = model.regressor(z).astype(jnp.float32).reshape(x0.shape)
@@ -88,14 +77,9 @@ def text(model: Any, batch: Batch, weight: jax.Array) -> tuple[jax.Array, dict[s
   """The next-token term over `weight`, and metrics.
 
   Args:
-    batch: tokens, segments, labels int[B, T], positions int[B, 3, T], and what `shown` reads.
+    batch: tokens, segments, labels int[B, T], positions int[B, 3, T], and what `places.shown`
+      reads.
   """
-  labels = batch["labels"]
-  x = model.embed(batch["tokens"], *shown(batch))
+  x = model.embed(batch["tokens"], *places.shown(batch))
   hidden = model.backbone(x, jnp.moveaxis(batch["positions"], 1, 0), batch["segments"])
-  scores = jax.nn.log_softmax(model.backbone.logits(hidden), -1)
-  picked = jnp.take_along_axis(scores, jnp.maximum(labels, 0)[..., None], -1)[..., 0]
-  counted = (labels >= 0).astype(jnp.float32)
-  value = -jnp.sum(picked * counted) / weight
-  right = jnp.sum((jnp.argmax(scores, -1) == labels) * counted) / weight
-  return value, {"text_loss": value, "text_accuracy": right}
+  return next_token.loss(model.backbone, hidden, batch["labels"], weight)

@@ -31,7 +31,9 @@ from blip3o_jax.systems.blip3o import losses
 from blip3o_jax.systems.blip3o import prompts
 from blip3o_jax.systems.blip3o.losses import Loss as Loss
 from blip3o_jax.systems.parts import features as feature_space
+from blip3o_jax.systems.parts import next_token
 from blip3o_jax.systems.parts import normalising
+from blip3o_jax.systems.parts import places
 from blip3o_jax.systems.parts import slots as visual_slots
 
 # "denoiser" is all of generation: slots, projector, and DiT or regressor.
@@ -148,10 +150,7 @@ class Blip3o(nnx.Module):
     """Token embeddings with image embeddings in the places of `image_token`.
 
     Args:
-      tokens: int[B, T]. patches: uint8 or float[I, N, patch_dim], images in the order of their
-        places, row by row; or [B, I, N, patch_dim], those of each row, which then stay
-        on the device that holds it. layout: of the patches, with the same axes before N; an image
-        of segment 0 throughout is absent.
+      tokens: int[B, T]. patches, layout: of the pictures, see `places.vectors`.
 
     Returns:
       float[B, T, D].
@@ -164,19 +163,9 @@ class Blip3o(nnx.Module):
       return x
     if self.visual is None:
       raise ValueError("images in a prompt need the part 'visual', absent from config.parts")
-    groups, merged = 1, self.cfg.visual.merge**2
-    if patches.ndim == 4:
-      groups = len(patches)
-      patches, layout = jax.tree.map(lambda v: v.reshape(-1, *v.shape[2:]), (patches, layout))
-    images = self.visual(normalising.clip_patches(patches), layout)
-    valid = (layout.segments[:, ::merged] > 0).reshape(groups, -1)
-    images = images.reshape(groups, -1, images.shape[-1])
-    order = jnp.argsort(~valid, axis=1, stable=True)
-    places = (tokens == self.cfg.image_token).reshape(groups, -1)
-    index = jnp.clip(jnp.cumsum(places, 1) - 1, 0, order.shape[1] - 1)
-    which = jnp.take_along_axis(order, index, 1)[..., None]
-    found = jnp.take_along_axis(images, which, 1).reshape(x.shape)
-    return jnp.where(places.reshape(*tokens.shape, 1), found.astype(x.dtype), x)
+    at = tokens == self.cfg.image_token
+    found = places.vectors(self.visual, patches, layout, at)
+    return jnp.where(at[..., None], found.astype(x.dtype), x)
 
   # Generation ----------------------------------------------------------------------------------
 
@@ -221,9 +210,7 @@ class Blip3o(nnx.Module):
     if self.encoder is None:
       raise ValueError("a batch of images needs the part 'encoder', absent from config.parts")
     if isinstance(self.encoder, autoencoder.Autoencoder):
-      mean, _ = self.encoder.encode(normalising.signed(images))
-      cfg = self.cfg.latents
-      return (mean.astype(jnp.float32) - cfg.shift_factor) * cfg.scaling_factor
+      return self.encoder.latents(normalising.signed(images))
     return self.encoder(normalising.clip(images))
 
   def generate(
@@ -270,7 +257,7 @@ class Blip3o(nnx.Module):
     """Normalisers of the whole batch, float32[]: samples, and tokens that carry a text loss."""
     out = {"image": jnp.float32(batch["tokens"].shape[0])}
     if "labels" in batch:
-      out["text"] = jnp.maximum(jnp.sum(batch["labels"] >= 0), 1).astype(jnp.float32)
+      out["text"] = next_token.weight(batch["labels"])
     return out
 
   def loss(

@@ -266,28 +266,10 @@ def _denoiser(tiny: Json, where: str, dim: int, dtype: layers.Dtype) -> next_dit
 
 def config_json(cfg: Config, eos: int, pad: int) -> dict[str, Any]:
   """The content of config.json for sizes `cfg`; `eos` and `pad` are token ids."""
-  text, vision = cfg.backbone, cfg.visual
   return {
     "architectures": ["blip3oQwenForCausalLM"],
     "model_type": "blip3o_qwen",
-    "vocab_size": text.vocab_size,
-    "hidden_size": text.dim,
-    "num_hidden_layers": text.depth,
-    "num_attention_heads": text.heads,
-    "num_key_value_heads": text.kv_heads,
-    "intermediate_size": text.mlp_dim,
-    "rope_theta": text.rope_theta,
-    "rope_scaling": {
-      "type": "default",
-      "rope_type": "default",
-      "mrope_section": list(text.mrope_section),
-    },
-    "rms_norm_eps": text.norm_eps,
-    "hidden_act": "silu",
-    "initializer_range": text.init_std,
-    "max_position_embeddings": 128000,
-    "use_sliding_window": False,
-    "tie_word_embeddings": text.tie_embeddings,
+    **qwen_files.text_json(cfg.backbone),
     "image_token_id": cfg.image_token,
     "bos_token_id": pad,  # as released: no text begins with it
     "eos_token_id": eos,
@@ -296,23 +278,7 @@ def config_json(cfg: Config, eos: int, pad: int) -> dict[str, Any]:
     "gen_vision_tower": "eva-clip",
     "gen_hidden_size": cfg.features.tower.dim,
     "gen_pooling": f"early_pool2d_{cfg.features.pool}",
-    "vision_config": {
-      "model_type": "qwen2_5_vl",
-      "hidden_act": "silu",
-      "initializer_range": vision.init_std,
-      "in_channels": 3,
-      "hidden_size": vision.dim,
-      "depth": vision.depth,
-      "num_heads": vision.heads,
-      "intermediate_size": vision.mlp_dim,
-      "out_hidden_size": vision.out_dim,
-      "patch_size": vision.patch_size,
-      "temporal_patch_size": vision.temporal_patch_size,
-      "spatial_merge_size": vision.merge,
-      "window_size": vision.window_size,
-      "tokens_per_second": 2,
-      "fullatt_block_indexes": list(vision.full_layers),
-    },
+    "vision_config": qwen_files.vision_json(cfg.visual),
   }
 
 

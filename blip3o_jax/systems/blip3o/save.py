@@ -16,6 +16,7 @@ import numpy as np
 
 from blip3o_jax import files
 from blip3o_jax import trees
+from blip3o_jax.data.text import tokenizer as tokenizers
 from blip3o_jax.data.text.tokenizer import Tokenizer
 from blip3o_jax.systems.blip3o import released
 from blip3o_jax.systems.blip3o import rows as names
@@ -40,7 +41,6 @@ OWN = (
   "gen_hidden_size",
   "gen_pooling",
 )
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 
 
 def save(
@@ -66,7 +66,7 @@ def save(
   partial.mkdir(parents=True)
   write_weights(trees.flatten(model.system.params), partial, dtype=dtype)
   _write_json(partial, model)
-  copy_tokenizer(Path(tokenizer), partial)
+  tokenizers.copy_files(Path(tokenizer), partial)
   if model.decoder is not None:
     cfg, home = model.decoder.module().cfg, partial / decoder_files.FOLDER
     decoder_files.save(cfg, home, trees.flatten(model.decoder.params), dtype=dtype or "float32")
@@ -94,13 +94,6 @@ def write_weights(
   }
   directory.mkdir(parents=True, exist_ok=True)
   safetensors.save(tensors, directory / "model.safetensors", {"format": "pt"})
-
-
-def copy_tokenizer(source: Path, directory: Path) -> None:
-  """Copies the files of a tokenizer."""
-  for name in TOKENIZER_FILES:
-    if (source / name).is_file():
-      shutil.copyfile(source / name, directory / name)
 
 
 def special_ids(ids: Tokenizer) -> dict[str, int]:
@@ -192,7 +185,7 @@ def write_json(cfg: Config, export: layout.Export, folder: Path, tokenizer: Path
     ValueError: files that would not say what the run is.
   """
   if tokenizer is not None and not (folder / "config.json").is_file():
-    copy_tokenizer(tokenizer, folder)
+    tokenizers.copy_files(tokenizer, folder)
   ids = Tokenizer.load(folder, SPECIAL)
   wanted = released.config_json(cfg, eos=ids.im_end, pad=ids.pad)
   mine = released.sizes_json(cfg)

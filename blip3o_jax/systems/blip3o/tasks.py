@@ -27,8 +27,8 @@ from blip3o_jax.systems.blip3o.drawing import Edit
 from blip3o_jax.systems.blip3o.drawing import Generate
 from blip3o_jax.systems.blip3o.drawing import Reconstruct
 from blip3o_jax.systems.blip3o.model import Config
-from blip3o_jax.systems.blip3o.shown import Room
 from blip3o_jax.systems.blip3o.understanding import Understand
+from blip3o_jax.systems.parts.shown import Room
 
 TASKS: dict[str, Callable[[Config, Data, prompts.Tokenizer, int], Transform]] = {
   "generate": Generate,

@@ -19,8 +19,9 @@ from blip3o_jax.data.text import chat
 from blip3o_jax.data.text import mrope
 from blip3o_jax.systems.blip3o import prompts
 from blip3o_jax.systems.blip3o.model import Config
-from blip3o_jax.systems.blip3o.shown import Picture
-from blip3o_jax.systems.blip3o.shown import Room
+from blip3o_jax.systems.parts.shown import Picture
+from blip3o_jax.systems.parts.shown import Room
+from blip3o_jax.systems.parts.shown import pictures_of
 
 
 class Understand:
@@ -41,14 +42,14 @@ class Understand:
     if record.extra.get("placed"):
       count = _marks(record)
     else:
-      count = record.extra.get("pictures", len(_pictures(record)))
+      count = record.extra.get("pictures", len(pictures_of(record)))
     places = [self._room.places] * count
     if reads:
       return len(self._asked(record, places, prompts.UNLIMITED)) + len(reads)
     return len(self._answered(record, places, prompts.UNLIMITED)[0])
 
   def __call__(self, record: Record, rng: np.random.Generator) -> Arrays:
-    shown, reads = _pictures(record), record.extra.get("reads", ())
+    shown, reads = pictures_of(record), record.extra.get("reads", ())
     self._check(record, len(shown))
     pictures = [self._room.picture(each, record.name) for each in shown]
     places = [self._room.places_of(picture) for picture in pictures]
@@ -115,11 +116,6 @@ class Understand:
     found, _ = mrope.mrope_positions(tokens, segments, grids, tokenizer.image_pad, merge)
     out |= {"labels": labels, "positions": found[:, 0]}
     return out | self._room.arrays(pictures) if self._data.image_size else out
-
-
-def _pictures(record: Record) -> list[bytes | np.ndarray]:
-  """Those of a conversation, in the order in which they are named."""
-  return [*([] if record.image is None else [record.image]), *record.inputs]
 
 
 def _marks(record: Record) -> int:

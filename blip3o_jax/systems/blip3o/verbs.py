@@ -26,6 +26,7 @@ from blip3o_jax.systems.blip3o import batches
 from blip3o_jax.systems.blip3o import layout as files_of
 from blip3o_jax.systems.blip3o import prompts
 from blip3o_jax.systems.blip3o import released
+from blip3o_jax.systems.parts import asked
 from blip3o_jax.systems.parts import buckets
 from blip3o_jax.systems.parts import decoding
 from blip3o_jax.systems.parts import diffusers_files
@@ -40,6 +41,7 @@ from blip3o_jax.systems.parts.network import Network
 from blip3o_jax.train import checkpoint
 
 VERBS = ("generate", "chat", "reconstruct")
+GENERATES = ("images", "steps", "pixel_steps", "scale", "sampler", "max_pixels")  # its options
 Sampler = Literal["euler", "heun"]
 
 
@@ -71,7 +73,7 @@ class Model:
     texts: Sequence[str],
     seeds: Sequence[int],
     *,
-    images: Sequence[batches.Picture | None] = (),
+    images: Sequence[asked.Picture | None] = (),
     steps: int = 0,
     scale: float = 0.0,
     sampler: Sampler = "euler",
@@ -89,14 +91,14 @@ class Model:
       ValueError: lists that are empty or of different lengths, what is no text, seed or picture, a
         number out of its range; an output that is not finite, which names the part.
     """
-    asked: dict[str, Any] = dict(steps=steps, scale=scale, sampler=sampler)
-    return self._draw(*self._asked(texts, seeds, images, max_pixels, **asked), **asked)
+    how: dict[str, Any] = dict(steps=steps, scale=scale, sampler=sampler)
+    return self._draw(*self._asked(texts, seeds, images, max_pixels, **how), **how)
 
   def _asked(
     self,
     texts: Sequence[str],
     seeds: Sequence[int],
-    images: Sequence[batches.Picture | None] = (),
+    images: Sequence[asked.Picture | None] = (),
     max_pixels: int = 0,
     *,
     steps: int = 0,
@@ -106,7 +108,7 @@ class Model:
     """The padded prompt and the seeds of what is asked for, all of it checked; see `features`."""
     if sampler not in get_args(Sampler):
       raise ValueError(f"sampler {sampler!r}: expected one of {', '.join(get_args(Sampler))}")
-    batches.check_numbers(0, steps=steps, scale=scale, max_pixels=max_pixels)
+    asked.check_numbers(0, steps=steps, scale=scale, max_pixels=max_pixels)
     prompt, noise = self._batches.drawing(texts, images, max_pixels), seed_arrays.words(seeds)
     if len(texts) != len(noise):
       raise ValueError(f"{len(texts)} prompts but {len(noise)} seeds")
@@ -143,8 +145,9 @@ class Model:
     The options, `images`, `steps`, `scale`, `sampler` and `max_pixels`, and what is raised are
     those of `features`.
     """
+    asked.check_options("generate", options, GENERATES)
     decoder = self._painter()  # before any long work
-    batches.check_numbers(0, pixel_steps=pixel_steps)
+    asked.check_numbers(0, pixel_steps=pixel_steps)
     prompt, noise = self._asked(texts, seeds, **options)
     drawing = {name: options[name] for name in ("steps", "scale", "sampler") if name in options}
     with futures.ThreadPoolExecutor(1) as beside:  # the programs that paint compile meanwhile
@@ -167,32 +170,37 @@ class Model:
       self._painted.add(rows)
 
   def reconstruct(
-    self, images: Sequence[batches.Picture], seeds: Sequence[int], *, pixel_steps: int = 0
+    self,
+    images: Sequence[asked.Picture],
+    seeds: Sequence[int],
+    *,
+    pixel_steps: int = 0,
+    **options: Any,
   ) -> np.ndarray:
     """Pictures through encoder and pixel decoder, without the language model (spec 5.6).
 
-    Args, Raises: as `features`; what `generate` returns is a list of pictures.
+    Args, Raises: as `features`; what `generate` returns is a list of pictures. There are no other
+    options.
     """
+    asked.check_options("reconstruct", options, ("pixel_steps",))
     self._painter()
-    batches.check_numbers(0, pixel_steps=pixel_steps)
-    if len(seed_arrays.words(seeds)) != len(batches.images_of(images, None, "image")):
+    asked.check_numbers(0, pixel_steps=pixel_steps)
+    if len(seed_arrays.words(seeds)) != len(asked.images_of(images, None, "image")):
       raise ValueError(f"{len(images)} images but {len(seeds)} seeds")
     null = None
     if self.settings.null != "zeros":  # the reference's reconstruction compares with black
       null = self._black()
     return self.paint(self.encode(images), seeds, pixel_steps=pixel_steps, null=null)
 
-  def encode(self, images: Sequence[batches.Picture]) -> np.ndarray:
+  def encode(self, images: Sequence[asked.Picture]) -> np.ndarray:
     """Features float32[B, h, w, C] of pictures, squashed to the tower's square (spec 5.6).
 
     Raises:
       ValueError: see `features`; None among the pictures.
     """
     size = self.cfg.features.tower.image_size
-    found = batches.images_of(images, None, "image")
-    if None in found:
-      raise ValueError(f"image {found.index(None) + 1}: expected a picture, got None")
-    squashed = np.stack([pictures.square(i, size, squash=True) for i in found if i is not None])
+    found = asked.all_images(images, None, "image")
+    squashed = np.stack([pictures.square(i, size, squash=True) for i in found])
     return self._targets(pictures.normalise(squashed))
 
   def _black(self) -> np.ndarray:
@@ -220,7 +228,7 @@ class Model:
       ValueError: a model without a pixel decoder; features of another shape, or not finite; others
         as in `features`.
     """
-    batches.check_numbers(0, pixel_steps=pixel_steps)
+    asked.check_numbers(0, pixel_steps=pixel_steps)
     shape = (self.cfg.grid, self.cfg.grid, self.cfg.channels)
     features = np.asarray(features, np.float32)
     if features.shape[1:] != shape or not len(features) or not np.isfinite(features).all():
@@ -249,7 +257,7 @@ class Model:
   def chat(
     self,
     questions: Sequence[str],
-    images: Sequence[batches.Picture | None],
+    images: Sequence[asked.Picture | None],
     *,
     length: int = 64,
     temperature: float = 0.0,
@@ -274,8 +282,8 @@ class Model:
         finite.
     """
     cfg, limits = self.cfg, limits or decoding.Limits()
-    batches.check_numbers(1, length=length)
-    batches.check_numbers(0, temperature=temperature, max_pixels=max_pixels)
+    asked.check_numbers(1, length=length)
+    asked.check_numbers(0, temperature=temperature, max_pixels=max_pixels)
     (words,) = seed_arrays.words([seed])
     prompt = self._batches.asking(questions, images, max_pixels)
     rules = decoding.rules(

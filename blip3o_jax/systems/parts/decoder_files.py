@@ -28,7 +28,7 @@ COMPONENTS = {"unet": "unet", "autoencoder": "autoencoder"}
 CLASSES = {"UNet2DConditionModel": "unet", "AutoencoderKL": "autoencoder"}
 LOOKS_FOR = (
   "_class_name UNet2DConditionModel or AutoencoderKL in config.json, or the folders unet and vae "
-  "with no config.json beside them"
+  "with neither config.json nor the folder transformer beside them"
 )
 PLACES = "place_channels"  # key of unet/config.json, absent where there are none
 SDXL = layout.Licence("CreativeML Open RAIL++-M (SDXL)", True)
@@ -38,7 +38,8 @@ def recognises(files: layout.Files) -> bool:
   """Whether a folder is a UNet, an autoencoder, or the folder that holds both."""
   if files.has("config.json"):
     return files.json("config.json").get("_class_name") in CLASSES
-  return any(files.has(folder) for folder in FOLDERS.values())
+  # An autoencoder beside a transformer is another pipeline's.
+  return any(files.has(folder) for folder in FOLDERS.values()) and not files.has("transformer")
 
 
 def parts(files: layout.Files) -> layout.Layout:
@@ -48,7 +49,7 @@ def parts(files: layout.Files) -> layout.Layout:
     FileNotFoundError: no network, or one without a config.json. ValueError: one that is not built.
   """
   kind = CLASSES.get(files.json("config.json").get("_class_name", ""))
-  found = (_part(files, kind, ""),) if kind else beside(files)
+  found = (part(files, kind, ""),) if kind else beside(files)
   if not found:
     raise FileNotFoundError(f"{files.directory}: no {FOLDER}/unet or {FOLDER}/vae in it")
   return layout.Layout(None, found)
@@ -65,7 +66,7 @@ def beside(files: layout.Files) -> tuple[layout.Part, ...]:
   for home in homes:
     diffusers_files.check_classes(layout.Files(files.directory / home))
   return tuple(
-    _part(files, kind, f"{home}{folder}")
+    part(files, kind, f"{home}{folder}")
     for home in homes
     for kind, folder in FOLDERS.items()
     if files.has(f"{home}{folder}")
@@ -113,7 +114,12 @@ def licence(component: str, parameters: int) -> layout.Licence:
   return known.get((component, parameters), layout.Licence())
 
 
-def _part(files: layout.Files, kind: str, folder: str) -> layout.Part:
+def part(files: layout.Files, kind: str, folder: str) -> layout.Part:
+  """The part of a network, "unet" or "autoencoder", in a folder of its own.
+
+  Raises:
+    FileNotFoundError: no config.json. ValueError: one that is not built.
+  """
   path = files.directory / folder / "config.json"
   if not path.is_file():
     raise FileNotFoundError(f"{path.parent}: no config.json")
@@ -124,7 +130,9 @@ def _part(files: layout.Files, kind: str, folder: str) -> layout.Part:
     return layout.Part(kind, folder, (STEM,), (kind,), shapes, fields=_unet_fields(cfg))
   sizes = diffusers_files.vae_config(values)
   shapes = layout.shapes(lambda rngs: autoencoder.Autoencoder(sizes, rngs=rngs), "autoencoder/")
-  return layout.Part(kind, folder, (STEM,), (kind,), shapes, fields=_vae_fields(sizes))
+  return layout.Part(
+    kind, folder, (STEM,), (kind,), shapes, fields=vae_fields(sizes, "vae config.json")
+  )
 
 
 def _unet_fields(cfg: unet.Config) -> tuple[layout.Field, ...]:
@@ -153,9 +161,8 @@ def _unet_fields(cfg: unet.Config) -> tuple[layout.Field, ...]:
   return tuple(out)
 
 
-def _vae_fields(cfg: autoencoder.Config) -> tuple[layout.Field, ...]:
-  """What vae/config.json says about its tensors."""
-  where = "vae config.json"
+def vae_fields(cfg: autoencoder.Config, where: str) -> tuple[layout.Field, ...]:
+  """What `where` says about the tensors of an autoencoder, in diffusers' names."""
   return (
     layout.Field(
       f"{where} in_channels", cfg.image_channels * cfg.patch_size**2, "encoder.conv_in.weight", 1

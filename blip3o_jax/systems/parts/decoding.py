@@ -1,4 +1,4 @@
-"""Text from a language model: one prefill, then a loop over a static cache.
+"""Text from a language model: one prefill, then a loop over a static cache, which may go on.
 
 The released processors in their order: what may not be said, the penalty of repetition, then
 temperature, the k likeliest, the likeliest of a given mass. Every number of them is an array, so
@@ -12,15 +12,18 @@ import math
 from typing import Any
 from typing import NamedTuple
 
+from flax import struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from blip3o_jax.models.decoder_lm import Cache
 from blip3o_jax.models.decoder_lm import DecoderLM
 from blip3o_jax.systems.parts import buckets
 
 LENGTHS = 16  # the shortest bucket of an answer
 STOPS = 8
+BANNED = 4
 BROKEN = -2  # in place of an id
 
 
@@ -55,8 +58,9 @@ class Rules(NamedTuple):
   """How the ids of an answer are chosen, as arrays.
 
   Attributes:
-    length: int32[], most ids. allowed: int32[], only ids below it. stops: int32[STOPS], ids that
-      end a row, -1 where there are fewer. fill: int32[], what stands after one.
+    length: int32[] or int32[B], most ids. allowed: int32[], only ids below it.
+    banned: int32[BANNED] or int32[B, BANNED], ids that are not chosen, -1 where there are fewer.
+    stops: int32[STOPS], ids that end a row, as many. fill: int32[], what stands after one.
     forced: int32[B, L], ids that are said whatever is likely, -1 where the choice is free; L is the
       bucket of the length.
     penalty, temperature, top_p: float32[]. top_k: int32[]. As in `Limits`.
@@ -64,6 +68,7 @@ class Rules(NamedTuple):
 
   length: Any
   allowed: Any
+  banned: Any
   stops: Any
   fill: Any
   forced: Any
@@ -79,6 +84,7 @@ def rules(
   allowed: int,
   stops: Sequence[int],
   *,
+  banned: Sequence[int] = (),
   forced: Sequence[int] = (),
   temperature: float = 0.0,
   limits: Limits | None = None,
@@ -86,14 +92,17 @@ def rules(
   """The rules of `batch` answers of at most `length` ids.
 
   Args:
-    stops: the last one fills what follows a stop. forced: what each answer begins with.
+    stops: the last one fills what follows a stop. banned: ids that are never chosen. forced: what
+      each answer begins with.
 
   Raises:
-    ValueError: no or too many stops, more forced ids than the length.
+    ValueError: no or too many stops, too many banned ids, more forced ids than the length.
   """
   limits = limits or Limits()
   if not 1 <= len(stops) <= STOPS:
     raise ValueError(f"{len(stops)} ids that end an answer, expected 1 to {STOPS}")
+  if len(banned) > BANNED:
+    raise ValueError(f"{len(banned)} ids that are never chosen, expected at most {BANNED}")
   if len(forced) > length:
     raise ValueError(f"an answer of {length} tokens cannot begin with {len(forced)} given ones")
   given = np.full((batch, buckets.power(length, LENGTHS)), -1, np.int32)
@@ -101,13 +110,115 @@ def rules(
   return Rules(
     length=np.int32(length),
     allowed=np.int32(allowed),
-    stops=np.pad(np.asarray(stops, np.int32), (0, STOPS - len(stops)), constant_values=-1),
+    banned=_filled(banned, BANNED),
+    stops=_filled(stops, STOPS),
     fill=np.int32(stops[-1]),
     forced=given,
     penalty=np.float32(limits.penalty),
     temperature=np.float32(temperature),
     top_k=np.int32(limits.top_k),
     top_p=np.float32(limits.top_p),
+  )
+
+
+@struct.dataclass
+class State:
+  """Answers that are being written; `go_on` continues them.
+
+  Attributes:
+    cache: of what was read. hidden: float[B, 1, D], of the last id that each row read.
+    said: bool[B, V], the ids of its prompt and answer. at: int32[B], where its next id stands.
+  """
+
+  cache: Cache
+  hidden: jax.Array
+  said: jax.Array
+  at: jax.Array
+
+
+def begin(
+  language: DecoderLM, inputs: jax.Array, prompt: Mapping[str, jax.Array], room: int
+) -> State:
+  """Reads prompts. Args as of `write`; `room`: how many positions may follow them."""
+  tokens, segments = prompt["tokens"], prompt["segments"]
+  (batch, start), rows = tokens.shape, jnp.arange(len(tokens))
+  hidden, cache = language.prefill(inputs, prompt["positions"], segments, start + room)
+  said = jnp.zeros((batch, language.cfg.vocab_size), bool)
+  said = said.at[rows[:, None], tokens].max(jnp.asarray(segments) > 0)
+  return State(cache, hidden[:, -1:], said, start + jnp.asarray(prompt["deltas"])[:, 0])
+
+
+def go_on(
+  language: DecoderLM, state: State, rules: Rules, key: jax.Array | None = None
+) -> tuple[jax.Array, State]:
+  """Continues answers until every row has ended.
+
+  Args, Returns: as of `write`, and the state after it: a row has read all that it said but the
+  last id, be it a stop or the last that the length allows. A row of length 0 says nothing.
+  """
+  batch, length = rules.forced.shape
+  stops = jnp.asarray(rules.stops)
+  most = jnp.broadcast_to(jnp.asarray(rules.length), (batch,))
+
+  def pick(state: State, step: jax.Array) -> jax.Array:
+    scores = _limited(language.logits(state.hidden)[:, 0], state.said, rules)
+    best = jnp.max(scores, -1)  # NaN where one score is
+    if key is None:
+      token = jnp.argmax(scores, -1)
+    else:
+      scores = _filtered(scores / jnp.maximum(rules.temperature, 1e-6), rules)
+      token = jax.random.categorical(jax.random.fold_in(key, step), scores)
+    token = jnp.where(jnp.isfinite(best), token, BROKEN)
+    forced = jax.lax.dynamic_index_in_dim(jnp.asarray(rules.forced), step, 1, keepdims=False)
+    return jnp.where(forced >= 0, forced, token).astype(jnp.int32)
+
+  def done(step: jax.Array, token: jax.Array) -> jax.Array:
+    return jnp.isin(token, stops) | (token == BROKEN) | (step >= most)
+
+  Loop = tuple[jax.Array, jax.Array, jax.Array, State]
+
+  def more(loop: Loop) -> jax.Array:
+    step, _, ended, _ = loop
+    return (step < length) & ~jnp.all(ended)
+
+  def advance(loop: Loop) -> Loop:
+    step, out, ended, state = loop
+    last = jax.lax.dynamic_slice_in_dim(out, step - 1, 1, 1)
+    _, state = read(language, state, last, language.embed(last), state.at[:, None], ~ended)
+    token = jnp.where(ended, rules.fill, pick(state, step))
+    out = jax.lax.dynamic_update_slice_in_dim(out, token[:, None], step, 1)
+    return step + 1, out, ended | done(step + 1, token), state
+
+  silent = most < 1
+  first = jnp.where(silent, rules.fill, pick(state, jnp.int32(0)))
+  out = jnp.full((batch, length), rules.fill, jnp.int32).at[:, 0].set(first)
+  ended = silent | done(jnp.int32(1), first)
+  _, out, _, state = jax.lax.while_loop(more, advance, (jnp.int32(1), out, ended, state))
+  return out, state
+
+
+def read(
+  language: DecoderLM,
+  state: State,
+  ids: jax.Array,
+  inputs: jax.Array,
+  positions: jax.Array,
+  rows: jax.Array,
+) -> tuple[jax.Array, State]:
+  """Hidden vectors float[B, t, D] of ids int[B, t], and the state after some rows have read them.
+
+  Args:
+    inputs: float[B, t, D], what stands there. positions: int[B, t] or int[3, B, t]; the next id
+      stands after the last of them. rows: bool[B]; the others wait, and never see what is read.
+  """
+  seen = jnp.broadcast_to(rows[:, None], ids.shape)
+  hidden, cache = language.extend(inputs, positions, state.cache, seen)
+  after = positions.reshape(-1, *ids.shape)[0, :, -1] + 1
+  return hidden, State(
+    cache=cache,
+    hidden=jnp.where(rows[:, None, None], hidden[:, -1:], state.hidden),
+    said=state.said.at[jnp.arange(len(ids))[:, None], ids].max(seen),
+    at=jnp.where(rows, after, state.at),
   )
 
 
@@ -130,55 +241,16 @@ def write(
     int32[B, L]; what lies beyond the length or after a stop is the filling id. `BROKEN` stands
     where the scores are not finite, and ends the row.
   """
-  tokens, positions = prompt["tokens"], prompt["positions"]
-  (batch, start), length = tokens.shape, rules.forced.shape[1]
-  rows = jnp.arange(batch)
-
-  def pick(hidden: jax.Array, step: jax.Array, said: jax.Array) -> jax.Array:
-    scores = _limited(language.logits(hidden[:, -1:])[:, 0], said, rules)
-    best = jnp.max(scores, -1)  # NaN where one score is
-    if key is None:
-      token = jnp.argmax(scores, -1)
-    else:
-      scores = _filtered(scores / jnp.maximum(rules.temperature, 1e-6), rules)
-      token = jax.random.categorical(jax.random.fold_in(key, step), scores)
-    token = jnp.where(jnp.isfinite(best), token, BROKEN)
-    forced = jax.lax.dynamic_index_in_dim(jnp.asarray(rules.forced), step, 1, keepdims=False)
-    return jnp.where(forced >= 0, forced, token).astype(jnp.int32)
-
-  hidden, cache = language.prefill(inputs, positions, prompt["segments"], start + length)
-  said = jnp.zeros((batch, language.cfg.vocab_size), bool)
-  said = said.at[rows[:, None], tokens].max(jnp.asarray(prompt["segments"]) > 0)
-  first = pick(hidden, jnp.int32(0), said)
-  out = jnp.full((batch, length), rules.fill, jnp.int32).at[:, 0].set(first)
-  stops = jnp.asarray(rules.stops)
-  State = tuple[jax.Array, ...]
-
-  def ended(token: jax.Array) -> jax.Array:
-    return jnp.isin(token, stops) | (token == BROKEN)
-
-  def more(state: tuple[State, Any]) -> jax.Array:
-    step, _, done, _ = state[0]
-    return (step < rules.length) & ~jnp.all(done)
-
-  def advance(state: tuple[State, Any]) -> tuple[State, Any]:
-    (step, out, done, said), cache = state
-    last = jax.lax.dynamic_slice_in_dim(out, step - 1, 1, 1)
-    at = start + step - 1 + prompt["deltas"]
-    at = jnp.broadcast_to(at[None], (3, batch, 1)) if positions.ndim == 3 else at
-    hidden, cache = language.extend(language.embed(last), at, cache)
-    said = said.at[rows, last[:, 0]].set(True)
-    token = jnp.where(done, rules.fill, pick(hidden, step, said))
-    out = jax.lax.dynamic_update_slice_in_dim(out, token[:, None], step, 1)
-    return (step + 1, out, done | ended(token), said), cache
-
-  state: State = (jnp.int32(1), out, ended(first), said)
-  return jax.lax.while_loop(more, advance, (state, cache))[0][1]
+  state = begin(language, inputs, prompt, rules.forced.shape[1])
+  return go_on(language, state, rules, key)[0]
 
 
 def _limited(scores: jax.Array, said: jax.Array, rules: Rules) -> jax.Array:
   """Scores float32[B, V] without what may not be said, and with the penalty of what was."""
-  scores = jnp.where(jnp.arange(scores.shape[-1]) < rules.allowed, scores, -jnp.inf)
+  ids = jnp.arange(scores.shape[-1])
+  banned = jnp.any(ids[:, None] == jnp.asarray(rules.banned)[..., None, :], -1)
+  may = (ids < rules.allowed) & ~banned
+  scores = jnp.where(may, scores, -jnp.inf)
   less = jnp.where(scores < 0, scores * rules.penalty, scores / rules.penalty)
   return jnp.where(said, less, scores)
 
@@ -197,3 +269,8 @@ def _filtered(scores: jax.Array, rules: Rules) -> jax.Array:
 
   off = (rules.top_k == 0) & (rules.top_p == 1)
   return jax.lax.cond(off, lambda scores: scores, cut, scores)
+
+
+def _filled(ids: Sequence[int], size: int) -> np.ndarray:
+  """int32[size] of ids, -1 behind them."""
+  return np.pad(np.asarray(ids, np.int32), (0, size - len(ids)), constant_values=-1)

@@ -1,30 +1,36 @@
-"""What makes features of pictures, as a cache of them must know it."""
+"""What makes features of records, as a cache of them must know it."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
-import numpy as np
-
+from blip3o_jax.data.pipeline import Arrays
 from blip3o_jax.data.pipeline import Data
 from blip3o_jax.data.records import Record
+
+Rows = Callable[[Record], Arrays]
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-  """A frozen encoder of a system; its model's `prepare({"images": x})` gives `features` of them.
+  """Frozen networks of a system; its model's `prepare(batch)` gives `features` of a batch.
 
   Attributes:
-    cfg: of the model, with the encoder built. module: the encoder's name in it.
-    picture: what the system's own transforms make of a record for it, uint8[S, S, 3]; raises
-      BadRecord. image_size: S. shape: of the features of a picture.
-    design: JSON, what decides its features beside its parameters.
+    cfg: of the model, with these networks built. modules: their names in it.
+    rows: given data and a tokenizer of the system's SPECIAL or None, what its own transforms make
+      of a record for `prepare`: {name: array}, of the same shapes for every record, which raises
+      BadRecord; ValueError for data that does not fit.
+    shape: of the features of a record.
+    design: JSON, what decides the features beside parameters and data.
+    read: of data, JSON, what decides a row; None: the fields that decide how a picture is read.
+    texts: whether the tokenizer decides it too.
   """
 
   cfg: Any
-  module: str
-  picture: Callable[[Record, Data], np.ndarray]
-  image_size: int
+  modules: tuple[str, ...]
+  rows: Callable[[Data, Any], Rows]
   shape: tuple[int, int, int]
   design: Mapping[str, Any]
+  read: Callable[[Data], Mapping[str, Any]] | None = None
+  texts: bool = False

@@ -8,6 +8,7 @@ from blip3o_jax.models import autoencoder
 from blip3o_jax.models import clip_text
 from blip3o_jax.models import decoder_lm
 from blip3o_jax.models import eva_vit
+from blip3o_jax.models import qwen_vision
 from blip3o_jax.models import unet
 
 
@@ -18,6 +19,17 @@ def eva(cfg: eva_vit.Config) -> float:
   blocks = cfg.depth * (4 * cfg.dim**2 + 2 * cfg.dim * cfg.mlp_dim)
   embedding = 2 * patches * 3 * cfg.patch_size**2 * cfg.dim
   return 2 * tokens * blocks + cfg.depth * 4 * tokens**2 * cfg.dim + embedding
+
+
+def qwen(cfg: qwen_vision.Config, patches: int) -> float:
+  """The understanding tower on one picture of so many patches."""
+  blocks = 2 * patches * cfg.depth * (4 * cfg.dim**2 + 3 * cfg.dim * cfg.mlp_dim)
+  window = min(patches, (cfg.window_size // cfg.patch_size) ** 2)
+  whole = len(cfg.full_layers)
+  seen = whole * patches + (cfg.depth - whole) * window
+  wide = cfg.dim * cfg.merge**2
+  merger = 2 * (patches // cfg.merge**2) * (wide**2 + wide * cfg.out_dim)
+  return blocks + 4 * patches * seen * cfg.dim + merger + 2 * patches * cfg.patch_dim * cfg.dim
 
 
 def text(cfg: clip_text.Config, length: int) -> float:

@@ -183,6 +183,10 @@ class Part:
     shapes: {path: shape} of what the files fill, when asked: a model is traced for it.
     ignore: {regex of tensors that may be left over: why nothing reads them, or ""}.
     ties: {tensor that may be there: the one that it repeats}. fields: sizes of the config files.
+    inside: prefixes of the paths that it fills, where its modules have others; () is all of them.
+    single: its files are one file, however large, as its release has them.
+    read: gives its tensors where they are not those of its files as they stand.
+    computed: `read` computes them, which takes long: an import does it once, nobody else does.
   """
 
   kind: str
@@ -193,6 +197,14 @@ class Part:
   ignore: Mapping[str, str] = dataclasses.field(default_factory=dict)
   ties: Mapping[str, str] = dataclasses.field(default_factory=dict)
   fields: tuple[Field, ...] = ()
+  inside: tuple[str, ...] = ()
+  single: bool = False
+  read: Callable[[Files], Reader] | None = None
+  computed: bool = False
+
+  def tensors(self, files: Files) -> Reader:
+    """Its tensors; raises as `Files.tensors`."""
+    return files.tensors(self.folder, self.stems) if self.read is None else self.read(files)
 
 
 class Change(Protocol):
@@ -293,6 +305,12 @@ def new_part(kind: str, folder: str, stem: str, modules: Iterable[str]) -> dict[
   """A part of which no file is there yet, as a manifest has it."""
   facts = {"kind": kind, "folder": folder, "stem": stem, "modules": sorted(modules), "ties": {}}
   return facts | {"index": None, "files": {}}
+
+
+def fills(parts: Iterable[Mapping[str, Any]], path: str) -> bool:
+  """Whether a conversion with these parts should hold a parameter of the modules that it has."""
+  mine = [part for part in parts if trees.top(path) in part["modules"]]
+  return any(path.startswith(tuple(part.get("inside") or ("",))) for part in mine)
 
 
 def base_of(bases: Sequence[Base]) -> Base | None:

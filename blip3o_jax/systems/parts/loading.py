@@ -309,14 +309,14 @@ def _from_directory(
   arrays: store.Arrays | opened.Released
   if store.is_converted(directory):
     arrays = store.Arrays(directory, {trees.top(path) for path in wanted})
-    present = {trees.top(path) for path in arrays}
-    expected = {p: leaf for p, leaf in floats.items() if trees.top(stored[p]) in present}
+    parts, present = arrays.manifest["parts"], {trees.top(path) for path in arrays}
+    mine = [p for p in floats if trees.top(stored[p]) in present and layout.fills(parts, stored[p])]
     found = {
       p: jax.ShapeDtypeStruct(arrays[stored[p]], leaf.dtype)
-      for p, leaf in expected.items()
-      if stored[p] in arrays
+      for p, leaf in floats.items()
+      if p in mine and stored[p] in arrays
     }
-    if wrong := trees.diff(expected, found, limit=len(expected)):
+    if wrong := trees.diff({p: floats[p] for p in mine}, found, limit=len(mine)):
       raise WeightsError(directory, wrong)
   else:
     arrays = opened.fitting(system, directory, wanted)

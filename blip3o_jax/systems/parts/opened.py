@@ -121,7 +121,7 @@ def take(system: Describes, files: Files, part: Part, only: Collection[str] | No
   Raises:
     FileNotFoundError, ValueError: see `Files.tensors` and the system's `rows`.
   """
-  tensors = files.tensors(part.folder, part.stems)
+  tensors = part.tensors(files)
   rows = system.rows_of(part.kind, tensors, files.directory / part.folder)
   params = {p: s for p, s in part.shapes().items() if only is None or trees.top(p) in only}
   used = [r for r in rows if any(p in params for p in r.paths)]
@@ -138,10 +138,11 @@ def _fitting(
   system: Describes, files: Files, part: Part, wanted: Mapping[str, Shape]
 ) -> Opened | None:
   """The part, to fill those modules of `wanted` of which it has anything; None without any."""
-  tensors = files.tensors(part.folder, part.stems)
+  tensors = part.tensors(files)
   rows = system.rows_of(part.kind, tensors, files.directory / part.folder)
   there = {trees.top(p) for r in rows if r.name.replace("{}", "0") in tensors for p in r.paths}
-  params = {p: s for p, s in wanted.items() if trees.top(p) in there & set(part.modules)}
+  mine, inside = there & set(part.modules), part.inside or ("",)
+  params = {p: s for p, s in wanted.items() if trees.top(p) in mine and p.startswith(inside)}
   if not params:
     return None
   used = [r for r in rows if any(p in params for p in r.paths)]
@@ -212,7 +213,7 @@ def fitting(system: Describes, directory: str | Path, wanted: Mapping[str, Shape
   """
   asked = {trees.top(p) for p in wanted}
   files, there = described(system, Files(directory), asked)
-  parts = [p for p in there.parts if asked & set(p.modules)]
+  parts = [p for p in there.parts if asked & set(p.modules) and not p.computed]
   found = [_fitting(system, files, part, wanted) for part in parts]
   for note in dict.fromkeys(note for part in found if part for note in part.tensors.notes):
     logging.warning("%s", note)

@@ -101,18 +101,11 @@ class PixelDecoder(nnx.Module):
 
   def encode(self, images: jax.Array) -> jax.Array:
     """Images [-1, 1] float[B, H, W, 3] -> scaled latents float32[B, h, w, C], the mean."""
-    mean, _ = self.autoencoder.encode(images)
-    cfg = self.cfg.autoencoder
-    return (mean - cfg.shift_factor) * cfg.scaling_factor
+    return self.autoencoder.latents(images)
 
   def pixels(self, latents: jax.Array) -> jax.Array:
-    """Scaled latents float[B, h, w, C] -> images float32[B, H, W, 3] in [0, 1], not rounded.
-
-    What is not finite becomes NaN; clipped, infinity would be black or white.
-    """
-    cfg = self.cfg.autoencoder
-    x = self.autoencoder.decode(latents / cfg.scaling_factor + cfg.shift_factor)
-    return jnp.where(jnp.isfinite(x), jnp.clip(x / 2 + 0.5, 0.0, 1.0), jnp.nan)
+    """Scaled latents float[B, h, w, C] -> images in [0, 1]; see `Autoencoder.pixels`."""
+    return self.autoencoder.pixels(latents)
 
 
 def build(cfg: Config, rngs: nnx.Rngs) -> PixelDecoder:

@@ -3,6 +3,7 @@
 What a file leaves out has the value of transformers' class, for its own writer leaves defaults out.
 """
 
+from collections.abc import Collection
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,13 @@ from blip3o_jax.layers import Dtype
 from blip3o_jax.models import decoder_lm
 from blip3o_jax.models import qwen_vision
 from blip3o_jax.systems.parts import known
+from blip3o_jax.systems.parts import layout
 from blip3o_jax.systems.parts.known import Json
 from blip3o_jax.systems.parts.known import Known
+from blip3o_jax.weights.rows import decoder_lm as decoder_rows
+from blip3o_jax.weights.rows import qwen_vision as vision_rows
 
+ABSENT = " (left out, its class's default)"
 TEXT_DEFAULTS: Json = {
   "vocab_size": 152064,
   "hidden_size": 8192,
@@ -195,6 +200,95 @@ def vision_config(values: Mapping[str, Any], where: str, dtype: Dtype) -> qwen_v
     )
   except ValueError as error:
     raise ValueError(f"{where}: {error}") from None
+
+
+def fields(
+  text: decoder_lm.Config,
+  vision: qwen_vision.Config,
+  names: Collection[str],
+  values: Mapping[str, Any],
+) -> list[layout.Field]:
+  """What config.json says of the tensors of language model and vision tower.
+
+  Args:
+    names: of the tensors. values: of the file; what it leaves out is said to be a default.
+  """
+  newer = any(name.startswith(decoder_rows.PREFIXES[1]) for name in names)
+  lm, vis = decoder_rows.PREFIXES[newer], vision_rows.PREFIXES[newer]
+  layer, block, heads = f"{lm}layers.0.", f"{vis}blocks.0.", "times the head size"
+  attn = f"{layer}self_attn."
+  told: dict[str, list[tuple[str, int, str, int]]] = {
+    "backbone": [
+      ("vocab_size", text.vocab_size, f"{lm}embed_tokens.weight", 0),
+      ("hidden_size", text.dim, f"{lm}embed_tokens.weight", 1),
+      ("num_hidden_layers", text.depth, f"{lm}layers.{{}}.input_layernorm.weight", 0),
+      ("intermediate_size", text.mlp_dim, f"{layer}mlp.gate_proj.weight", 0),
+      (f"num_attention_heads {heads}", text.heads * text.head_dim, f"{attn}q_proj.weight", 0),
+      (f"num_key_value_heads {heads}", text.kv_heads * text.head_dim, f"{attn}k_proj.weight", 0),
+    ],
+    "visual": [
+      ("depth", vision.depth, f"{vis}blocks.{{}}.norm1.weight", 0),
+      ("hidden_size", vision.dim, f"{vis}patch_embed.proj.weight", 0),
+      ("patch_size", vision.patch_size, f"{vis}patch_embed.proj.weight", 3),
+      ("intermediate_size", vision.mlp_dim, f"{block}mlp.gate_proj.weight", 0),
+      ("out_hidden_size", vision.out_dim, f"{vis}merger.mlp.2.weight", 0),
+    ],
+  }
+  places = {"backbone": ("", values.get("text_config", values), TEXT_DEFAULTS)}
+  places["visual"] = ("vision_config ", values.get("vision_config", {}), VISION_DEFAULTS)
+  out = []
+  for module, lines in told.items():
+    group, place, defaults = places[module]
+    for name, value, tensor, axis in lines:
+      absent = name.split()[0] not in place and name.split()[0] in defaults
+      label = f"config.json {group}{name}{ABSENT if absent else ''}"
+      out.append(layout.Field(label, value, tensor, axis, module))
+  return out
+
+
+def text_json(cfg: decoder_lm.Config) -> Json:
+  """The fields of a flat config.json that tell the language model."""
+  return {
+    "vocab_size": cfg.vocab_size,
+    "hidden_size": cfg.dim,
+    "num_hidden_layers": cfg.depth,
+    "num_attention_heads": cfg.heads,
+    "num_key_value_heads": cfg.kv_heads,
+    "intermediate_size": cfg.mlp_dim,
+    "rope_theta": cfg.rope_theta,
+    "rope_scaling": {
+      "type": "default",
+      "rope_type": "default",
+      "mrope_section": list(cfg.mrope_section),
+    },
+    "rms_norm_eps": cfg.norm_eps,
+    "hidden_act": "silu",
+    "initializer_range": cfg.init_std,
+    "max_position_embeddings": 128000,
+    "use_sliding_window": False,
+    "tie_word_embeddings": cfg.tie_embeddings,
+  }
+
+
+def vision_json(cfg: qwen_vision.Config) -> Json:
+  """The group `vision_config` of a vision tower."""
+  return {
+    "model_type": "qwen2_5_vl",
+    "hidden_act": "silu",
+    "initializer_range": cfg.init_std,
+    "in_channels": qwen_vision.CHANNELS,
+    "hidden_size": cfg.dim,
+    "depth": cfg.depth,
+    "num_heads": cfg.heads,
+    "intermediate_size": cfg.mlp_dim,
+    "out_hidden_size": cfg.out_dim,
+    "patch_size": cfg.patch_size,
+    "temporal_patch_size": cfg.temporal_patch_size,
+    "spatial_merge_size": cfg.merge,
+    "window_size": cfg.window_size,
+    "tokens_per_second": 2,
+    "fullatt_block_indexes": list(cfg.full_layers),
+  }
 
 
 # Pictures ----------------------------------------------------------------------------------------

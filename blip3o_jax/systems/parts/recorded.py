@@ -97,8 +97,21 @@ def choose(offers: Mapping[str, Calls], names: Iterable[str], where: str) -> tup
     every = {f"{who}:{name}": call for who, calls in offers.items() for name, call in calls.items()}
     _held(every, present, f"{where}: of none of {', '.join(offers)}")  # raises: nothing is known
   if len(best) > 1:
-    raise ValueError(f"{where}: its names are as much those of {' as of '.join(best)}")
+    # A few names may be known to two systems, of which one has calls that they are all of.
+    whole = [who for who in best if _fits(offers[who], present)]
+    if len(whole) != 1:
+      raise ValueError(f"{where}: its names are as much those of {' as of '.join(best)}")
+    best = whole
   return best[0], _held(offers[best[0]], present, where)
+
+
+def _fits(calls: Calls, present: Sequence[str]) -> bool:
+  """Whether names are all of calls, which lack nothing."""
+  try:
+    _held(calls, present, "")
+  except ValueError:
+    return False
+  return True
 
 
 def _held(calls: Calls, present: Sequence[str], where: str) -> Held:

@@ -14,16 +14,20 @@ from blip3o_jax.models.decoder_lm import DecoderLM
 
 
 class Slots(nnx.Module):
-  """The table of `count` learned input vectors of width `dim`, init N(0, std^2) (spec 1.9)."""
+  """The table of `count` learned input vectors of width `dim`, init N(0, std^2) (spec 1.9).
 
-  def __init__(self, count: int, dim: int, std: float = 1.0, *, rngs: nnx.Rngs):
-    value = layers.normal(std)(rngs.params(), (1, count, dim))
-    self.embedding = nnx.Param(value, axes=("rest", "rest", "embed"))
+  With `one` it has a first axis of 1, as BLIP3-o's files have it.
+  """
+
+  def __init__(self, count: int, dim: int, std: float = 1.0, *, one: bool = True, rngs: nnx.Rngs):
+    shape = (1, count, dim) if one else (count, dim)
+    value = layers.normal(std)(rngs.params(), shape)
+    self.embedding = nnx.Param(value, axes=(*("rest",) * (len(shape) - 1), "embed"))
 
   def __call__(self, batch: int, dtype: jnp.dtype) -> jax.Array:
     """float[batch, Q, D]: the table, once per row."""
     table = self.embedding[...].astype(dtype)
-    return jnp.broadcast_to(table, (batch, *table.shape[1:]))
+    return jnp.broadcast_to(table, (batch, *table.shape[-2:]))
 
 
 def read(

@@ -8,20 +8,40 @@ from blip3o_jax.data.pipeline import Data
 from blip3o_jax.data.records import BadRecord
 from blip3o_jax.data.records import Record
 
+Encoded = bytes | np.ndarray | None
 
-def square(record: Record, data: Data) -> np.ndarray:
-  """The record's picture as uint8[S, S, 3], S = data.image_size.
+
+def sized(
+  encoded: Encoded,
+  name: str,
+  size: int,
+  *,
+  friendly: bool,
+  squash: bool = False,
+  resample: images.Filter = "bicubic",
+  nearest: bool = False,
+) -> np.ndarray:
+  """An encoded picture as uint8[size, size, 3].
+
+  Args:
+    name: how errors call it. friendly: see `images.rgb`; the others are those of `images.square`.
 
   Raises:
     BadRecord: no picture, or one that cannot be used.
   """
-  if record.image is None:
-    raise BadRecord(f"{record.name}: no image", "missing")
-  image = images.decode(record.image, record.name, friendly=data.friendly)
+  if encoded is None:
+    raise BadRecord(f"{name}: no image", "missing")
+  image = images.decode(encoded, name, friendly=friendly)
   try:
-    return images.square(image, data.image_size, squash=data.squash)
+    return images.square(image, size, squash=squash, resample=resample, nearest=nearest)
   except BadRecord as error:
-    raise BadRecord(f"{record.name}: {error}", error.kind) from None
+    raise BadRecord(f"{name}: {error}", error.kind) from None
+
+
+def square(record: Record, data: Data) -> np.ndarray:
+  """The record's picture as uint8[S, S, 3], S = data.image_size; raises as `sized` does."""
+  size, name = data.image_size, record.name
+  return sized(record.image, name, size, friendly=data.friendly, squash=data.squash)
 
 
 def cached(record: Record) -> Arrays:

@@ -30,14 +30,19 @@ class Checkpoint:
 
   def __init__(self, directory: str | Path):
     self.path = Path(directory)
-    if not (self.path / "config.json").is_file():
-      raise FileNotFoundError(f"{directory}: no config.json; not a model in the released layout")
+    self.check(self.path)
     self.config = self._json("config.json")
     self.tiny = self._json("tiny.json") if (self.path / "tiny.json").exists() else {}
     self._tensors = layout.Files(self.path).tensors()
     options = [name for name in self._tensors if name.startswith(OPTIONS)]
     if options:
       raise ValueError(f"{directory}: {options[0]} is an option of this package, not of PyTorch's")
+
+  @staticmethod
+  def check(directory: Path) -> None:
+    """Raises FileNotFoundError for a folder without a config.json."""
+    if not (directory / "config.json").is_file():
+      raise FileNotFoundError(f"{directory}: no config.json; not a model in the released layout")
 
   def state(self, *prefixes: str, parts: tuple[str, ...] = ("",)) -> dict[str, torch.Tensor]:
     """{name without the prefix: float32} under the first prefix that has any.
@@ -55,6 +60,10 @@ class Checkpoint:
       if found:
         return {name.removeprefix(prefix): self.tensor(name) for name in found}
     raise ValueError(f"{self.path}: no tensor under {' or '.join(prefixes)}")
+
+  def has(self, name: str) -> bool:
+    """Whether there is a tensor of that name."""
+    return name in self._tensors
 
   def tensor(self, name: str) -> torch.Tensor:
     """One tensor, float32.

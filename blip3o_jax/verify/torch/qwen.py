@@ -1,5 +1,6 @@
 """The Qwen2.5-VL networks of transformers, loaded apart so that one is in memory at a time."""
 
+import functools
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ class Vision:
 
 
 class Language:
-  """The text model with its head and the latent queries."""
+  """The text model with its head."""
 
   def __init__(self, checkpoint: Checkpoint):
     self.config = config(checkpoint)
@@ -55,10 +56,15 @@ class Language:
     tied = self.config.tie_word_embeddings
     self.head = state["embed_tokens.weight"] if tied else checkpoint.tensor("lm_head.weight")
     self.model = _build(qwen.Qwen2_5_VLTextModel, self.config.text_config, state)
-    self.queries = checkpoint.tensor("model.latent_queries")
+    self._checkpoint = checkpoint
+
+  @functools.cached_property
+  def queries(self) -> torch.Tensor:
+    """The latent queries (1, Q, hidden) of a model that has them."""
+    return self._checkpoint.tensor("model.latent_queries")
 
   def positions(
-    self, ids: torch.Tensor, mask: torch.Tensor, grid_thw: torch.Tensor
+    self, ids: torch.Tensor, mask: torch.Tensor, grid_thw: torch.Tensor | None
   ) -> tuple[torch.Tensor, torch.Tensor]:
     """Positions (3, B, T), 1 at padding, and what a generated token's place T + s adds (B, 1)."""
     with torch.device("meta"):

@@ -4,18 +4,18 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from typing import Literal
 
 import numpy as np
 
 from blip3o_jax import files
+from blip3o_jax import systems
 from blip3o_jax.data import images
-from blip3o_jax.data.text.tokenizer import Tokenizer
-from blip3o_jax.systems.blip3o import recordings as of_system
-from blip3o_jax.systems.blip3o.prompts import SPECIAL
 from blip3o_jax.systems.parts import painter_recordings as of_decoder
 from blip3o_jax.systems.parts import recorded
 from blip3o_jax.verify.torch import decoder
+from blip3o_jax.verify.torch import nexus
 from blip3o_jax.verify.torch import system
 from blip3o_jax.verify.torch.checkpoint import Checkpoint
 from blip3o_jax.weights import hub
@@ -25,6 +25,8 @@ from blip3o_jax.weights.safetensors import Tensors
 Arrays = dict[str, np.ndarray]
 Part = Literal["all", "system", "decoder"]
 FOLDER = "diffusion-decoder"
+# What records a system: `inputs(checkpoint, rng)`, and `record(checkpoint, given, allowed)`.
+RECORDERS: dict[str, Any] = {"blip3o": system, "nexus_gen": nexus}
 
 
 def record(
@@ -51,8 +53,9 @@ def record(
   """
   if output.suffix != ".safetensors":
     raise ValueError(f"--output {output}: expected a name that ends in .safetensors")
-  given = dict(map(given_inputs, inputs))
   directory = hub.local_directory(model)
+  kind = "" if part == "decoder" else kind_of(directory)
+  given = dict(given_inputs(kind, file) for file in inputs)
   if part != "decoder":
     made = record_system(directory, seed=seed, given=given.get("system"), allowed=allowed)
     save(made, output)
@@ -64,16 +67,34 @@ def record(
     say(f"{beside}: {len(made)} tensors")
 
 
-def given_inputs(file: str) -> tuple[str, Arrays]:
+def kind_of(directory: Path) -> str:
+  """The system of a directory, which must be one that PyTorch can record.
+
+  Raises:
+    FileNotFoundError, ValueError: no config.json, or of another system.
+  """
+  Checkpoint.check(directory)
+  kind = systems.of(directory)
+  if kind not in RECORDERS:
+    raise ValueError(f"{directory}: of the system {kind}; recorded are {', '.join(RECORDERS)}")
+  return kind
+
+
+def given_inputs(kind: str, file: str) -> tuple[str, Arrays]:
   """ "system" or "decoder", and the inputs of a recording, its outputs left out.
+
+  Args:
+    kind: of the system; "" for a decoder alone.
 
   Raises:
     FileNotFoundError, ValueError: an absent or damaged file; see `recorded.choose`.
   """
   tensors = Tensors(Path(file))
-  offers = {"system": of_system.recorded(tensors), "decoder": of_decoder.recorded(tensors)}
-  kind, calls = recorded.choose(offers, tensors, file)
-  return kind, {n: tensors.read(n) for call, _ in calls.values() for n in call.inputs}
+  offers = {"decoder": of_decoder.recorded(tensors)}
+  if kind:
+    offers["system"] = dict(systems.SYSTEMS[kind].recorded(tensors))
+  part, calls = recorded.choose(offers, tensors, file)
+  return part, {n: tensors.read(n) for call, _ in calls.values() for n in call.inputs}
 
 
 def record_system(directory: Path, *, seed: int, given: Arrays | None, allowed: int = 0) -> Arrays:
@@ -81,17 +102,17 @@ def record_system(directory: Path, *, seed: int, given: Arrays | None, allowed: 
 
   Args:
     directory: of the model. seed: of random inputs, where none are `given`.
-    allowed: greedy answers take ids below it; 0 takes all below the special ones.
+    allowed: greedy answers take ids below it; 0 is as the system's recorder has it.
 
   Raises:
     FileNotFoundError, ValueError, RuntimeError: files that are absent, damaged or incomplete.
   """
-  checkpoint = Checkpoint(directory)
+  kind, checkpoint = kind_of(directory), Checkpoint(directory)
+  recorder = RECORDERS[kind]
   if given is None:
-    given = system.inputs(checkpoint, np.random.default_rng(seed))
-  _complete(given, of_system.CALLS, directory)
-  allowed = allowed or Tokenizer.load(directory, SPECIAL).pad
-  return {**given, **system.record(checkpoint, given, allowed)}
+    given = recorder.inputs(checkpoint, np.random.default_rng(seed))
+  _complete(given, systems.SYSTEMS[kind].recorded(given), directory)
+  return {**given, **recorder.record(checkpoint, given, allowed)}
 
 
 def record_decoder(directory: Path, *, seed: int, given: Arrays | None) -> Arrays:
@@ -110,7 +131,8 @@ def record_decoder(directory: Path, *, seed: int, given: Arrays | None) -> Array
 
 
 def _complete(given: Arrays, calls: Mapping[str, recorded.Call], directory: Path) -> None:
-  lost = sorted({n for call in calls.values() for n in call.inputs} - set(given))
+  asked = {n for call in calls.values() for n in call.inputs} - set(given)
+  lost = sorted(n for n in asked if not any(call.gives(n) for call in calls.values()))
   if lost:
     raise ValueError(f"inputs to record {directory} lack {', '.join(lost)}")
 

@@ -106,11 +106,13 @@ def record(checkpoint: Checkpoint, given: Mapping[str, np.ndarray], allowed: int
   """The outputs for given inputs.
 
   Args:
-    checkpoint: of the system. given: inputs by name. allowed: greedy answers take ids below it.
+    checkpoint: of the system. given: inputs by name. allowed: greedy answers take ids below it; 0
+      takes all below the special ones.
 
   Returns:
     {name: array}, the outputs alone.
   """
+  allowed = allowed or Tokenizer.load(checkpoint.path, SPECIAL).pad
   x: dict[str, torch.Tensor] = {n: torch.from_numpy(np.array(v)) for n, v in given.items()}
   prompts = sorted(name.partition(".")[0] for name in x if name.endswith(".prompt_ids"))
   out: dict[str, torch.Tensor] = {}

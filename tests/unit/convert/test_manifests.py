@@ -1,6 +1,7 @@
 """Every full-size manifest maps completely in both directions: names and shapes, no weights."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -9,15 +10,25 @@ import pytest
 
 from blip3o_jax import trees
 from blip3o_jax.systems import blip3o
+from blip3o_jax.systems import nexus_gen
 from blip3o_jax.systems import pixels
 from blip3o_jax.systems.blip3o import sizes as released_sizes
+from blip3o_jax.systems.nexus_gen import sizes as nexus_sizes
 from blip3o_jax.systems.parts import diffusers_files
 from blip3o_jax.systems.parts import features
+from blip3o_jax.systems.parts import layout
 from blip3o_jax.weights import table
 
 MANIFESTS = Path(__file__).parents[2] / "data" / "manifests"
 VOCABULARY = {"qwen2_5_vl_3b": 151936, "qwen2_5_vl_7b": 152064}
 ALL = ("visual", "head", "denoiser", "encoder")
+# Of Nexus-Gen: the kind of the part, and the modules that it fills.
+NEXUS = {
+  "nexus_gen_ar": ("model", ("backbone", "visual", "vision_head", "slots")),
+  "nexus_gen_generation_decoder": ("generator", ("generator",)),
+  "nexus_gen_edit_decoder": ("editor", ("editor",)),
+  "nexus_gen_vae": ("ae", ("autoencoder",)),
+}
 
 
 def shapes(make) -> dict[str, tuple[int, ...]]:
@@ -25,8 +36,16 @@ def shapes(make) -> dict[str, tuple[int, ...]]:
   return {path: tuple(v.shape) for path, v in flat.items()}
 
 
+@functools.cache
+def nexus() -> dict[str, tuple[int, ...]]:
+  """{path: shape} of the released Nexus-Gen."""
+  return layout.shapes(lambda rngs: nexus_gen.build(nexus_sizes.released(), rngs))()
+
+
 def params(name: str) -> dict[str, tuple[int, ...]]:
   """{path: shape} of what a manifest fills."""
+  if name in NEXUS:
+    return {p: s for p, s in nexus().items() if trees.top(p) in NEXUS[name][1]}
   if name == "eva_clip_e14plus":
     tower = released_sizes.released("4b").features
     made = shapes(lambda: features.FeatureEncoder(tower, rngs=nnx.Rngs(0)))
@@ -45,6 +64,8 @@ def params(name: str) -> dict[str, tuple[int, ...]]:
 
 def rows_of(name: str, tensors: dict, home: Path) -> list[table.Row]:
   """The table in use, through the same door as a conversion."""
+  if name in NEXUS:
+    return nexus_gen.rows_of(NEXUS[name][0], tensors, home)
   if name == "eva_clip_e14plus":
     return blip3o.rows_of("tower", tensors, home)
   if not name.startswith("sdxl"):

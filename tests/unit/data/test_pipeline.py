@@ -295,7 +295,7 @@ def test_sets_are_mixed_by_weight(tmp_path):
     open_source(Data(mixture=again))
   with pytest.raises(ValueError, match="path '/x': each set of the mixture has its own"):
     Data(mixture=sets, path="/x")
-  with pytest.raises(ValueError, match="expected a path, a positive weight"):
+  with pytest.raises(ValueError, match="expected a positive weight"):
     Ingredient("/x", -1.0)
 
 

@@ -274,6 +274,22 @@ ENTRY %main (a: bf16[16,64,8]) -> bf16[16,64,32] {{
   assert program.Program(text).operations() == {kind: count}
 
 
+def test_what_follows_a_kernel_whose_metadata_has_lines_of_its_own():
+  """As a Pallas kernel's are printed, its own operations in the last of them."""
+  text = """HloModule m
+
+ENTRY %main (a: bf16[16,8]) -> bf16[16,4] {
+  %a = bf16[16,8]{1,0} parameter(0)
+  %b = bf16[8,4]{1,0} parameter(1)
+  %k = bf16[16,8]{1,0} custom-call(%a), custom_call_target="x", frontend_attributes={metadata={
+"xprof_metadata":"{\\"block_q\\": 128}"
+}}, backend_config={"flops":"7"}
+  ROOT %r = bf16[16,4]{1,0} dot(%k, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+"""
+  assert program.Program(text).operations() == {"bf16": 2 * 16 * 4 * 8 + 7}
+
+
 def test_memory_counts_slices_and_not_what_is_on_the_chip():
   text = """HloModule m
 

@@ -19,9 +19,9 @@ from blip3o_jax.data.text import chat
 from blip3o_jax.data.text.tokenizer import Tokenizer
 from blip3o_jax.systems import blip3o
 from blip3o_jax.systems.blip3o import batches
-from blip3o_jax.systems.blip3o import drawing
 from blip3o_jax.systems.blip3o import prompts
 from blip3o_jax.systems.blip3o import released
+from blip3o_jax.systems.parts import captions
 
 TOK = Tokenizer.load(TINY, prompts.SPECIAL)
 CFG, SETTINGS = released.read(TINY, "float32")  # patches of 14, two by two merged
@@ -279,7 +279,7 @@ def test_lengths_hold_whatever_the_record_becomes():
 
 def test_captions_are_dropped_and_swapped_in_their_shares(monkeypatch):
   lines = []
-  monkeypatch.setattr(drawing.logging, "log_first_n", lambda _, text, n, *args: lines.append(args))
+  monkeypatch.setattr(captions.logging, "log_first_n", lambda _, text, n, *args: lines.append(args))
   options = dict(pictures=1, aspect="square", drop_captions=0.25, swap_captions=0.5)
   transform = make("generate", **options)
   record = Record(image=image(0), prompt="own", extra={"other": "another"}, name="r")

@@ -10,6 +10,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 import pytest
+import test_nexus_speaking
 import third_system
 
 from blip3o_jax import config
@@ -34,6 +35,7 @@ SYSTEMS: Mapping[str, Any] = {**KNOWN, "quilt": third_system.System()}
 # The miniature's own configs, in the form that trains, and a toy's; nothing is allocated by them.
 TINY: Mapping[str, Any] = {
   "blip3o": dataclasses.replace(sizes.blip3o_shapes(), parts=("denoiser",)),
+  "nexus_gen": test_nexus_speaking.CFG,
   "contrast": sizes.contrast_shapes(),
   "pixels": sizes.pixels_shapes(),
   "quilt": decoder_lm.Config(300, 32, 2, 2, 1, 16, 64, mrope_section=(2, 3, 3)),

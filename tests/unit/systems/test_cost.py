@@ -43,7 +43,7 @@ def test_generator_and_tower(size, query):
   both = flops.condition(cfg.denoiser, 64) + flops.velocity(cfg.denoiser, 64)
   assert both / TERA == pytest.approx(0.153, rel=0.01)
   assert shared.eva(cfg.features.tower) / TERA == pytest.approx(9.39, rel=0.01)
-  assert flops.qwen(cfg.visual, 1024) / TERA == pytest.approx(1.35, rel=0.03)
+  assert shared.qwen(cfg.visual, 1024) / TERA == pytest.approx(1.35, rel=0.03)
 
 
 @pytest.mark.parametrize(
@@ -82,11 +82,11 @@ def test_text_rows_count_head_and_tower():
     6 * (shared.decoder(cfg.backbone, 64) + shared.head(cfg.backbone, 64))
   )
   seen = blip3o.flops(text, {"tokens": ids, "patches": patches})
-  assert seen - alone == pytest.approx(6 * 3 * flops.qwen(cfg.visual, 64))
+  assert seen - alone == pytest.approx(6 * 3 * shared.qwen(cfg.visual, 64))
   # A frozen tower that prompts for pictures look through has no gradient at all.
   ids, drawn = blip3o.batch_spec(cfg, 2, 64), dataclasses.replace(cfg, parts=("visual", "denoiser"))
   extra = blip3o.flops(drawn, ids | {"patches": patches}) - blip3o.flops(drawn, ids)
-  assert extra == pytest.approx(2 * 3 * flops.qwen(cfg.visual, 64))
+  assert extra == pytest.approx(2 * 3 * shared.qwen(cfg.visual, 64))
 
 
 def test_autoencoder_against_xla():

@@ -179,3 +179,47 @@ def test_painting_finds_the_programs_compiled_for_it(
   warm = len(compiled)
   painter.paint(model.decoder, np.ones((2, *shape)), [0, 1], steps=2, scale=scale)
   assert len(compiled) == warm
+
+
+def test_answers_that_go_on_and_banned_ids(language: Any) -> None:
+  """In two halves, of which one row waits; what it does not say stays out of its cache."""
+  prompt = {
+    "tokens": PROMPTS,
+    "segments": SEGMENTS,
+    "positions": decoder_lm.plain_positions(jnp.asarray(SEGMENTS)),
+    "deltas": -np.sum(SEGMENTS == 0, 1, keepdims=True),
+  }
+  inputs, size = language.embed(jnp.asarray(PROMPTS)), PROMPTS.shape[1]
+  began = jax.jit(lambda: decoding.begin(language, inputs, prompt, 16))()
+  rules = decoding.rules(2, 6, 24, (-1,), limits=decoding.Limits(penalty=1.3))
+
+  @jax.jit
+  def say(state: Any, rules: Any) -> Any:
+    return decoding.go_on(language, state, rules)
+
+  @jax.jit
+  def read(state: Any, ids: Any, rows: Any) -> Any:
+    x, at = language.embed(ids), state.at[:, None]
+    return decoding.read(language, state, ids, x, at, rows)[1]
+
+  def of(*lengths: int) -> decoding.Rules:
+    return rules._replace(length=np.array(lengths, np.int32))
+
+  whole, _ = say(began, of(6, 6))
+  first, state = say(began, of(3, 0))
+  assert first[0, :3].tolist() == whole[0, :3].tolist()
+  assert set(np.asarray(first)[1].tolist()) == {-1}
+  state = read(state, np.asarray(first)[:, 2:3].clip(0), np.array([True, False]))
+  rest, state = say(state, of(3, 6))
+  assert rest[0, :3].tolist() == whole[0, 3:6].tolist()
+  assert rest[1, :6].tolist() == whole[1, :6].tolist()
+  assert np.asarray(state.cache.segments)[:, size:].sum(1).tolist() == [5, 5]
+  # Of all rows, or of one.
+  banned = of(6, 6)._replace(banned=np.array([[int(whole[0, 0]), -1, -1, -1], [-1] * 4], np.int32))
+  other, _ = say(began, banned)
+  assert int(whole[0, 0]) not in np.asarray(other)[0, :6]
+  assert other[1].tolist() == whole[1].tolist()
+  alike = decoding.rules(2, 6, 24, (-1,), banned=(int(whole[0, 0]), 23))
+  assert alike.banned.tolist() == [int(whole[0, 0]), 23, -1, -1]
+  with pytest.raises(ValueError, match="5 ids that are never chosen, expected at most 4"):
+    decoding.rules(2, 6, 24, (-1,), banned=range(5))

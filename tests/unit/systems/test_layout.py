@@ -57,10 +57,10 @@ def looked_for(error: pytest.ExceptionInfo[ValueError]) -> bool:
 
 
 def test_a_folder_of_another_family_is_refused(tmp_path):
-  """A Nexus-Gen is a Qwen2.5-VL with tensors more, a MiniGPT-5 a llama with a Q-Former."""
-  nexus = qwen(tmp_path / "nexus", "vision_head.weight", "image_prefill_embeds.weight")
+  """A reward model is a Qwen2.5-VL with tensors more, a MiniGPT-5 a llama with a Q-Former."""
+  more = qwen(tmp_path / "more", "v_head.summary.weight")
   mini = qwen(tmp_path / "mini", "query_tokens", model_type="llama")
-  for folder, found in ((nexus, "qwen2_5_vl"), (mini, "llama")):
+  for folder, found in ((more, "qwen2_5_vl"), (mini, "llama")):
     with pytest.raises(
       ValueError, match=f"no system that is known; .*model_type '{found}'"
     ) as error:

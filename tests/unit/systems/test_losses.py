@@ -19,8 +19,8 @@ from blip3o_jax.models import next_dit
 from blip3o_jax.models import qwen_vision
 from blip3o_jax.systems import blip3o
 from blip3o_jax.systems import contrast
-from blip3o_jax.systems.blip3o import losses
 from blip3o_jax.systems.parts import features
+from blip3o_jax.systems.parts import places
 from blip3o_jax.systems.parts import slots
 
 Fill = Callable[..., Any]
@@ -122,9 +122,9 @@ def test_an_edit_reaches_slots_and_generator_alone_and_sees_its_own_pictures(fil
   assert not any(g for p, g in found.items() if p.startswith(("visual/", "backbone/embed_tokens/")))
 
   embed = jax.jit(module.embed)
-  x = embed(batch["tokens"], *losses.shown(batch))
+  x = embed(batch["tokens"], *places.shown(batch))
   alone = {name: v[:1, :2] for name, v in batch.items() if name.startswith("patch")}
-  patches, layout = losses.shown({name: v[0] for name, v in alone.items()})
+  patches, layout = places.shown({name: v[0] for name, v in alone.items()})
   flat = embed(batch["tokens"][:1], patches, layout)  # as inference hands them over
   np.testing.assert_allclose(x[0], flat[0], rtol=1e-5, atol=1e-5)
   words = module.embed(batch["tokens"])
@@ -132,7 +132,7 @@ def test_an_edit_reaches_slots_and_generator_alone_and_sees_its_own_pictures(fil
   np.testing.assert_array_equal(x[0, [0, 3, 5]], words[0, [0, 3, 5]])
   # In the other order of rows each still has its own.
   other = {name: v[::-1] for name, v in batch.items()}
-  turned = embed(other["tokens"], *losses.shown(other))
+  turned = embed(other["tokens"], *places.shown(other))
   np.testing.assert_allclose(turned, x[::-1], rtol=1e-5, atol=1e-5)
   blind = fill(lambda: blip3o.build(dataclasses.replace(cfg, parts=("denoiser",)), nnx.Rngs(0)))
   with pytest.raises(ValueError, match=r"'visual', absent from config\.parts"):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from blip3o_jax.data.pipeline import Data
+from blip3o_jax.data.records import Record
 from blip3o_jax.data.records import Source
 from blip3o_jax.data.sources.arrayrecord import ArrayRecordSource
 from blip3o_jax.data.sources.mixed import Mixed
@@ -117,17 +118,20 @@ def test_the_encoder_of_a_model():
   tower = dataclasses.replace(MODEL.features.tower, remat="full")
   features = dataclasses.replace(MODEL.features, tower=tower)
   found = blip3o.encoder(dataclasses.replace(MODEL, features=features))
-  assert (found.image_size, found.shape, found.cfg.parts) == (
-    64,
-    (4, 4, 16),
-    ("denoiser", "encoder"),
-  )
+  assert (found.modules, found.shape) == (("encoder",), (4, 4, 16))
+  assert found.cfg.parts == ("denoiser", "encoder")
+  picture = np.zeros((3, 5, 3), np.uint8)
+  row = found.rows(DATA, None)(Record(image=picture))
+  assert {name: value.shape for name, value in row.items()} == {"images": (64, 64, 3)}
+  with pytest.raises(ValueError, match="image_size: 56, but the encoder takes 64"):
+    found.rows(dataclasses.replace(DATA, image_size=56), None)
   assert found.design == blip3o.encoder(MODEL).design
   assert found.design["tower"]["dtype"] == "float32"
   assert "remat" not in str(found.design)
   latents = autoencoder.Config(latent_channels=16)
   drawn = blip3o.encoder(dataclasses.replace(MODEL, target="latents", latents=latents))
-  assert (drawn.image_size, drawn.shape) == (32, (4, 4, 16))
+  assert drawn.shape == (4, 4, 16)
+  assert drawn.rows(dataclasses.replace(DATA, image_size=32), None)
   assert drawn.design["scaling_factor"] == latents.scaling_factor
   assert drawn.design["target"] == "latents"
 

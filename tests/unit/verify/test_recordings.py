@@ -27,6 +27,8 @@ def test_the_system_is_told_from_the_names():
   assert recordings.held(Tensors(DECODER), "")[0] == "pixels"
   for system, names in outputs.items():
     assert recordings.held(names, "")[0] == system
+  # Two systems know both names; the call of one of them needs more.
+  assert recordings.held(["vae.latent", "vae.decoded"], "")[0] == "pixels"
 
 
 def test_every_system_says_what_is_recorded_of_it():

@@ -15,6 +15,7 @@ from blip3o_jax.data.records import BadRecord
 from blip3o_jax.data.records import Record
 from blip3o_jax.models import qwen_vision
 from blip3o_jax.systems.parts import targets
+from blip3o_jax.systems.parts.targets import Encoded
 
 
 class Picture(NamedTuple):
@@ -24,39 +25,63 @@ class Picture(NamedTuple):
   grid: tuple[int, int]
 
 
+def pictures_of(record: Record) -> list[bytes | np.ndarray]:
+  """Those of a conversation, in the order in which they are named."""
+  return [*([] if record.image is None else [record.image]), *record.inputs]
+
+
 class Room:
-  """The room that each row has for pictures: `Data.pictures`, of at most image_size^2 pixels.
+  """The room that each row has for pictures: `Data.pictures` of them.
+
+  Args:
+    max_pixels: of a picture at most; 0: image_size^2.
 
   Attributes:
     count: of pictures. patches: of a picture, at most. places: of a prompt that it takes at most.
 
   Raises:
-    ValueError: an image_size that merged patches do not tile.
+    ValueError: an image_size, where it counts, that merged patches do not tile.
   """
 
-  def __init__(self, vision: qwen_vision.Config, data: Data):
+  def __init__(self, vision: qwen_vision.Config, data: Data, max_pixels: int = 0):
     unit = vision.patch_size * vision.merge
-    if data.image_size % unit:
+    if not max_pixels and data.image_size % unit:
       raise ValueError(
         f"config.data.image_size: {data.image_size} is not a multiple of patch_size x merge = "
         f"{unit}"
       )
     self._vision, self._data = vision, data
+    self._most = max_pixels or data.image_size**2
+    self._limit = f"max_pixels {max_pixels}" if max_pixels else f"data.image_size {data.image_size}"
     self.count = data.pictures
-    self.patches = (data.image_size // vision.patch_size) ** 2
-    self.places = self.patches // vision.merge**2
+    self.places = self._most // unit**2
+    self.patches = self.places * vision.merge**2
 
-  def picture(self, encoded: bytes | np.ndarray | None, name: str) -> Picture:
+  def picture(self, encoded: Encoded, name: str) -> Picture:
     """A record's picture, cut to a square or at its own ratio, as `Data.aspect` says.
 
     Raises:
       BadRecord: none, one that cannot be decoded, one that is too thin.
     """
-    vision, data = self._vision, self._data
-    if data.aspect == "square":
-      pixels = targets.square(Record(image=encoded, name=name), data)
-    else:
-      pixels = self._native(encoded, name)
+    if self._data.aspect == "square":
+      return self._cut(targets.square(Record(image=encoded, name=name), self._data))
+    return self.native(encoded, name)
+
+  def native(self, encoded: Encoded, name: str) -> Picture:
+    """A record's picture at its own ratio, resized as the tower's processor does; see `picture`."""
+    return self._cut(self._native(encoded, name))
+
+  def squashed(self, encoded: Encoded, name: str, side: int) -> Picture:
+    """A record's picture resized to `side` pixels a side, whatever its ratio.
+
+    Raises:
+      BadRecord: none, or one that cannot be decoded.
+    """
+    friendly = self._data.friendly
+    return self._cut(targets.sized(encoded, name, side, friendly=friendly, squash=True))
+
+  def _cut(self, pixels: np.ndarray) -> Picture:
+    vision = self._vision
     patches = images.patchify(
       pixels,
       patch_size=vision.patch_size,
@@ -66,24 +91,22 @@ class Room:
     high, wide = (side // vision.patch_size for side in pixels.shape[:2])
     return Picture(patches, (high, wide))
 
-  def _native(self, encoded: bytes | np.ndarray | None, name: str) -> np.ndarray:
+  def _native(self, encoded: Encoded, name: str) -> np.ndarray:
     if encoded is None:
       raise BadRecord(f"{name}: no image", "missing")
-    image, most = images.decode(encoded, name, friendly=self._data.friendly), self._data.image_size
+    image, most = images.decode(encoded, name, friendly=self._data.friendly), self._most
     try:
       pixels = images.qwen_pixels(
         image,
         factor=self._vision.patch_size * self._vision.merge,
-        min_pixels=min(images.MIN_PIXELS, most**2),
-        max_pixels=most**2,
+        min_pixels=min(images.MIN_PIXELS, most),
+        max_pixels=most,
       )
     except ValueError as error:
       raise BadRecord(f"{name}: {error}", "size") from None
-    if pixels.shape[0] * pixels.shape[1] > most**2:  # its short side would be less than a place
+    if pixels.shape[0] * pixels.shape[1] > most:  # its short side would be less than a place
       raise BadRecord(
-        f"{name}: an image of {image.width} x {image.height} is too thin for data.image_size "
-        f"{most}",
-        "size",
+        f"{name}: an image of {image.width} x {image.height} is too thin for {self._limit}", "size"
       )
     return pixels
 

@@ -1,0 +1,184 @@
+"""What the verbs that use a model share: their options, the model that is named, and pictures."""
+
+import argparse
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
+import math
+from pathlib import Path
+import re
+import sys
+import time
+from typing import Any
+import warnings
+
+import blip3o_jax
+from blip3o_jax import files
+
+# Options that a verb hands over as keywords where they were given, and what they say. Which of them
+# a system takes, it says itself.
+DRAWING: dict[str, Mapping[str, Any]] = {
+  "steps": {"help": "of the sampler that draws (0: as the model says)"},
+  "pixel_steps": {"help": "of the pixel decoder, where it is another one (0: as the model says)"},
+  "scale": {"help": "guidance (0: as the model says)"},
+  "sampler": {"choices": ("euler", "heun"), "help": "(default: as the model says)"},
+  "size": {"metavar": "HxW", "help": "height and width in pixels (default: as the model says)"},
+  "language": {"help": "of the prompt's template, such as zh (default: as the model says)"},
+  "decoder": {"help": "which of a model's pixel decoders (default: as the model says)"},
+}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+  """The model, its type, the seed, and how pictures are read."""
+  parser.add_argument(
+    "--model",
+    help="a directory, released, converted or of a run, or a hub id: owner/name (default: the "
+    "miniature that ships with the package)",
+  )
+  parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+  parser.add_argument(
+    "--seed",
+    type=at_least(0, below=2**64),
+    default=0,
+    help="image i uses seed + i (default 0), below 2**64",
+  )
+  parser.add_argument(
+    "--friendly",
+    action=argparse.BooleanOptionalAction,
+    default=True,
+    help="pictures upright as EXIF says, what is transparent on white, 16-bit grey scaled; "
+    "--no-friendly reads them as released inference does",
+  )
+
+
+def add_drawing(parser: argparse.ArgumentParser, *names: str) -> None:
+  """Options of `DRAWING` by their names."""
+  kinds: dict[str, Callable[[str], Any]] = {
+    **dict.fromkeys(("steps", "pixel_steps"), at_least(0)),
+    "scale": at_least(0, float),
+    "size": size,
+  }
+  for name in names:
+    flag = f"--{name.replace('_', '-')}"
+    parser.add_argument(flag, type=kinds.get(name, str), **DRAWING[name])
+
+
+def add_shown(parser: argparse.ArgumentParser) -> None:
+  """How large a picture may be that the model looks at."""
+  parser.add_argument(
+    "--max-pixels",
+    type=at_least(0),
+    default=0,
+    help="the most that a picture keeps (0: as the model says, and what the prompt has room for)",
+  )
+
+
+def add_texts(parser: argparse.ArgumentParser, what: str) -> None:
+  """Texts, and the picture before them."""
+  from blip3o_jax.data import shapes
+
+  many = "+" if what == "prompt" else "*"
+  ask = "" if what == "prompt" else "without one, questions are read from the terminal; "
+  known = f"the miniature knows: {shapes.SUMMARY} (all words: docs/miniature.md)"
+  parser.add_argument(what, nargs=many, type=said, help=ask + known)
+  parser.add_argument("--image", type=Path, help=f"a picture that each {what} begins with")
+  add_shown(parser)
+
+
+def given(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+  """Those of the options that were given: what is 0 or absent is left to the model."""
+  values = vars(options)
+  return {name: values[name] for name in names if values[name]}
+
+
+# Types of options ---------------------------------------------------------------------------------
+
+
+def at_least(
+  least: float, kind: Callable[[str], Any] = int, below: float = math.inf
+) -> Callable[[str], Any]:
+  """An argparse type: a number that is not below `least`, and finite."""
+
+  def read(text: str) -> Any:
+    try:
+      value = kind(text)
+    except ValueError:
+      raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not least <= value < below:
+      most = "" if below == math.inf else f", below {below}"
+      raise argparse.ArgumentTypeError(f"{text}: expected {least} or more{most}, and finite")
+    return value
+
+  return read
+
+
+def said(text: str) -> str:
+  """An argparse type: a text with a word in it."""
+  if not text.strip():
+    raise argparse.ArgumentTypeError(f"{text!r} is empty; say what is wanted")
+  return text
+
+
+def size(text: str) -> tuple[int, int]:
+  """An argparse type: height and width, "512x768", or one number for a square."""
+  found = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
+  if found is None:
+    raise argparse.ArgumentTypeError(f"{text!r}: expected height and width in pixels, as 512x768")
+  return int(found[1]), int(found[2] or found[1])
+
+
+def png(text: str) -> Path:
+  """An argparse type: a path that ends in .png, of no folder."""
+  if Path(text).is_dir():
+    raise argparse.ArgumentTypeError(f"{text}: is a folder; name a file in it")
+  if not text.lower().endswith(".png"):
+    raise argparse.ArgumentTypeError(f"{text}: expected a name that ends in .png")
+  return Path(text)
+
+
+# The model and pictures ---------------------------------------------------------------------------
+
+
+def load(options: argparse.Namespace, verb: str) -> Any:
+  """The model that the options name.
+
+  Raises:
+    ValueError: its system has not the verb.
+  """
+  from blip3o_jax.miniature import shipped
+
+  name = shipped.NAME if options.model is None else options.model
+  if options.model is None:
+    from blip3o_jax.data import shapes
+
+    text = f"no --model: the miniature that ships with the package ({name}), which knows "
+    print(f"{text}{shapes.SUMMARY}", file=sys.stderr)
+  start = time.monotonic()
+  model = blip3o_jax.load(options.model, dtype=options.dtype, verb=verb)
+  print(f"loaded {name} in {time.monotonic() - start:.1f} s", file=sys.stderr)
+  return model
+
+
+def open_image(path: Path, friendly: bool) -> Any:
+  """The picture of a file as RGB, see `images.rgb`."""
+  from blip3o_jax.data import images
+
+  if not path.is_file():
+    raise FileNotFoundError(f"{path}: no such image file")
+  with warnings.catch_warnings(action="ignore"):  # Pillow's, of damaged EXIF and of large photos
+    return images.decode(path.read_bytes(), str(path), friendly=friendly)
+
+
+def save(images: Any, output: Path) -> None:
+  """One PNG, of several pictures a grid; written under another name and renamed."""
+  from PIL import Image
+
+  output.parent.mkdir(parents=True, exist_ok=True)
+  picture = images[0]
+  if len(images) > 1:
+    from blip3o_jax.train import metrics
+
+    picture = metrics.grid(images)
+  with files.replacing(output) as partial:
+    Image.fromarray(picture).save(partial, "PNG")
+  print(output)
