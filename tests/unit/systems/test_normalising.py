@@ -70,6 +70,8 @@ def test_targets_of_either_space_take_uint8_and_what_is_normalised():
     cfg = shapes_config(latents=dataclasses.replace(LATENTS, scaling_factor=1.0))
     encoder = object.__new__(autoencoder.Autoencoder)
 
+  vars(Latents.encoder)["cfg"] = Latents.cfg.latents
+
   seen: list[jax.Array] = []
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(autoencoder.Autoencoder, "encode", lambda _, x: (seen.append(x) or x, None))
@@ -98,6 +100,7 @@ def test_the_vision_tower_is_given_normalised_patches():
       return jnp.ones((1, 4, 4))
 
   Reader.cfg = cfg  # type: ignore[attr-defined]
+  vars(Reader.visual)["cfg"] = cfg.visual
   layout: Any = qwen_vision.layout([(side, side)], side * side, cfg.visual)
   tokens = jnp.full((1, 4), cfg.image_token)
   embed: Callable[..., Any] = blip3o.Blip3o.embed

@@ -41,19 +41,19 @@ class Numbers:
     return [Part("numbers", 40, "numbers")]
 
 
-def picture(record: Record, data: Data) -> np.ndarray:
+def picture(record: Record) -> dict[str, np.ndarray]:
   if record.name == "n3":
     raise BadRecord("n3: no picture", "picture")
-  return np.full((2, 2, 3), int(record.name[1:]), np.uint8)
+  return {"images": np.full((2, 2, 3), int(record.name[1:]), np.uint8)}
 
 
 class Doubles:
   """Stands for the devices: features are the pictures' numbers, doubled."""
 
-  shape = (4, 2, 2, 3)
+  rows = 4
 
-  def __call__(self, pictures: np.ndarray) -> np.ndarray:
-    return 2.0 * pictures[:, :1, :1, :1].astype(np.float32)
+  def __call__(self, batch: dict[str, np.ndarray]) -> np.ndarray:
+    return 2.0 * batch["images"][:, :1, :1, :1].astype(np.float32)
 
 
 def encoded(spans: list[np.ndarray]) -> list[encoding.Encoded]:
