@@ -1,38 +1,12 @@
-"""Trains a miniature BLIP3-o stage by stage, and reports what it draws and understands.
+"""Trains a miniature stage by stage, and reports what it can do.
 
-    bash launch/quickstart.sh [--from-scratch] [--workdir DIR] [--debug]
+    bash launch/quickstart.sh [--system NAME] [--from-scratch] [--workdir DIR] [--debug]
 
-What BLIP3-o trains, slots and DiT, is trained from nothing on the frozen parts that ship with the
-package, and reported beside the shipped generator. With `--from-scratch` every part is trained, for
-hours: that is how the shipped ones were made. Stages, each a config of configs/ (`--stage NAME`
-runs one alone; finished ones are reused; `--debug` rehearses all of them with a few steps, which
-learns nothing):
-
-    shipped     checks the shipped parts, takes their tokenizer
-    features    the image tower's features of the generator's training set
-
-or, from scratch,
-
-    tokenizer   byte-level BPE of the embedded set's words
-    tower       image tower, contrastive           ┐ one half of the cores
-    encode      its features of the training sets  │
-    autoencoder                                    │
-    unet        the pixel decoder on features      ┘
-    answers     language model and vision tower    ┐ the other half, at the same time
-    backbone    the same, learning to read prompts ┘
-
-and then
-
-    generator   slots and DiT on features            all cores, backbone frozen
-    probe       how weak each category is            one half of the cores
-    pretrained  drawings before tuning               the other half
-    tuned       instruction tuning on the weakest    all cores
-    export      the model in the released layout   ┐ one half of the cores
-    score       its answers, drawings, pictures    ┘
-    compare     the shipped generator's drawings     the other half; not from scratch
-    report      report.html, report.json
-
-`--stage curve`, which no phase runs, scores what the runs had reached on the way: curve.json.
+The stages of a system stand in configs/shapes_NAME_plan.py, with what each of them is; each that
+trains has a config there. `--stage NAME` runs one alone; finished ones are reused; `--debug`
+rehearses all of them with a few steps, which learns nothing. With `--from-scratch` parts that ship
+with the package are trained, too, where a system's plan says how. `--times 0.1` makes every run a
+tenth as long; one that finished goes on in a longer call once its DIR/done/NAME.json is deleted.
 """
 
 import argparse
@@ -49,6 +23,7 @@ from absl import logging
 from blip3o_jax import cli
 from blip3o_jax import runtime
 from blip3o_jax.miniature import parts as frozen_parts
+from blip3o_jax.miniature import plans
 from blip3o_jax.miniature import quickstart
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,43 +35,60 @@ def main() -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
+  parser.add_argument("--system", default=plans.DEFAULT, help="default %(default)s")
   parser.add_argument(
     "--workdir",
     type=Path,
-    help="default work/quickstart, work/from-scratch or, with --debug, work/debug-...",
+    help="default work/quickstart (of another system work/SYSTEM), work/from-scratch or, with "
+    "--debug, work/debug-...",
   )
   parser.add_argument(
     "--from-scratch", action="store_true", help="train every part, which takes hours"
   )
+  parser.add_argument(
+    "--times", type=float, default=1.0, help="so many times the steps of every run"
+  )
   parser.add_argument("--stage", help="run this stage only, in this process")
   parser.add_argument("--debug", action="store_true", help="a rehearsal of some minutes")
   options = parser.parse_args()
-  name = "from-scratch" if options.from_scratch else "quickstart"
+  usual = "quickstart" if options.system == plans.DEFAULT else options.system
+  name = "from-scratch" if options.from_scratch else usual
   work = (options.workdir or Path("work") / ("debug-" * options.debug + name)).absolute()
   kind: frozen_parts.Kind = "trained" if options.from_scratch else "shipped"
-  work.mkdir(parents=True, exist_ok=True)
   runtime.prepare()  # for the stages, too
   call = one_stage if options.stage else every_phase
-  return cli.guarded("quickstart", lambda: call(options, work, kind))
+
+  def run() -> int:
+    plan = plans.read(ROOT / "configs", options.system)
+    if kind not in plan.phases:
+      raise ValueError(
+        f"--system {options.system} is trained {frozen_parts.CALLS[next(iter(plan.phases))]} only"
+      )
+    work.mkdir(parents=True, exist_ok=True)
+    frozen_parts.choose(work, kind, plan.system)
+    return call(options, work, plan)
+
+  return cli.guarded("quickstart", run)
 
 
-def one_stage(options: argparse.Namespace, work: Path, kind: frozen_parts.Kind) -> int:
+def one_stage(options: argparse.Namespace, work: Path, plan: plans.Plan) -> int:
   """Runs a stage in this process."""
-  frozen_parts.choose(work, kind)
   logging.set_verbosity(logging.INFO)
   logging.use_absl_handler()
-  quickstart.one_stage(options.stage, work, ROOT / "configs", debug=options.debug)
+  quickstart.one_stage(
+    options.stage, work, ROOT / "configs", plan, debug=options.debug, times=options.times
+  )
   return 0
 
 
-def every_phase(options: argparse.Namespace, work: Path, kind: frozen_parts.Kind) -> int:
+def every_phase(options: argparse.Namespace, work: Path, plan: plans.Plan) -> int:
   """Runs all phases, and says what came of them."""
-  frozen_parts.choose(work, kind)
   signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end; the next call goes on from here"))
   start = time.monotonic()
   words = ["--debug"] * options.debug + ["--from-scratch"] * options.from_scratch
+  words += ["--system", plan.system, "--times", str(options.times)]
   try:
-    for phase in quickstart.PHASES[kind]:
+    for phase in plan.phases["trained" if options.from_scratch else "shipped"]:
       if not run_phase(phase, work, words):
         return 1
   finally:  # all calls together: one that finds everything finished adds next to nothing
@@ -104,7 +96,7 @@ def every_phase(options: argparse.Namespace, work: Path, kind: frozen_parts.Kind
     total = quickstart.spend(work, "total", now)
   report = quickstart.finish(work, total)
   print(f"finished in {now / 60:.1f} minutes")
-  print(quickstart.summary(report))
+  print(plan.summary(report))
   print(f"report: {work / 'report.html'}\nnumbers: {work / 'report.json'}")
   print(f'draw more: blip3o generate "a red circle" --model {work / "model"}')
   return 0
@@ -113,7 +105,7 @@ def every_phase(options: argparse.Namespace, work: Path, kind: frozen_parts.Kind
 # ---- lanes: stages as processes, one after the other, lanes side by side --------------------
 
 
-def run_phase(phase: quickstart.Phase, work: Path, options: list[str]) -> bool:
+def run_phase(phase: plans.Phase, work: Path, options: list[str]) -> bool:
   """Runs the lanes of a phase in parallel; False, after printing why, when a stage failed."""
   cores = sorted(os.sched_getaffinity(0))
   share = max(1, len(cores) // len(phase))
@@ -176,6 +168,8 @@ class Lane:
     log.parent.mkdir(exist_ok=True)
     # One simulated device a core: each takes its share of the batch.
     flags = f"--xla_force_host_platform_device_count={len(self.cores)}"
+    # And one waits for another however long other work has its core: 40 s would end the run.
+    flags += " --xla_cpu_collective_call_terminate_timeout_seconds=86400"
     if "--debug" in self.options:  # most of a rehearsal is the compiler
       flags += " --xla_backend_optimization_level=0"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}

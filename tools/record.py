@@ -5,7 +5,8 @@
 DIR is a released-layout directory (not a converted one), or a hub id. Writes recorded.safetensors
 for the system and, where the model has one, recorded.decoder.safetensors for its pixel decoder.
 Needs the test extra (pip install ".[test]", Python 3.11) and, in float32, the memory of the largest
-network, which is the language model: 4 bytes a parameter. One network is loaded at a time.
+network: 4 bytes a parameter, and as much again where gradients of all of it are recorded. One
+network is loaded at a time.
 """
 
 import argparse
@@ -31,7 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     "--inputs", action="append", default=[], metavar="FILE", help="a recording to take inputs from"
   )
   parser.add_argument(
-    "--allowed", type=int, default=0, help="answers take ids below this one (0: below the special)"
+    "--allowed",
+    type=int,
+    default=0,
+    help="answers take ids below this one (0: as the system has it)",
   )
   options = parser.parse_args(argv)
   runtime.prepare(programs=False)

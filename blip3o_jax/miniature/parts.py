@@ -1,19 +1,19 @@
 """Where a miniature's frozen parts come from: trained in its working folder, or shipped.
 
-`WORK/parts.json` says which, from the first call on: a folder's stages rest on one choice. Imports
-no jax.
+`WORK/parts.json` says which, from the first call on, and of which system the miniature is: a
+folder's stages rest on one choice. Imports no jax.
 """
 
 import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import Literal
 
 from blip3o_jax import files
+from blip3o_jax.miniature import plans
 from blip3o_jax.miniature import shipped
+from blip3o_jax.miniature.plans import Kind as Kind
 
-Kind = Literal["shipped", "trained"]
 RECORD = "parts.json"
 # How a call of the quickstart asks for each.
 CALLS: dict[Kind, str] = {"shipped": "without --from-scratch", "trained": "with --from-scratch"}
@@ -38,21 +38,28 @@ class Parts:
   home: Path
 
 
-def choose(work: Path, kind: Kind) -> None:
+def choose(work: Path, kind: Kind, system: str = plans.DEFAULT) -> None:
   """Records the choice in a new working folder; in one that has made it, checks that it is this.
 
   Raises:
-    ValueError: a folder of the other choice, or of other shipped parts than are installed now.
+    ValueError: a folder of the other choice, of another system, or of other shipped parts than are
+      installed now.
     FileNotFoundError: shipped parts that this installation has not.
   """
   path = work / RECORD
   before = json.loads(path.read_text()) if path.exists() else {}
+  # Folders from before there was a second system do not name theirs.
+  if before and (own := before.get("system", plans.DEFAULT)) != system:
+    raise ValueError(
+      f"{work}: holds a miniature of {own}; call with --system {own} to go on there, or give "
+      "another --workdir"
+    )
   if before and before["parts"] != kind:
     raise ValueError(
       f"{work}: its frozen parts are {before['parts']}; call {CALLS[before['parts']]} to go on "
       "there, or give another --workdir"
     )
-  now = {"parts": kind, "sha256": _identity() if kind == "shipped" else ""}
+  now = {"system": system, "parts": kind, "sha256": _identity() if kind == "shipped" else ""}
   if before.get("sha256", "") != now["sha256"] and before:
     raise ValueError(
       f"{work}: was begun with other shipped parts than are installed now; give another --workdir"

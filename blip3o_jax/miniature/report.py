@@ -25,8 +25,8 @@ from blip3o_jax.data import shapes
 from blip3o_jax.evaluate import page
 from blip3o_jax.evaluate import shapes as scorer
 from blip3o_jax.evaluate.shapes import check
+from blip3o_jax.evaluate.shapes import edits as edit_scorer
 from blip3o_jax.miniature import models
-from blip3o_jax.miniature import parts
 from blip3o_jax.miniature import scores
 from blip3o_jax.miniature import shipped
 from blip3o_jax.miniature import stages
@@ -35,11 +35,13 @@ from blip3o_jax.systems.blip3o import verbs
 SHOWN = 12
 COLUMNS = 6  # of drawings.png, a row a category
 Prompts = Sequence[dict[str, Any]]
+TITLE = "BLIP3-o, the miniature"
 # The data set's names of categories and questions -> the report's.
 NAMES = {"two_object": "two_objects"}
 DRAWN = "Drawings of test prompts"  # headings of the page
 SHIPPED = "Drawings of the shipped miniature, same prompts and seeds"
 TALKED, REBUILT = "Dialogues", "Reconstruction"
+EDITED = "Test edits: before, as it should be, output"
 
 
 def score(work: Path, amounts: stages.Amounts = stages.ALL) -> dict[str, Any]:
@@ -59,6 +61,47 @@ def score(work: Path, amounts: stages.Amounts = stages.ALL) -> dict[str, Any]:
     DRAWN: _drawings(asked, images, count),
     TALKED: page.dialogue(dialogues, [shapes.render(d["scene"]) for d in dialogues]),
     REBUILT: _row(before[:10], "before") + _row(after[:10], "after"),
+  }
+  _leave(work, "model", numbers, pictures)
+  return {}
+
+
+def score_edits(
+  work: Path, model: scores.Editing, amounts: stages.Amounts = stages.ALL
+) -> dict[str, Any]:
+  """Scores answers, drawings and edits of a loaded model: scores/model.json, edits.png.
+
+  Beside the edits stand their bounds: the input itself in place of an output, which no edit
+  accepts, and the picture that was asked for.
+  """
+  count = amounts.asked
+  answered, dialogues = scores.understanding(model, count)
+  asked, edits = scores.test_prompts(count), scores.edits_of(count)
+  drawn, images = scores.generation(model, asked)
+  generated = {_name(name): value for name, value in drawn.items()}
+  generated["unseen_combinations"] = generated.pop("unseen")
+  edited, outputs = scores.editing(model, edits)
+  copied = edit_scorer.score_edits(shapes.render_many([e.before for e in edits]), edits)
+  ideal = edit_scorer.score_edits(shapes.render_many([e.after for e in edits]), edits)
+  numbers = {
+    "understanding": answered,
+    "generation": generated,
+    "editing": edited,
+    "editing_bounds": {"input": copied["overall"], "target": ideal["overall"]},
+    "model": shipped.sums(work / "model"),
+  }
+  _save_images(work / "images", asked, images)
+  shown = [i for i in range(len(edits)) if i % count < COLUMNS]
+  chosen = [edits[i] for i in shown]
+  edit_scorer.sheet(outputs[shown], chosen).save(work / "edits.png")
+  page.sheet(
+    *_marked(asked, images, [i for i in range(len(asked)) if i % count < COLUMNS]),
+    min(COLUMNS, count),
+  ).save(work / "drawings.png")
+  pictures = {
+    EDITED: page.figures(*edit_scorer.triples(outputs[shown], chosen)),
+    DRAWN: _drawings(asked, images, count),
+    TALKED: page.dialogue(dialogues, [shapes.render(d["scene"]) for d in dialogues]),
   }
   _leave(work, "model", numbers, pictures)
   return {}
@@ -89,17 +132,18 @@ def compare(work: Path, amounts: stages.Amounts = stages.ALL) -> dict[str, Any]:
   return {}
 
 
-def write(work: Path) -> dict[str, Any]:
+def write(work: Path, title: str = TITLE) -> dict[str, Any]:
   """Writes report.html and report.json of what the other stages left in scores/."""
   numbers, pictures = _left(work, "model")
-  earlier, _ = _left(work, "pretrained")
-  numbers["generation"]["pretrained"] = earlier["pretrained"]
-  numbers["scorer"] = earlier["scorer"]
-  if parts.read(work).kind == "shipped":
+  if (work / "scores" / "pretrained.json").exists():
+    earlier, _ = _left(work, "pretrained")
+    numbers["generation"]["pretrained"] = earlier["pretrained"]
+    numbers["scorer"] = earlier["scorer"]
+  if (work / "scores" / "shipped.json").exists():
     beside, more = _left(work, "shipped")
     numbers |= beside
     pictures |= more
-  files.write_text(work / "report.html", _page(work, numbers, pictures))
+  files.write_text(work / "report.html", _page(work, title, numbers, pictures))
   files.write_text(work / "report.json", json.dumps(numbers, indent=2))
   return {}
 
@@ -179,25 +223,33 @@ def _marked(
   return [images[i] for i in chosen], [asked[i]["prompt"] for i in chosen], marks
 
 
-def _page(work: Path, numbers: dict[str, Any], pictures: dict[str, str]) -> str:
-  drawn, rebuilt = numbers["generation"], numbers["reconstruction"]
+def _page(work: Path, head: str, numbers: dict[str, Any], pictures: dict[str, str]) -> str:
+  drawn = numbers["generation"]
   beside = numbers.get("shipped", {}).get("generation")
   tables = {"": _rates(drawn)} if beside is None else {"new": _rates(drawn)}
-  notes = [_note("This generator: before", drawn)]
+  notes = [_note("This generator: before", drawn)] if "pretrained" in drawn else []
   if beside is not None:
     tables["shipped"] = _rates(beside)
     notes.append(_note("The shipped one: before", beside))
-  title = f"{REBUILT}: {rebuilt['psnr']:.1f} dB, {rebuilt['scorer_accuracy']['rate']:.2f} right"
-  sections = [
+  sections = []
+  if "editing" in numbers:
+    sections += [
+      (EDITED, pictures[EDITED]),
+      ("Editing", page.rates_table({"": _rates(numbers["editing"] | numbers["editing_bounds"])})),
+    ]
+  sections += [
     (DRAWN, pictures[DRAWN]),
     *((name, pictures[name]) for name in (SHIPPED,) if name in pictures),
     ("Generation", page.rates_table(tables) + "".join(notes)),
     ("Understanding", page.rates_table({"": _rates(numbers["understanding"])})),
     (TALKED, pictures[TALKED]),
-    (title, pictures[REBUILT]),
-    ("Losses", "".join(_curves(work))),
   ]
-  return page.page("BLIP3-o, the miniature", sections)
+  if rebuilt := numbers.get("reconstruction"):
+    right = rebuilt["scorer_accuracy"]["rate"]
+    title = f"{REBUILT}: {rebuilt['psnr']:.1f} dB, {right:.2f} right"
+    sections.append((title, pictures[REBUILT]))
+  sections.append(("Losses", "".join(_curves(work))))
+  return page.page(head, sections)
 
 
 def _rates(group: dict[str, Any]) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 Uses the test split and the test prompts only; nothing here was trained on.
 """
 
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
+from typing import Protocol
 from typing import TypeVar
 
 import numpy as np
@@ -13,10 +15,45 @@ from PIL import Image
 
 from blip3o_jax.data import shapes
 from blip3o_jax.evaluate import shapes as scorer
-from blip3o_jax.systems.blip3o.verbs import Model
+from blip3o_jax.evaluate.shapes import edits as edit_scorer
 
 T = TypeVar("T")
 BATCH = 100
+Rates = dict[str, dict[str, float]]
+
+
+class Model(Protocol):
+  """A loaded model whose answers and drawings are scored; see `systems.System.load`."""
+
+  @property
+  def generate(self) -> Callable[..., np.ndarray]:
+    """Pictures of prompts and seeds."""
+
+  @property
+  def chat(self) -> Callable[..., list[Any]]:
+    """Answers to questions about pictures."""
+
+
+class Editing(Model, Protocol):
+  """One that also changes pictures."""
+
+  @property
+  def edit(self) -> Callable[..., np.ndarray]:
+    """Pictures, instructions and seeds to pictures."""
+
+
+class Encoding(Model, Protocol):
+  """One that also has features of pictures, and pictures of these."""
+
+  cfg: Any
+
+  @property
+  def reconstruct(self) -> Callable[..., np.ndarray]:
+    """Pictures and seeds to pictures."""
+
+  @property
+  def encode(self) -> Callable[..., np.ndarray]:
+    """Pictures to features."""
 
 
 def chunks(values: Sequence[T]) -> Iterator[list[T]]:
@@ -77,7 +114,34 @@ def generation(
   return scorer.score(images, prompts), images
 
 
-def reconstruction(model: Model, count: int) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+def mean(rates: Rates, groups: Sequence[str]) -> float:
+  """The mean of the rates of groups."""
+  return float(np.mean([rates[group]["rate"] for group in groups]))
+
+
+def edits_of(per_kind: int, *, seed: int = 0, split: str = "test") -> list[shapes.Edit]:
+  """The first `per_kind` edits of each kind, of scenes of a seed."""
+  return [shapes.edit_at(seed, i, split, kind) for kind in shapes.EDITS for i in range(per_kind)]
+
+
+def editing(
+  model: Editing, edits: Sequence[shapes.Edit], *, seed: int = 0
+) -> tuple[Rates, np.ndarray]:
+  """Edits the first picture of each, edit i with seed + i.
+
+  Returns:
+    Rates by `evaluate.shapes.edits.score_edits`, and the pictures uint8[n, H, W, 3].
+  """
+  images: list[np.ndarray] = []
+  for part in chunks(list(enumerate(edits, seed))):
+    before = shapes.render_many([edit.before for _, edit in part])
+    given = [Image.fromarray(picture) for picture in before]
+    images += list(model.edit(given, [e.instruction for _, e in part], [i for i, _ in part]))
+  drawn = np.stack(images[: len(edits)])
+  return edit_scorer.score_edits(drawn, edits), drawn
+
+
+def reconstruction(model: Encoding, count: int) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
   """Test pictures through encoder and pixel decoder.
 
   Returns:
@@ -97,7 +161,7 @@ def reconstruction(model: Model, count: int) -> tuple[dict[str, Any], np.ndarray
 
 
 def diversity(
-  model: Model, prompts: Sequence[dict[str, Any]], images: int = 8
+  model: Encoding, prompts: Sequence[dict[str, Any]], images: int = 8
 ) -> tuple[float, float]:
   """How different pictures of one prompt are: (of the model, of the data).
 
@@ -115,7 +179,7 @@ def diversity(
   return _spread(model, drawn, images), _spread(model, shapes.render_many(scenes), images)
 
 
-def _spread(model: Model, pictures: np.ndarray, size: int) -> float:
+def _spread(model: Encoding, pictures: np.ndarray, size: int) -> float:
   """Mean pairwise distance within groups of `size` pictures, and over the groups."""
   x = model.encode([Image.fromarray(i) for i in pictures]).reshape(
     -1, size, 1, model.cfg.grid**2 * model.cfg.channels

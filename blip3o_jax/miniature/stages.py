@@ -2,11 +2,10 @@
 
 A working folder holds tokenizer.json, one run directory a stage, `features/` and, in the end,
 `model/` in the released layout. Its frozen parts are trained there or the shipped ones, as `parts`
-says. `quickstart` has the order.
+says. The system's plan has the order.
 """
 
 from collections.abc import Mapping
-import dataclasses
 import importlib.metadata
 import os
 from pathlib import Path
@@ -27,33 +26,14 @@ from blip3o_jax.miniature import models
 from blip3o_jax.miniature import scores
 from blip3o_jax.miniature import shipped
 from blip3o_jax.miniature import sizes
+from blip3o_jax.miniature.plans import ALL as ALL
+from blip3o_jax.miniature.plans import Amounts as Amounts
 from blip3o_jax.models import autoencoder
 from blip3o_jax.systems.blip3o import prompts
 from blip3o_jax.systems.blip3o import save
 from blip3o_jax.train import loop
 
 PROBE_SEED = 10_000  # of drawings that choose what to tune on, apart from the report's
-
-
-@dataclasses.dataclass(frozen=True)
-class Amounts:
-  """How much the stages that are no training run work on.
-
-  Attributes:
-    words: scenes whose texts train the tokenizer. whiten: scenes that measure the whitening.
-    probe: drawings a category that choose what to tune on.
-    asked: test questions a kind, prompts a category, and pictures to reconstruct.
-    alike: drawings of one prompt that measure how they differ, 2 or more.
-  """
-
-  words: int = 4000
-  whiten: int = 6000
-  probe: int = 40
-  asked: int = 100
-  alike: int = 8
-
-
-ALL = Amounts()
 
 
 def train(cfg: ConfigDict, work: Path, name: str) -> dict[str, Any]:

@@ -268,7 +268,10 @@ def _values() -> dict[str, object]:
   [
     ({"stepps": 3}, r"config.stepps: no such field, did you mean 'steps'\?"),
     ({"steps": 2.5}, "config.steps: expected int, got 2.5"),
-    ({"system": "blip4"}, "config.system: 'blip4' is not one of blip3o, nexus_gen, contrast, pixels"),
+    (
+      {"system": "blip4"},
+      "config.system: 'blip4' is not one of blip3o, nexus_gen, contrast",
+    ),
     ({"model": {"unet": 3}}, "config.model.unet: expected a group of fields, got 3"),
     ({"data": {"task": "paint"}}, "config.data.task: 'paint' is not one of"),
     ({"trainable": ("nothing/.*",)}, "nothing/"),

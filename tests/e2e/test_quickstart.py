@@ -126,6 +126,46 @@ def test_rehearsal(said, tmp_path, options, stages):
   check_curve(said, command, work, [0, 2])
 
 
+NEXUS = ("start", "language", "told", "generation", "editing", "export", "score", "report")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_rehearsal_of_the_other_system(said, tmp_path):
+  work = tmp_path / "work"
+  command = ("launch/quickstart.py", "--system", "nexus_gen", "--debug", "--workdir", work)
+  began = _seconds()
+  first = said(*command)
+  assert _seconds() - began < CPU_SECONDS
+  for stage in NEXUS:
+    assert f"{stage} done in" in first
+  numbers = json.loads((work / "report.json").read_text())
+  assert set(numbers["seconds"]) == {*NEXUS, "total"}
+  assert numbers["model"] == shipped.sums(work / "model")
+  edited = numbers["editing"]
+  assert {"recolour", "replace", "remove", "add", "move", "overall"} <= set(edited)
+  assert {"count", "low", "high", "rate"} <= set(edited["move"])
+  bounds = numbers["editing_bounds"]
+  assert (bounds["input"]["rate"], bounds["target"]["rate"]) == (0, 1)
+  assert {"overall", "single_object", "unseen_combinations"} <= set(numbers["generation"])
+  assert {"overall", "count", "where"} <= set(numbers["understanding"])
+  assert (work / "edits.png").stat().st_size > 0
+  assert (work / "drawings.png").stat().st_size > 0
+  assert "http" not in (work / "report.html").read_text()
+  assert "editing " in first
+  drawn, changed = str(tmp_path / "drawn.png"), str(tmp_path / "changed.png")
+  use = ("-m", "blip3o_jax.cli")
+  model = ("--model", work / "model")
+  said(*use, "generate", "a red circle", *model, "--output", drawn)
+  said(*use, "edit", drawn, "make the circle blue", *model, "--output", changed)
+  assert Path(changed).stat().st_size > 0
+  second = said(*command)
+  assert second.count("was finished before") == len(NEXUS)
+  said(*command, "--stage", "curve")
+  found = json.loads((work / "curve.json").read_text())
+  assert all(len(found[kind]) >= 1 for kind in ("understanding", "generation", "editing"))
+
+
 def check_curve(said, command, work, points):
   said(*command, "--stage", "curve")
   found = json.loads((work / "curve.json").read_text())

@@ -1,14 +1,13 @@
 """Pictures as the two decoders are trained on them: what they paint, and what they are told.
 
-Told, live: of generation `images`, the centre of the picture itself; of editing a row in which the
-language model draws, and as `images` the picture that is edited. Cached: `features` of these.
+Told, live: of generation `images`, the centre of the picture itself, or a row in which the language
+model draws its caption (`Config.told`); of editing a row in which it draws, and as `images` the
+picture that is edited. Cached: `features` of these.
 
 `pixels` uint8[S, S, 3], S = `Data.image_size`, is the picture to paint: it covers the square, and
 its centre is cut out. Sizes and filters are those of Nexus-Gen spec 4, where the two stages differ:
 what the language model draws is squashed, what a decoder is told in training is cut.
 """
-
-from typing import Any
 
 import numpy as np
 
@@ -23,44 +22,35 @@ from blip3o_jax.systems.parts.targets import Encoded
 
 
 class Paint:
-  """A picture, and itself as the generation decoder is told of it. Captions are not read."""
+  """A picture, and what the generation decoder is told of it: itself, or its caption.
 
-  counts = ""
+  Args:
+    talk: of the language model's rows; None without them, where captions are not read.
+  """
 
-  def __init__(self, cfg: Config, data: Data):
-    self._cfg, self._data = cfg, data
+  def __init__(self, cfg: Config, data: Data, talk: Talk | None = None):
+    self._cfg, self._data, self._talk = cfg, data, talk
+    self.counts = "" if talk is None else talk.counts
 
   def tokens(self, record: Record) -> int:
-    """0: there is no text."""
-    del record
-    return 0
+    """Of the row in which the language model draws; 0 without."""
+    return 0 if self._talk is None else self._talk.tokens(record)
 
   def __call__(self, record: Record, rng: np.random.Generator) -> Arrays:
     told = targets.cached(record) if self._data.features else self.told(record, rng)
     return told | {"pixels": _covered(record.image, record.name, self._data.image_size, self._data)}
 
   def told(self, record: Record, rng: np.random.Generator) -> Arrays:
-    """What `prepare` makes features of: {images: uint8[s, s, 3]}; raises BadRecord."""
-    del rng
+    """What `prepare` makes features of: {images: uint8[s, s, 3]}, or a row; raises BadRecord."""
+    if self._talk is not None:
+      row = self._talk.row(record, rng, drawn=False)
+      return {name: row[name] for name in ("tokens", "segments", "labels", "positions")}
     side = self._cfg.side(self._cfg.target_grid)
     return {"images": _covered(record.image, record.name, side, self._data)}
 
 
 class PaintEdit(Paint):
-  """An edit of one picture: its result, and what the editing decoder is told of it.
-
-  Args:
-    tokenizer, bucket: of the language model's rows; None and any without them (`Data.features`).
-  """
-
-  def __init__(self, cfg: Config, data: Data, tokenizer: Any, bucket: int):
-    super().__init__(cfg, data)
-    self._talk = None if data.features else Talk(cfg, data, tokenizer, bucket)
-    self.counts = "" if self._talk is None else self._talk.counts
-
-  def tokens(self, record: Record) -> int:
-    """Of the row in which the language model draws."""
-    return 0 if self._talk is None else self._talk.tokens(record)
+  """An edit of one picture: its result, and what the editing decoder is told of it."""
 
   def told(self, record: Record, rng: np.random.Generator) -> Arrays:
     """{tokens, segments, labels, positions, patches and their layout, images}; raises BadRecord."""

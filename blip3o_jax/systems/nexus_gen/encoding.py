@@ -1,6 +1,7 @@
 """The frozen networks that tell the decoders what to paint, for a cache of what they say.
 
-generation: `visual` of the picture itself, n vectors. editing: the n vectors that the language
+generation: `visual` of the picture itself, n vectors, or n that the language model predicts of its
+caption (`Config.told`). editing: the n vectors that the language
 model predicts, then the r that `visual` gives of the picture that is edited (Nexus-Gen spec 9.2).
 """
 
@@ -27,20 +28,25 @@ def encoder(cfg: Config) -> Encoder:
 
   The stage "language" has nothing to keep: asking for its rows is an error.
   """
-  edits = cfg.stage == "editing"
-  needed: tuple[Part, ...] = ("visual", "language") if edits else ("visual",)
+  seen, drawn = cfg.stage != "generation" or cfg.told == "seen", cfg.stage == "editing"
+  drawn = drawn or not seen
+  needed: list[Part] = ["visual"] if seen else []
+  if drawn:
+    needed.append("language")
   cfg = dataclasses.replace(
     cfg, parts=(*cfg.parts, *(part for part in needed if part not in cfg.parts))
   )
-  design = _design(cfg, "visual") | {"target_grid": cfg.target_grid}
-  if edits:
-    design |= _design(cfg, "backbone") | config.to_dict(cfg.form)
-    design |= {"slots": cfg.slots, "reference_grid": cfg.reference_grid}
-    count = cfg.slots + cfg.cells(cfg.reference_grid)
-    modules = ("visual", *LANGUAGE)
-    return Encoder(cfg, modules, _rows(cfg), (1, count, cfg.backbone.dim), design, _read, True)
-  side = cfg.target_grid // cfg.visual.merge
-  return Encoder(cfg, ("visual",), _rows(cfg), (side, side, cfg.backbone.dim), design, _friendly)
+  modules = ("visual",) * seen + LANGUAGE * drawn
+  design = (_design(cfg, "visual") if seen else {}) | {"target_grid": cfg.target_grid}
+  if not drawn:
+    side = cfg.target_grid // cfg.visual.merge
+    return Encoder(cfg, modules, _rows(cfg), (side, side, cfg.backbone.dim), design, _friendly)
+  design |= _design(cfg, "backbone") | config.to_dict(cfg.form) | {"slots": cfg.slots}
+  count = cfg.slots
+  if seen:
+    design |= {"reference_grid": cfg.reference_grid}
+    count += cfg.cells(cfg.reference_grid)
+  return Encoder(cfg, modules, _rows(cfg), (1, count, cfg.backbone.dim), design, _read, True)
 
 
 def _design(cfg: Config, name: str) -> dict[str, Any]:

@@ -46,6 +46,7 @@ PARTS: tuple[Part, ...] = (
   "constants",
 )
 Stage = Literal["language", "generation", "editing"]
+Told = Literal["seen", "predicted"]
 # The part that a stage trains.
 TRAINS: dict[Stage, Part] = {
   "language": "language",
@@ -70,6 +71,9 @@ class Config:
     image_token, boi, eoi: ids of a slot, and of the marks before and after a picture.
     guidance: that FLUX is told, before its factor of 1000. form: of prompts and their pictures.
     parts: the networks that are built. stage: what `loss` trains.
+    told: what the generation decoder is trained on, vectors that `visual` sees of the picture
+      itself (released), or those that the language model predicts of its caption. Where a caption
+      leaves much open, the latter are a mean that no picture has (the miniature's are).
   """
 
   backbone: decoder_lm.Config
@@ -90,6 +94,7 @@ class Config:
   form: prompts.Form = prompts.Form()
   parts: tuple[Part, ...] = PARTS
   stage: Stage = "language"
+  told: Told = "seen"
   loss: Loss = Loss()
 
   def __post_init__(self) -> None:
@@ -264,21 +269,21 @@ class NexusGen(nnx.Module):
   def prepare(self, batch: Batch) -> Batch:
     """What frozen networks make of a batch of a decoder's stage, without gradient.
 
-    `latents` of `pixels`; `features` float[B, n + r, D], unless the batch has them: of generation
-    what `visual` sees in `images`, the picture itself; of editing the vectors that the language
-    model predicts of tokens, segments, labels, positions and patches, then what `visual` sees in
-    `images`, the reference. A batch of the language model stays as it is.
+    `latents` of `pixels`; `features` float[B, n + r, D], unless the batch has them: the vectors
+    that the language model predicts of tokens, segments, labels, positions and patches, if there
+    are such, then what `visual` sees in `images`, if there are: the picture itself of generation,
+    the reference of editing. A batch of the language model stays as it is.
     """
     if self.cfg.stage == "language":
       return batch
     out = dict(batch)
     if "pixels" in out:
       out["latents"] = jax.lax.stop_gradient(self.latents(out.pop("pixels")))
+    told = [self.vectors(batch)] if "tokens" in out else []
     if "images" in out:
-      features = places.seen(self.part("visual"), out.pop("images"))
-      if self.cfg.stage == "editing":
-        features = jnp.concatenate([self.vectors(batch), features], 1)
-      out["features"] = jax.lax.stop_gradient(features)
+      told.append(places.seen(self.part("visual"), out.pop("images")))
+    if told:
+      out["features"] = jax.lax.stop_gradient(jnp.concatenate(told, 1))
     return out
 
   def weights(self, batch: Batch) -> dict[str, jax.Array]:
@@ -370,13 +375,14 @@ def batch_spec(cfg: Config, batch: int, bucket: int) -> dict[str, jax.ShapeDtype
       count = cfg.slots + (cfg.cells(cfg.reference_grid) if cfg.stage == "editing" else 0)
       return out | {"features": array(count, cfg.backbone.dim, dtype=jnp.float32)}
     grid = cfg.target_grid if cfg.stage == "generation" else cfg.reference_grid
-    out["images"] = array(cfg.side(grid), cfg.side(grid), 3, dtype=jnp.uint8)
-  if cfg.stage == "generation":
+    if cfg.stage == "editing" or cfg.told == "seen":
+      out["images"] = array(cfg.side(grid), cfg.side(grid), 3, dtype=jnp.uint8)
+  if cfg.stage == "generation" and cfg.told == "seen":
     return out
   out |= {name: array(bucket) for name in ("tokens", "segments", "labels")}
   out["positions"] = array(3, bucket)
-  pictures = 2 if cfg.stage == "language" else 1
-  if live:
+  pictures = {"language": 2, "generation": 0, "editing": 1}[cfg.stage]
+  if live and pictures:
     n = cfg.patches
     out["patches"] = array(pictures, n, cfg.visual.patch_dim, dtype=jnp.uint8)
     out["patch_positions"] = array(pictures, n, 2)

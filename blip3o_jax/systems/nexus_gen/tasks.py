@@ -6,7 +6,7 @@
 | language | `edit` | the same after pictures and an instruction, or of a caption alone |
 | language | `understand` | a conversation about pictures, or about nothing |
 | language | `messages` | any of these; pictures in answers of a conversation are drawn |
-| generation | `generate` | the picture to paint, and as `visual` sees it, or features |
+| generation | `generate` | the picture to paint, and as `visual` sees it, a row, or features |
 | editing | `edit` | the picture to paint, and the row that asks for it, or features |
 
 Rows are tokens, segments, labels int32[B, T], padded on the left, positions int32[B, 3, T], and
@@ -61,13 +61,13 @@ def transforms(cfg: Config, data: Data, tokenizer: Any) -> dict[int, Transform]:
       f"config.model.parts: task {data.task!r} shows pictures, which needs the part 'visual'"
       + ("" if stage == "language" else ", or data.features")
     )
-  if stage == "generation" or data.features:
+  paint = PaintEdit if stage == "editing" else Paint
+  if data.features or (stage == "generation" and cfg.told == "seen"):
     # Without text all rows are alike.
-    first = data.buckets[0]
-    return {first: Paint(cfg, data) if stage == "generation" else PaintEdit(cfg, data, None, first)}
-  if stage == "editing" and "language" not in cfg.parts:
+    return {data.buckets[0]: paint(cfg, data)}
+  if stage != "language" and "language" not in cfg.parts:
     raise ValueError(
-      "config.model.parts: the language model draws what the editing decoder is told, which needs "
+      f"config.model.parts: the language model draws what the {stage} decoder is told, which needs "
       "the part 'language', or data.features"
     )
   _check_tokenizer(cfg, data, tokenizer)
@@ -76,7 +76,7 @@ def transforms(cfg: Config, data: Data, tokenizer: Any) -> dict[int, Transform]:
     talk = Talk(cfg, data, tokenizer, bucket)
     # Rows with pictures go where they have room: only the largest need hold all of them.
     _check_bucket(cfg, data, talk, tokenizer, bucket)
-    made[bucket] = talk if stage == "language" else PaintEdit(cfg, data, tokenizer, bucket)
+    made[bucket] = talk if stage == "language" else paint(cfg, data, talk)
   return made
 
 

@@ -80,6 +80,11 @@ def _outside(stem: str) -> str:
   return f"{WHOLE.get(head, head)}{dot}{rest}"
 
 
+def _any(kind: Any) -> Any:
+  """A class of diffusers, whose types do not say that it is a module."""
+  return kind
+
+
 class Given(nn.Module):
   """In place of the embedding of time: a vector that was made of the exact time."""
 
@@ -94,9 +99,9 @@ class Transformer:
 
   def __init__(self, state: State, tiny: Mapping[str, Any]):
     heads = state["x_embedder.weight"].shape[0] // state["blocks.0.attn.norm_q_a.weight"].shape[0]
-    self.state = state
+    self.state, make = state, _any(diffusers.FluxTransformer2DModel)
     with torch.device("meta"):
-      self.net: Any = diffusers.FluxTransformer2DModel(
+      self.net = make(
         in_channels=state["x_embedder.weight"].shape[1],
         num_layers=_count(state, "blocks"),
         num_single_layers=_count(state, "single_blocks"),

@@ -214,11 +214,28 @@ def stage(name, **form):
   return dataclasses.replace(CFG, stage=name, form=prompts.Form(**form))
 
 
+TOLD = dataclasses.replace(stage("generation"), told="predicted")
+
+
 def test_what_the_generation_decoder_is_trained_on():
   out = made(Record(image=PHOTO), "generate", cfg=stage("generation"), pictures=1, image_size=512)
   assert sorted(out) == ["images", "pixels"]
   np.testing.assert_array_equal(out["images"], GOLD["pre.generation_condition_u8"])
   np.testing.assert_array_equal(out["pixels"], GOLD["pre.decoder_target_u8"])
+
+
+def test_what_a_generation_decoder_is_told_of_captions():
+  """The row that predicts a picture of the caption, with nothing of the picture itself."""
+  record = dataclasses.replace(CAPTION, image=PHOTO)
+  out = made(record, "generate", cfg=TOLD, pictures=1, image_size=512)
+  np.testing.assert_array_equal(out["pixels"], GOLD["pre.decoder_target_u8"])
+  asked = made(record, "generate", cfg=SMALL, pictures=1)
+  for name in ("tokens", "segments", "labels", "positions"):
+    np.testing.assert_array_equal(out[name], asked[name])
+  assert sorted(out) == ["labels", "pixels", "positions", "segments", "tokens"]
+  alone = dataclasses.replace(TOLD, parts=("visual", "generator"))
+  with pytest.raises(ValueError, match=r"'language', or data\.features"):
+    made(record, "generate", cfg=alone, pictures=1, image_size=512)
 
 
 @pytest.mark.parametrize("resample", ["bicubic", "bilinear"])
@@ -248,6 +265,7 @@ def test_batches_have_the_arrays_of_the_spec():
   for cfg, data, record in (
     (CFG, Data(task="edit", buckets=(512,), pictures=2), EDIT),
     (stage("generation"), Data(task="generate", buckets=(512,), image_size=512), CAPTION),
+    (TOLD, Data(task="generate", buckets=(512,), image_size=512), CAPTION),
     (stage("editing"), Data(task="edit", buckets=(512,), image_size=512), EDIT),
   ):
     out = transforms(cfg, data, TOK)[512](record, RNG)

@@ -1,0 +1,147 @@
+"""Where a miniature begins: a small language model that reads, deepened; an autoencoder; constants.
+
+As the release began with a Qwen2.5-VL and what FLUX.1 gives, the miniature begins with the trained
+language model, vision tower and autoencoder of another one. What predicts pictures is new, and so
+are, later, the two decoders.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+import re
+import shutil
+from typing import Any
+
+from flax import nnx
+import jax
+import numpy as np
+from PIL import Image
+
+from blip3o_jax import files
+from blip3o_jax.data.text import tokenizer as tokenizers
+from blip3o_jax.data.text.tokenizer import Tokenizer
+from blip3o_jax.systems.nexus_gen import batches
+from blip3o_jax.systems.nexus_gen import constants
+from blip3o_jax.systems.nexus_gen import decoders
+from blip3o_jax.systems.nexus_gen import layout as own
+from blip3o_jax.systems.nexus_gen import model
+from blip3o_jax.systems.nexus_gen import prefill
+from blip3o_jax.systems.nexus_gen import prompts
+from blip3o_jax.systems.nexus_gen import released
+from blip3o_jax.systems.nexus_gen import rows
+from blip3o_jax.systems.nexus_gen import sizes
+from blip3o_jax.systems.nexus_gen import verbs
+from blip3o_jax.systems.parts import diffusers_files
+from blip3o_jax.systems.parts import layout
+from blip3o_jax.systems.parts import places
+from blip3o_jax.systems.parts import qwen_files
+from blip3o_jax.weights import safetensors
+from blip3o_jax.weights import table
+
+Tensors = dict[str, np.ndarray]
+PICTURES = "preprocessor_config.json"
+# What a layer adds to what passes it by: with these at 0 a layer changes nothing.
+WRITES = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+LAYER = re.compile(r"(.*layers\.)(\d+)(\..*)")
+
+
+def write(
+  source: Path, folder: Path, settings: released.Settings, pictures: np.ndarray, *, more: int
+) -> model.Config:
+  """Writes a folder in the released layout, without decoders, for stages to start from.
+
+  The language model gets `more` layers behind its own, which at first change nothing. The head of
+  vectors is fitted: it gives a picture's vectors of what the language model has at their places.
+
+  Args:
+    source: a model of the house with config.json, the tensors of a Qwen2.5-VL and
+      diffusion-decoder/vae. settings: of use. pictures: uint8[n, S, S, 3], that the head is fitted
+      on.
+
+  Returns:
+    The config, of the stage "language".
+
+  Raises:
+    FileNotFoundError, ValueError: a source that lacks something, or says something else.
+  """
+  where, values = str(source / "config.json"), files.read_json(source / "config.json")
+  language = qwen_files.text_config(values, where, "float32")
+  vision = qwen_files.vision_config(values["vision_config"], where, "float32")
+  vae = diffusers_files.home(source) / diffusers_files.FOLDERS["autoencoder"]
+  pixels = diffusers_files.vae_config(files.read_json(vae / "config.json", nulls=True))
+  tokenizer = Tokenizer.load(source, prompts.SPECIAL)
+  deeper = dataclasses.replace(language, depth=language.depth + more)
+  cfg = sizes.shapes(deeper, vision, pixels, tokenizer)
+  folder.mkdir(parents=True, exist_ok=True)
+  tokenizers.copy_files(source, folder)
+  shutil.copyfile(source / PICTURES, folder / PICTURES)
+  shutil.copytree(vae, folder / vae.name, dirs_exist_ok=True)
+  told = released.config_json(cfg, eos=tokenizer.im_end, pad=tokenizer.pad)
+  tiny = released.tiny_json(cfg, settings, dict(tokenizer.special))
+  for name, content in (("config.json", told), ("tiny.json", tiny)):
+    files.write_text(folder / name, json.dumps(content, indent=2) + "\n")
+  rngs = nnx.Rngs(0)
+  null = decoders.Constants(cfg.flux, cfg.null_tokens, rngs=rngs)
+  found = {name: np.asarray(getattr(null, name)[...]) for name in ("pooled", "context")}
+  safetensors.save(found, folder / f"{constants.STEM}.safetensors", {"format": "pt"})
+  tensors = deepened(_read(source), language.depth, more)
+  draw = jax.nn.initializers.normal(language.init_std)
+  tensors[prefill.NAME] = np.asarray(draw(rngs.params(), (cfg.slots, language.dim)))
+  tensors[own.HEAD] = np.asarray(draw(rngs.params(), (language.dim, language.dim)))
+  _save(tensors, folder)
+  tensors[own.HEAD] = _head(verbs.load(folder), batches.Batches(cfg, settings, tokenizer), pictures)
+  _save(tensors, folder)
+  return begun(folder, "language")
+
+
+def begun(folder: Path, stage: model.Stage) -> model.Config:
+  """The config of a stage that starts in such a folder, of all parts; raises as `layout.parts`."""
+  cfg = own.parts(layout.Files(folder)).cfg
+  if cfg is None:
+    raise ValueError(f"{folder}: no config.json of a Qwen2.5-VL")
+  networks = {
+    name: dataclasses.replace(getattr(cfg, name), remat="dots")
+    for name in ("backbone", "visual", "flux")
+  }
+  side = cfg.side(cfg.target_grid)
+  form = prompts.Form(max_pixels=side**2)
+  return dataclasses.replace(cfg, parts=model.PARTS, stage=stage, form=form, **networks)
+
+
+def deepened(tensors: Tensors, depth: int, more: int) -> Tensors:
+  """The tensors with `more` copies of the last of `depth` layers of the language model behind it.
+
+  What they add is 0 until it is trained.
+  """
+  out = dict(tensors)
+  for name, value in tensors.items():
+    found = LAYER.fullmatch(name)
+    if found is None or not name.startswith("model.layers.") or int(found[2]) != depth - 1:
+      continue
+    for i in range(more):
+      copy = np.zeros_like(value) if found[3][1:] in WRITES else value
+      out[f"{found[1]}{depth + i}{found[3]}"] = copy
+  return out
+
+
+def _read(source: Path) -> Tensors:
+  """The language model's and vision tower's tensors of a directory, float32."""
+  reader = layout.Files(source).tensors()
+  known = "|".join(table.pattern(r.name) for r in rows.language_rows(reader))
+  names = [name for name in reader if re.fullmatch(known, name)]
+  return {name: reader.view(name).astype(np.float32) for name in names}
+
+
+def _save(tensors: Tensors, folder: Path) -> None:
+  safetensors.save(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def _head(loaded: verbs.Model, made: batches.Batches, pictures: np.ndarray) -> np.ndarray:
+  """The head [D, D], as it is stored, by least squares over the places of pictures in prompts."""
+  asked = [prompts.QUESTION] * len(pictures)
+  given = batches.batch(made.asking(asked, [[Image.fromarray(each)] for each in pictures]))
+  module: Any = nnx.merge(loaded.network.graphdef, loaded.network.params)
+  seen = module.seen(given["tokens"], *places.shown(given))
+  hidden, at = module.hidden(given, seen), given["tokens"] == loaded.cfg.image_token
+  found, *_ = np.linalg.lstsq(np.asarray(hidden)[at], np.asarray(seen)[at], rcond=None)
+  return np.ascontiguousarray(found.T)

@@ -1,0 +1,75 @@
+"""The miniature Nexus-Gen's language model: answers, and vectors of captions and of edits.
+
+    blip3o train --config=configs/shapes_nexus_gen_language_train.py:work=DIR \
+      --workdir=DIR/language
+
+DIR/start is what it begins with; `bash launch/quickstart.sh --system nexus_gen` makes it. The
+vision tower stays frozen: what is predicted are its vectors.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from blip3o_jax import config
+from blip3o_jax.data import shapes
+from blip3o_jax.data.options import Data
+from blip3o_jax.data.options import Ingredient
+from blip3o_jax.data.shapes.source import Mixture
+from blip3o_jax.miniature import sizes
+from blip3o_jax.systems import nexus_gen
+from blip3o_jax.systems.nexus_gen import start
+from blip3o_jax.train.checkpoint import Checkpoint
+from blip3o_jax.train.metrics import Log
+from blip3o_jax.train.optimizer import Optimizer
+from blip3o_jax.train.run import Train
+from blip3o_jax.train.run import to_config
+
+BATCH = 64
+# Vectors of this tower have a variance of 126 a channel where those of the release have about 1:
+# this weight makes of a guess of their mean what the release's makes of one there.
+IMAGE = 0.05
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  """`arg`: work=DIR, the folder of the miniature; times=N, so many times the steps."""
+  options = config.parse_arg(arg, work="work", times=1.0)
+  steps = round(10_000 * options.times)
+  home = f"{options.work}/start"
+  model = dataclasses.replace(
+    start.begun(Path(home), "language"),
+    parts=("visual", "language"),
+    loss=nexus_gen.Loss(text=3.0, image=IMAGE),
+  )
+  edits = Mixture(edits=shapes.EDITS, seed=3)
+  categories = Mixture(categories=shapes.CATEGORIES, seed=1)
+  talks = Mixture(questions=True, turns=3, descriptions=0.1, text_questions=0.1)
+  data = Data(
+    source="shapes",
+    split="generator",
+    task="messages",
+    pictures=2,
+    records=200_000,
+    image_size=sizes.SHAPES_IMAGE,
+    buckets=(104,),  # of one length: with several, each record's would be counted first
+    mixture=(
+      Ingredient(name="draw", weight=0.15),
+      Ingredient(name="tune", weight=0.15, shapes=categories),
+      Ingredient(name="edit", weight=0.55, shapes=edits),
+      Ingredient(name="talk", weight=0.15, split="world", shapes=talks),
+    ),
+  )
+  train = Train(
+    steps=steps,
+    batch=BATCH,
+    accumulate=4,  # what 16 rows keep stays in a core's cache
+    trainable=("backbone/.*", "vision_head/.*", "slots/.*"),
+    init_from=(home,),
+    optimizer=Optimizer(name="muon", lr=2e-3, lr_end=1e-5, muon_lr=4e-3, warmup_steps=50),
+    checkpoint=Checkpoint(every_steps=max(1, steps // 8), keep=1, keep_every=max(1, steps // 4)),
+    log=Log(every=10),
+  )
+  out = to_config("nexus_gen", model, train, data)
+  out.tokenizer = home
+  return out
