@@ -63,11 +63,13 @@ ALL_PARTS = ("tokenizer", "tower", "encode", "autoencoder", "unet", "answers", "
 LAST = ("generator", "probe", "pretrained", "tuned", "export", "score", "report")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
   ("options", "stages"),
-  [((), ("shipped", "features", *LAST, "compare")), (("--from-scratch",), (*ALL_PARTS, *LAST))],
+  [
+    pytest.param((), ("shipped", "features", *LAST, "compare"), marks=pytest.mark.slow),
+    pytest.param(("--from-scratch",), (*ALL_PARTS, *LAST), marks=pytest.mark.long),
+  ],
   ids=["shipped", "trained"],
 )
 def test_rehearsal(said, tmp_path, options, stages):
