@@ -169,6 +169,18 @@ def parse_arg(arg: str, **spec: Any) -> ConfigDict:
   return out
 
 
+def check_choice(options: ConfigDict, name: str, *known: str) -> None:
+  """Checks an argument of `parse_arg` that is one of a few words; "" among them is none given.
+
+  Raises:
+    ValueError: another word.
+  """
+  if options[name] not in known:
+    *most, last = filter(None, known)
+    told = f"{', '.join(most)} or {last}" if most else last
+    raise ValueError(f"config argument {name}={options[name]!r}: expected {told}")
+
+
 def _described(source: str, named: Mapping[str, GetConfig]) -> ConfigDict:
   """What FILE[:ARG] or NAME[:ARG] describes."""
   name, _, argument = source.partition(":")

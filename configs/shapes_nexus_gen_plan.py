@@ -29,8 +29,8 @@ from blip3o_jax.miniature.plans import Plan
 
 CONFIGS = {
   "language": "shapes_nexus_gen_language_train",
-  "generation": "shapes_nexus_gen_generation_train",
-  "editing": "shapes_nexus_gen_editing_train",
+  "generation": "shapes_nexus_gen_decoder_train",
+  "editing": "shapes_nexus_gen_decoder_train",
 }
 PHASES: dict[Kind, tuple[Phase, ...]] = {
   "shipped": tuple(
@@ -64,9 +64,9 @@ def get_plan() -> Plan:
 
 
 def arguments(stage: str, work: Path) -> Mapping[str, Any]:
-  """Words of a training stage's config: none but the folder."""
-  del stage, work
-  return {}
+  """Words of a training stage's config: which of the decoders it is."""
+  del work
+  return {} if stage == "language" else {"decoder": stage}
 
 
 def summary(found: Mapping[str, Any]) -> str:

@@ -64,16 +64,12 @@ def get_config(size: Size, stage: Stage, arg: str) -> ConfigDict:
     init="",
     tokenizer="",
   )
+  config.check_choice(options, "data", "", "cached", "pixels")
   kind = options.data or ("pixels" if options.reference else "cached")
-  if kind not in ("cached", "pixels"):
-    raise ValueError(f"config argument data={kind!r}: expected cached or pixels")
   if options.init and stage == "pretrain":
     raise ValueError("config argument init=: pretraining starts from qwen= with a new generator")
-  if options.memory not in ("large", "small"):
-    raise ValueError(f"config argument memory={options.memory!r}: expected large or small")
-  if options.quantize not in (kinds := get_args(Quantize)):
-    found = f"config argument quantize={options.quantize!r}"
-    raise ValueError(f"{found}: expected {', '.join(kinds[:-1])} or {kinds[-1]}")
+  config.check_choice(options, "memory", "large", "small")
+  config.check_choice(options, "quantize", *get_args(Quantize))
   pixels = kind == "pixels"
   data = _data(stage, options, pixels)
   train = _train(stage, options, pixels)

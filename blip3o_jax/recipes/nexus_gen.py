@@ -83,9 +83,9 @@ def get_config(stage: model.Stage, arg: str) -> ConfigDict:
     flux="",
     tokenizer="",
   )
-  _check(options, "memory", ("large", "small"))
-  _check(options, "language", get_args(prompts.Language))
-  _check(options, "data", ("", "cached", "pixels"))
+  config.check_choice(options, "memory", "large", "small")
+  config.check_choice(options, "language", *get_args(prompts.Language))
+  config.check_choice(options, "data", "", "cached", "pixels")
   if stage == "language":
     for name in ("data", "flux"):
       if options[name]:
@@ -95,12 +95,6 @@ def get_config(stage: model.Stage, arg: str) -> ConfigDict:
   out = to_config("nexus_gen", _model(stage, options), _train(stage, options), data, held_out)
   out.tokenizer = options.tokenizer or options.model
   return out
-
-
-def _check(options: ConfigDict, name: str, known: tuple[str, ...]) -> None:
-  if options[name] not in known:
-    told = " or ".join(filter(None, known))
-    raise ValueError(f"config argument {name}={options[name]!r}: expected {told}")
 
 
 def _cached(stage: model.Stage, options: ConfigDict) -> bool:

@@ -1,0 +1,95 @@
+"""The miniature Nexus-Gen's decoders: pictures of captions, and edited pictures.
+
+    blip3o train --config=configs/shapes_nexus_gen_decoder_train.py:decoder=generation,work=DIR \
+      --workdir=DIR/generation
+    blip3o train --config=configs/shapes_nexus_gen_decoder_train.py:decoder=editing,work=DIR \
+      --workdir=DIR/editing
+
+Each needs DIR/start, the run DIR/language, and DIR/told/DECODER: the vectors that the language
+model predicts of captions, or of edits with those of the reference, and the pictures. With `live`
+they are computed in every step, which is also what the cache is made of.
+
+The release trains its generation decoder on vectors of real pictures. Here a caption leaves open
+where things stand, so that what is predicted of it is a mean that no picture has: such a decoder
+would be shown nothing like it.
+
+The editing decoder comes last and needs the run DIR/generation too: of its cached form the whole
+model is built, all but the decoder frozen, so that the run can be exported.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from blip3o_jax import config
+from blip3o_jax.data import shapes
+from blip3o_jax.data.options import Data
+from blip3o_jax.data.shapes.source import Mixture
+from blip3o_jax.miniature import sizes
+from blip3o_jax.systems import nexus_gen
+from blip3o_jax.systems.nexus_gen import model as nexus
+from blip3o_jax.systems.nexus_gen import start
+from blip3o_jax.train.checkpoint import Checkpoint
+from blip3o_jax.train.metrics import Log
+from blip3o_jax.train.optimizer import Optimizer
+from blip3o_jax.train.run import Train
+from blip3o_jax.train.run import to_config
+
+TASKS = {"generation": "generate", "editing": "edit"}
+STEPS = {"generation": 5000, "editing": 6000}
+RECORDS = {"generation": 24_000, "editing": 32_000}
+LENGTHS = {"generation": 104, "editing": 88}
+SCENES = {
+  "generation": Mixture(categories=shapes.CATEGORIES, seed=1),
+  "editing": Mixture(edits=shapes.EDITS, seed=4),
+}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  """The config.
+
+  Args:
+    arg: decoder=generation or decoder=editing; work=DIR, the folder of the miniature; live, as
+      above; times=N, so many times the steps, and below 1 the records.
+
+  Raises:
+    ValueError: an unknown word, or another decoder.
+  """
+  options = config.parse_arg(arg, decoder="generation", work="work", live=False, times=1.0)
+  config.check_choice(options, "decoder", *STEPS)
+  stage: nexus.Stage = options.decoder
+  steps = round(STEPS[stage] * options.times)
+  home = f"{options.work}/start"
+  edits = stage == "editing"
+  model = dataclasses.replace(start.begun(Path(home), stage), loss=nexus_gen.Loss(drop=0.1))
+  sources = ["language"]
+  if not edits:
+    parts: tuple[nexus.Part, ...] = ("visual", "language", "generator", "autoencoder", "constants")
+    model = dataclasses.replace(model, parts=parts, told="predicted")
+  elif options.live:
+    model = dataclasses.replace(model, parts=("visual", "language", "editor", "autoencoder"))
+  else:
+    sources.append("generation#ema")
+  data = Data(task=TASKS[stage], image_size=sizes.SHAPES_IMAGE, buckets=(LENGTHS[stage],))
+  if options.live:
+    records = round(RECORDS[stage] * min(1.0, options.times))
+    data = dataclasses.replace(
+      data, source="shapes", split="generator", records=records, shapes=SCENES[stage]
+    )
+  else:
+    told = f"{options.work}/told/{stage}"
+    data = dataclasses.replace(data, path=told, features=True, cache=True)
+  train = Train(
+    steps=steps,
+    batch=64,
+    trainable=(f"{nexus.TRAINS[stage]}/.*",),
+    ema_decay=0.995,
+    init_from=(home, *(f"{options.work}/{source}" for source in sources)),
+    optimizer=Optimizer(name="muon", lr=1.5e-3, lr_end=1e-4, muon_lr=5e-3, warmup_steps=50),
+    checkpoint=Checkpoint(every_steps=max(1, steps // 8), keep=1, keep_every=max(1, steps // 4)),
+    log=Log(every=10),
+  )
+  out = to_config("nexus_gen", model, train, data)
+  out.tokenizer = home
+  return out
