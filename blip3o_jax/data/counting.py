@@ -96,7 +96,7 @@ def _kept(known: dict[str, np.ndarray], piece: Path, part: Part) -> np.ndarray |
   if part.fingerprint in known and len(known[part.fingerprint]) == part.records:
     return known[part.fingerprint]
   try:
-    values = np.load(piece)
+    values = np.load(piece, mmap_mode="r")
   except (OSError, ValueError, EOFError):
     return None
   return values if values.shape == (part.records,) else None

@@ -147,9 +147,7 @@ def exported(
   Raises:
     ValueError: no base with a config.json, and no tokenizer.
   """
-  base = layout.base_of(bases)
-  if (base is None or not (base.directory / "config.json").is_file()) and tokenizer is None:
-    raise ValueError("the run's model: none of its sources is a model; give --tokenizer DIR")
+  base = layout.model_of(bases, tokenizer)
   modules = {trees.top(path) for path in paths}
   networks, extra = decoder_files.exported(bases, base, modules)
   held = {part["kind"]: part for part in (base.parts if base else ())}
@@ -203,6 +201,4 @@ def write_json(cfg: Config, export: layout.Export, folder: Path, tokenizer: Path
   if (path.is_file() and not same) or told() != mine:  # an older one may contradict the new sizes
     tiny = released.tiny_json(cfg, released.read_settings(folder), special_ids(ids))
     path.write_text(json.dumps(tiny, indent=2) + "\n")
-  if (lost := told()) != mine:
-    odd = [k for k in mine if lost[k] != mine[k]]
-    raise ValueError(f"config.json and tiny.json cannot tell the run's {', '.join(odd)}")
+  layout.refuse_lost(told(), mine)

@@ -8,6 +8,7 @@ A decoder's vectors cover squares: n and r are cells² of the encoder's merged c
 side. B batch, D width of the vectors, C of the context, h w latent cells (Nexus-Gen spec 5, 6).
 """
 
+import abc
 import dataclasses
 import math
 from typing import Any
@@ -115,6 +116,7 @@ class Decoder(nnx.Module):
 
   dit: flux.Flux
 
+  @abc.abstractmethod
   def context(
     self, vectors: jax.Array, reference: jax.Array | None, size: Size
   ) -> tuple[jax.Array, np.ndarray]:
@@ -129,7 +131,6 @@ class Decoder(nnx.Module):
     Raises:
       ValueError: a number of vectors that is no square, a reference where none is read.
     """
-    raise NotImplementedError
 
   def condition(
     self,

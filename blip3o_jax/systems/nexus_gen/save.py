@@ -45,9 +45,7 @@ def exported(
     ValueError: no base with a config.json, and no tokenizer.
   """
   del cfg
-  base = layout.base_of(bases)
-  if (base is None or not (base.directory / "config.json").is_file()) and tokenizer is None:
-    raise ValueError("the run's model: none of its sources is a model; give --tokenizer DIR")
+  base = layout.model_of(bases, tokenizer)
   # A transformer that a decoder began with is no decoder: a run of the other one leaves it.
   half = [f"{m}/" for m in ("generator", "editor") if not _is_whole(m, paths)]
   dropped = frozenset(path for path in paths if path.startswith(tuple(half)))
@@ -124,9 +122,7 @@ def write_json(cfg: Config, export: layout.Export, folder: Path, tokenizer: Path
     tiny.write_text(
       json.dumps(released.tiny_json(cfg, settings, dict(ids.special)), indent=2) + "\n"
     )
-  if (lost := told()) != mine:
-    odd = [k for k in mine if lost.get(k) != mine[k]]
-    raise ValueError(f"config.json and tiny.json cannot tell the run's {', '.join(odd)}")
+  layout.refuse_lost(told(), mine)
 
 
 def _is_release(export: layout.Export) -> bool:

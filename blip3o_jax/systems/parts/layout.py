@@ -317,3 +317,26 @@ def base_of(bases: Sequence[Base]) -> Base | None:
   """The one whose files are copied: the last one that is a whole model, or else the last."""
   found = [b for b in bases if b.whole] or list(bases)
   return found[-1] if found else None
+
+
+def model_of(bases: Sequence[Base], tokenizer: Path | None) -> Base | None:
+  """`base_of`, for a run that becomes a model of config.json and tokenizer.
+
+  Raises:
+    ValueError: no base with a config.json, and no tokenizer.
+  """
+  base = base_of(bases)
+  if (base is None or not (base.directory / "config.json").is_file()) and tokenizer is None:
+    raise ValueError("the run's model: none of its sources is a model; give --tokenizer DIR")
+  return base
+
+
+def refuse_lost(told: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
+  """Raises ValueError where config.json and tiny.json, as written, tell other sizes than a run's.
+
+  Args:
+    told: fields as they are read again. mine: those of the run.
+  """
+  if told != mine:
+    odd = [name for name in mine if told.get(name) != mine[name]]
+    raise ValueError(f"config.json and tiny.json cannot tell the run's {', '.join(odd)}")

@@ -229,6 +229,9 @@ class Toy(decoders.Decoder):
   def __init__(self, weight: float) -> None:
     self.weight = nnx.Param(jnp.float32(weight))
 
+  def context(self, vectors: Any, reference: Any, size: Any) -> Any:
+    raise AssertionError("what it is told is no context of tokens")
+
   def condition(
     self, constants: Any, vectors: Any, reference: Any, size: Any, guidance: Any = 1.0
   ) -> Any:
