@@ -1,48 +1,77 @@
-"""BLIP3-o in JAX and Flax: a unified multimodal model that reads images and makes them."""
+"""BLIP3-o in JAX and Flax: unified multimodal models that read images and make them.
 
+The public names are those of `__all__`; `load` is where one begins.
+"""
+
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 from typing import Any
 from typing import Literal
 
+if TYPE_CHECKING:
+  from jax.sharding import Mesh
+
+  from blip3o_jax.use.answer import Answer
+  from blip3o_jax.use.model import Model
+  from blip3o_jax.use.model import Progress
+  from blip3o_jax.use.picture import Picture
+
 __version__ = "0.1.0"
-__all__ = ["load"]
+_PLACES = {
+  "Answer": "use.answer",
+  "Model": "use.model",
+  "Picture": "use.picture",
+  "Progress": "use.model",
+}
+__all__ = ["Answer", "Model", "Picture", "Progress", "load"]
 
 
 def load(
   model: str | Path | None = None,
   *,
   dtype: Literal["float32", "bfloat16"] = "float32",
+  mesh: "Mesh | str | None" = None,
+  weights: Literal["float", "int8"] = "float",
+  offload: bool = False,
+  tile: int = 0,
   verb: str = "",
-) -> Any:
-  """A loaded model with the verbs of its system, as the command's `--model` names it.
+) -> "Model":
+  """A model, ready to draw, answer, edit or reconstruct: whatever its system can.
 
   Args:
     model: a directory, released, converted or of a run, or a hub id ("owner/name" where no such
       directory exists, or "hf://owner/name"), which is fetched; None is the miniature that ships
       with the package.
     dtype: that parameters are stored in and computed with.
+    mesh: devices over which parameters and batches are spread, as in training: a mesh of jax of
+      the axes replica, fsdp and tensor, or its sizes in words, "fsdp=4,tensor=2".
+    weights: "int8": the blocks of language model and denoiser are stored so, each kernel with a
+      scale a column; see docs/memory.md for the error.
+    offload: parameters stay in the host's memory, and those that a stage needs come to the device.
+    tile: pixels a side above which pictures are decoded tile by tile; 0 is never.
     verb: what the model must be able to do, asked before anything is read.
-
-  Returns:
-    What `systems.System.load` says: `generate`, `chat`, `edit` and `reconstruct`, or those of them
-    that the system has.
 
   Raises:
     FileNotFoundError, ValueError: what is absent or wrong, by file and name; a system without the
       verb.
   """
-  # Here, so that the command answers --help without them.
-  from blip3o_jax import systems
-  from blip3o_jax.miniature import shipped
-  from blip3o_jax.weights import hub
+  # Here, so that the command answers --help without jax.
+  from blip3o_jax import runtime
 
-  if model is None:
-    shipped.verify()
-  directory = shipped.directory() if model is None else hub.local_directory(str(model))
-  kind = systems.of(directory)
-  system = systems.SYSTEMS[kind]
-  if verb and verb not in system.VERBS:
-    name = shipped.NAME if model is None else model
-    able = ", ".join(system.VERBS) or "do nothing by itself"
-    raise ValueError(f"{name}: a model of the system {kind} cannot {verb}; it can {able}")
-  return system.load(directory, dtype=dtype)
+  runtime.prepare()
+  from blip3o_jax.systems.parts import memory as memories
+  from blip3o_jax.use import model as using
+
+  if weights not in ("float", "int8"):
+    raise ValueError(f"weights {weights!r}: expected 'float' or 'int8'")
+  spread = memories.mesh_of(mesh) if isinstance(mesh, str) else mesh
+  memory = memories.Memory(spread, offload, weights == "int8", tile)
+  return using.load(model, dtype=dtype, memory=memory, verb=verb)
+
+
+def __getattr__(name: str) -> Any:
+  """The public classes, imported when they are asked for: they bring jax."""
+  if name in _PLACES:
+    return getattr(import_module(f"blip3o_jax.{_PLACES[name]}"), name)
+  raise AttributeError(f"module 'blip3o_jax' has no attribute {name!r}")

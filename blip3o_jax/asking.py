@@ -3,24 +3,33 @@
 import argparse
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
+import contextlib
 import math
 from pathlib import Path
 import re
 import sys
 import time
+from typing import TYPE_CHECKING
 from typing import Any
 import warnings
 
+import numpy as np
+
 import blip3o_jax
-from blip3o_jax import files
+
+if TYPE_CHECKING:
+  from blip3o_jax import Picture
+  from blip3o_jax import Progress
 
 # Options that a verb hands over as keywords where they were given, and what they say. Which of them
 # a system takes, it says itself.
 DRAWING: dict[str, Mapping[str, Any]] = {
   "steps": {"help": "of the sampler that draws (0: as the model says)"},
   "pixel_steps": {"help": "of the pixel decoder, where it is another one (0: as the model says)"},
-  "scale": {"help": "guidance (0: as the model says)"},
+  "guidance": {"help": "scale of it; 1 is none (0: as the model says)"},
   "sampler": {"choices": ("euler", "heun"), "help": "(default: as the model says)"},
   "size": {"metavar": "HxW", "help": "height and width in pixels (default: as the model says)"},
   "language": {"help": "of the prompt's template, such as zh (default: as the model says)"},
@@ -36,6 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     "miniature that ships with the package)",
   )
   parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+  add_memory(parser)
   parser.add_argument(
     "--seed",
     type=at_least(0, below=2**64),
@@ -51,11 +61,30 @@ def add_options(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def add_memory(parser: argparse.ArgumentParser) -> None:
+  """How the model lies in memory; see docs/memory.md."""
+  add = parser.add_argument_group(
+    "memory", "for models that do not fit; see docs/memory.md"
+  ).add_argument
+  add(
+    "--mesh", metavar="AXIS=N,...", help="spreads it over devices, as in training: fsdp=4,tensor=2"
+  )
+  add("--int8", action="store_true", help="stores blocks of language model and denoiser in int8")
+  add("--offload", action="store_true", help="keeps it on the host, and on the device what is used")
+  add(
+    "--tile",
+    type=at_least(0),
+    default=0,
+    metavar="PIXELS",
+    help="decodes larger pictures in tiles of this side (default 0: whole)",
+  )
+
+
 def add_drawing(parser: argparse.ArgumentParser, *names: str) -> None:
   """Options of `DRAWING` by their names."""
   kinds: dict[str, Callable[[str], Any]] = {
     **dict.fromkeys(("steps", "pixel_steps"), at_least(0)),
-    "scale": at_least(0, float),
+    "guidance": at_least(0, float),
     "size": size,
   }
   for name in names:
@@ -77,12 +106,46 @@ def add_texts(parser: argparse.ArgumentParser, what: str) -> None:
   """Texts, and the picture before them."""
   from blip3o_jax.data import shapes
 
-  many = "+" if what == "prompt" else "*"
   ask = "" if what == "prompt" else "without one, questions are read from the terminal; "
   known = f"the miniature knows: {shapes.SUMMARY} (all words: docs/miniature.md)"
-  parser.add_argument(what, nargs=many, type=said, help=ask + known)
+  parser.add_argument(what, nargs="*", type=said, help=ask + known)
   parser.add_argument("--image", type=Path, help=f"a picture that each {what} begins with")
   add_shown(parser)
+
+
+def add_number(parser: argparse.ArgumentParser) -> None:
+  """How many pictures of each text."""
+  parser.add_argument(
+    "-n", "--number", type=at_least(1), default=1, help="pictures of each (default 1)"
+  )
+
+
+def add_output(parser: argparse.ArgumentParser, name: str) -> None:
+  """Where pictures are written."""
+  parser.add_argument(
+    "--output",
+    type=place,
+    default=Path(name),
+    metavar="FILE.png|DIR",
+    help=f"one file, of several pictures a grid, or a folder with a file each (default {name})",
+  )
+
+
+def add_share(parser: argparse.ArgumentParser) -> None:
+  """How many files are drawn at once, and by how many processes."""
+  parser.add_argument(
+    "--batch", type=at_least(1), default=8, help="pictures drawn at once (default 8)"
+  )
+  parser.add_argument(
+    "--process", type=at_least(0), default=0, metavar="I", help="which this is, from 0"
+  )
+  parser.add_argument(
+    "--processes",
+    type=at_least(1),
+    default=1,
+    metavar="N",
+    help="that share the files; none needs to know of the others (default 1)",
+  )
 
 
 def given(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
@@ -127,6 +190,16 @@ def size(text: str) -> tuple[int, int]:
   return int(found[1]), int(found[2] or found[1])
 
 
+def place(text: str) -> Path:
+  """An argparse type: a file that ends in .png, or a folder."""
+  found = Path(text)
+  if found.is_dir() or not found.suffix:
+    if found.is_file():
+      raise argparse.ArgumentTypeError(f"{text}: is a file that does not end in .png")
+    return found
+  return png(text)
+
+
 def png(text: str) -> Path:
   """An argparse type: a path that ends in .png, of no folder."""
   if Path(text).is_dir():
@@ -154,7 +227,15 @@ def load(options: argparse.Namespace, verb: str) -> Any:
     text = f"no --model: the miniature that ships with the package ({name}), which knows "
     print(f"{text}{shapes.SUMMARY}", file=sys.stderr)
   start = time.monotonic()
-  model = blip3o_jax.load(options.model, dtype=options.dtype, verb=verb)
+  model = blip3o_jax.load(
+    options.model,
+    dtype=options.dtype,
+    mesh=options.mesh,
+    weights="int8" if options.int8 else "float",
+    offload=options.offload,
+    tile=options.tile,
+    verb=verb,
+  )
   print(f"loaded {name} in {time.monotonic() - start:.1f} s", file=sys.stderr)
   return model
 
@@ -169,16 +250,57 @@ def open_image(path: Path, friendly: bool) -> Any:
     return images.decode(path.read_bytes(), str(path), friendly=friendly)
 
 
-def save(images: Any, output: Path) -> None:
-  """One PNG, of several pictures a grid; written under another name and renamed."""
-  from PIL import Image
+def save(pictures: Sequence["Picture"], output: Path) -> list[Path]:
+  """Writes pictures with their metadata, and prints where.
 
-  output.parent.mkdir(parents=True, exist_ok=True)
-  picture = images[0]
-  if len(images) > 1:
+  Args:
+    output: a file that ends in .png, of several pictures a grid; or a folder, in which each has a
+      file of its own, named by its number.
+  """
+  from blip3o_jax.use import picture
+
+  if output.suffix.lower() != ".png":
+    found = [each.save(output / f"{i:04d}.png") for i, each in enumerate(pictures)]
+  elif len(pictures) == 1:
+    found = [pictures[0].save(output)]
+  else:
     from blip3o_jax.train import metrics
 
-    picture = metrics.grid(images)
-  with files.replacing(output) as partial:
-    Image.fromarray(picture).save(partial, "PNG")
-  print(output)
+    made = metrics.grid(np.stack([each.pixels for each in pictures]))
+    metadata = {"pictures": [each.metadata for each in pictures]}
+    picture.write(output, picture.encode(made, metadata))
+    found = [output]
+  for path in found:
+    print(path, flush=True)
+  return found
+
+
+@contextlib.contextmanager
+def bar() -> Iterator[Callable[["Progress"], None] | None]:
+  """What a model calls between its steps, a bar on a terminal; None where there is none."""
+  if not sys.stderr.isatty():
+    yield None
+    return
+  from tqdm import tqdm
+
+  with tqdm(total=1.0, bar_format="{desc} {bar} {percentage:3.0f}% {elapsed}<{remaining}") as shown:
+    stages: list[str] = []  # of the batch that is drawn
+
+    def draw(progress: "Progress") -> None:
+      first, last = progress.first + 1, progress.first + progress.count
+      if shown.n * progress.pictures < progress.first:
+        stages.clear()
+      if progress.stage not in stages:
+        stages.append(progress.stage)
+      which = f"{first}-{last} of {progress.pictures}" if progress.pictures > 1 else ""
+      shown.set_description_str(
+        f"{progress.stage} {progress.done}/{progress.total} {which}".strip()
+      )
+      # Two stages, taken as equally long.
+      part = min(1.0, (len(stages) - 1 + progress.part) / 2)
+      shown.n = max(shown.n, (progress.first + part * progress.count) / progress.pictures)
+      shown.refresh()
+
+    yield draw
+    shown.n = 1.0
+    shown.refresh()

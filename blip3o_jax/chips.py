@@ -221,6 +221,32 @@ CHIPS: dict[str, Chip] = {
 }
 
 
+# GPUs of which no more is asked than whether a model fits: {name: (bytes, source)}, as sold.
+CARDS: dict[str, tuple[float, str]] = {
+  "t4": (16e9, "NVIDIA T4 datasheet"),
+  "l4": (24e9, "NVIDIA L4 datasheet"),
+  "l40s": (48e9, "NVIDIA L40S datasheet"),
+  "rtx3090": (24e9, "NVIDIA GeForce RTX 3090 specifications"),
+  "rtx4090": (24e9, "NVIDIA GeForce RTX 4090 specifications"),
+  "rtx5090": (32e9, "NVIDIA GeForce RTX 5090 specifications"),
+  "a100-40gb": (40e9, "NVIDIA A100 datasheet, 40 GB"),
+}
+PAIRED = ("tpu7x",)  # JAX lists each chip as two devices
+
+
+def room(name: str) -> int:
+  """Bytes that a program may use on one device of a kind, by its name in `CHIPS` or `CARDS`.
+
+  Raises:
+    ValueError: neither has it; the known ones are listed.
+  """
+  if name in CHIPS:
+    return int(CHIPS[name].usable / (2 if name in PAIRED else 1))
+  if name in CARDS:
+    return int(CARDS[name][0])
+  raise ValueError(f"device {name!r}: expected one of {', '.join((*CHIPS, *CARDS))}")
+
+
 def of_kind(kind: str) -> Chip | None:
   """The chip of a `device_kind`; None for one that the table has not (a CPU, another GPU)."""
   return next((chip for chip in CHIPS.values() if kind in chip.kinds), None)

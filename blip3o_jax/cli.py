@@ -20,6 +20,10 @@ EXAMPLES = {
   "chat": 'blip3o chat "how many stars are there?" --image picture.png --model DIR',
   "edit": 'blip3o edit picture.png "make the sky red" --model DIR --output red.png',
   "reconstruct": "blip3o reconstruct picture.png --model DIR --output rebuilt.png",
+  "show": "blip3o show generated.png",
+  "compare": "blip3o compare runs/a runs/b --output comparison",
+  "evaluate": "blip3o evaluate geneval --prompts evaluation_metadata.jsonl --output runs/geneval",
+  "serve": "blip3o serve --model DIR --port 8000",
   "convert": "blip3o convert import --source BLIP3o-Model-4B --output converted",
   "inspect": "blip3o inspect converted",
   "verify": "blip3o verify --model converted --recorded recorded.safetensors",
@@ -31,7 +35,10 @@ EXAMPLES = {
   "pack": "blip3o pack /data/tars --output /data/packed",
 }
 # Not the plan: it says how long compiling takes, and JAX cannot read programs of another machine.
-COMPILES = ("train", "generate", "chat", "edit", "reconstruct", "verify", "encode")
+COMPILES = (
+  *("train", "encode", "verify", "evaluate", "compare", "serve"),
+  *("generate", "chat", "edit", "reconstruct"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,7 +9,6 @@ sinusoids are float32 whatever `dtype` is.
 """
 
 from collections.abc import Callable
-import functools
 import math
 from typing import Any
 from typing import Literal
@@ -23,11 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from blip3o_jax.remat import KEPT
-from blip3o_jax.remat import SLICED
-from blip3o_jax.remat import Remat
-from blip3o_jax.remat import rematerialised
 from blip3o_jax.remat import stored_gradient
 from blip3o_jax.sharding import constrain
+from blip3o_jax.stacks import layer_of as layer_of
+from blip3o_jax.stacks import scan as scan
 
 M = TypeVar("M", bound=nnx.Module)
 Dtype = Literal["float32", "bfloat16"]
@@ -352,42 +350,6 @@ def stack(make: Callable[[nnx.Rngs], M], depth: int, rngs: nnx.Rngs) -> M:
     return layer
   meta = {nnx.PARTITION_NAME: "layers", "axes": "layers"}
   return nnx.vmap(make, transform_metadata=meta)(rngs.split(depth))
-
-
-def scan(
-  layers: M,
-  x: Any,
-  apply: Callable[..., tuple[Any, Any]],
-  xs: Any = (),
-  *,
-  remat: Remat = "none",
-) -> tuple[Any, Any]:
-  """Folds a carry through a stack: `apply(layer, x, *xs_of_layer) -> (x, y)`.
-
-  Args:
-    layers: a module from `stack`.
-    x: the carry, any pytree of arrays.
-    xs: a tuple of arrays with a leading `layers` dim.
-    remat: what the backward pass recomputes: "none", "full" (each layer), "dots" (all but what
-      linear layers and rotations give), on TPUs the quickest: more takes long to write and read.
-
-  Returns:
-    The last carry and the stacked ys.
-  """
-
-  def body(carry: Any, item: Any) -> tuple[Any, Any]:
-    layer, extra = item
-    return apply(layer, carry, *extra)
-
-  if remat != "none":
-    body = rematerialised(body, remat)
-  return jax.lax.scan(body, x, (layers, tuple(xs)))
-
-
-def layer_of(layers: M, index: int | jax.Array) -> M:
-  """One layer of a `stack`."""
-  cut = functools.partial(jax.lax.dynamic_index_in_dim, index=index, keepdims=False)
-  return jax.tree.map(lambda p: checkpoint_name(cut(p), SLICED), layers)
 
 
 def constrain_tokens(x: jax.Array) -> jax.Array:

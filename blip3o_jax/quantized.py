@@ -7,6 +7,7 @@ Knows no network.
 
 from collections.abc import Iterable
 from collections.abc import Mapping
+import functools
 from typing import Any
 from typing import Literal
 
@@ -33,6 +34,7 @@ class Int8Linear(nnx.Module):
   Attributes:
     kernel: int8[d_in, d_out]. scale: float[d_out], what 1 in a column of the kernel stands for.
     bias: float[d_out], or None. backward: the gradient of the activations is a product of int8.
+    activations: whether they are rounded to int8 too; without, only memory is saved, and less lost.
   """
 
   def __init__(
@@ -53,14 +55,58 @@ class Int8Linear(nnx.Module):
     self.scale = nnx.Param(scale, axes=axes[-1:])
     made = (bias_init or uniform)(rngs.params(), (d_out,)) if bias else None
     self.bias = None if made is None else nnx.Param(made, axes=axes[-1:])
-    self.dtype, self.backward = dtype, False
+    self.dtype, self.backward, self.activations = dtype, False, True
 
   def __call__(self, x: jax.Array) -> jax.Array:
+    if not self.activations:
+      return self._of_weights(x)
     # Not flattened to rows: what follows would not be fused with the product any more.
     product = _product_int8_backward if self.backward else _product
     y = product(x.astype(self.dtype), self.kernel[...], self.scale[...].astype(jnp.float32))
     y = checkpoint_name(y, KEPT)
     return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+
+  def _of_weights(self, x: jax.Array) -> jax.Array:
+    """The product of activations as they are: a whole number up to 127 is exact in any type."""
+    x = x.astype(self.dtype)
+    rows = x.reshape(-1, x.shape[-1])
+    kernel = self.kernel[...].astype(x.dtype)
+    y = jnp.dot(rows, kernel, preferred_element_type=jnp.float32)
+    y = (y * self.scale[...].astype(jnp.float32)).astype(x.dtype)
+    y = y.reshape(*x.shape[:-1], y.shape[-1])
+    return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+
+
+def replace_blocks(module: nnx.Module, rngs: nnx.Rngs) -> int:
+  """Replaces the linear layers of a module's stacked blocks by int8 ones, of the weights alone.
+
+  Embeddings, heads, norms and what stands outside of blocks stay. For a module whose parameters are
+  read afterwards: the new ones are zeros or random.
+
+  Returns:
+    How many layers, a stack counted once.
+  """
+  found = [
+    (parent, name, layer)
+    for _, parent in nnx.iter_modules(module)
+    for name, layer in vars(parent).items()
+    if isinstance(layer, layers.Linear) and layer.kernel.ndim == 3
+  ]
+  for parent, name, layer in found:
+    depth, d_in, d_out = layer.kernel.shape
+    _, *axes = layer.kernel.get_metadata("axes")
+    more: dict[str, Any] = dict(bias=layer.use_bias, dtype=jnp.dtype(layer.dtype).name)
+    make = functools.partial(_of_sizes, (d_in, d_out), tuple(axes), more)
+    made = layers.stack(make, depth, rngs)
+    made.activations = False
+    setattr(parent, name, made)
+  return len(found)
+
+
+def _of_sizes(
+  sizes: tuple[int, int], axes: tuple[str, str], more: dict[str, Any], rngs: nnx.Rngs
+) -> Int8Linear:
+  return Int8Linear(*sizes, axes, **more, rngs=rngs)
 
 
 def linear(kind: Quantize, *args: Any, **kwargs: Any) -> nnx.Module:

@@ -6,6 +6,7 @@ the shape of the mesh.
 
 from collections.abc import Mapping
 from collections.abc import Sequence
+import re
 from typing import Any
 
 from flax import nnx
@@ -79,6 +80,21 @@ def make_mesh(
   return jax.sharding.Mesh(np.concatenate(places), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
+def axes_of(text: str) -> dict[str, int]:
+  """`fsdp=16,replica=4` as sizes of `MESH_AXES`; what is not named is 1, fsdp fills what is left.
+
+  Raises:
+    ValueError: not a mesh.
+  """
+  out = dict.fromkeys(MESH_AXES, 1) | {"fsdp": 0}
+  for word in text.split(","):
+    found = re.fullmatch(r"(\w+)=(\d+)", word.strip())
+    if not found or found[1] not in out:
+      raise ValueError(f"mesh {text}: expected AXIS=N,... with the axes {', '.join(MESH_AXES)}")
+    out[found[1]] = int(found[2])
+  return out
+
+
 def slices(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
   """The devices of each TPU slice, in the order of the slices; others are one."""
   parts: dict[int, list[jax.Device]] = {}
@@ -123,8 +139,10 @@ def param_axes(model: nnx.Module) -> dict[str, tuple[str, ...]]:
   return out
 
 
-def shardings(model: nnx.Module, mesh: jax.sharding.Mesh) -> dict[Any, Any]:
+def shardings(model: nnx.Module, mesh: jax.sharding.Mesh, *, strict: bool = True) -> dict[Any, Any]:
   """A nested pure dict of `NamedSharding`, one per parameter of a (possibly abstract) module.
+
+  Unless `strict`, a dim that its mesh axes do not divide stays whole.
 
   Raises:
     ValueError: a dim that its mesh axes do not divide, by parameter name.
@@ -136,6 +154,9 @@ def shardings(model: nnx.Module, mesh: jax.sharding.Mesh) -> dict[Any, Any]:
   out = {}
   for name, axes in param_axes(model).items():
     spec = to_spec(axes)
+    if not strict:
+      entries = zip(spec, shapes[name], strict=True)
+      spec = P(*(None if size % ways(mesh, entry) else entry for entry, size in entries))
     for dim, size, entry in zip(axes, shapes[name], spec, strict=True):
       if size % ways(mesh, entry):
         raise ValueError(
@@ -155,6 +176,12 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
   return NamedSharding(mesh, P())
 
 
+def on_host(place: jax.sharding.Sharding | None) -> jax.sharding.Sharding:
+  """The same place, None being the default device, in the memory of the host beside it."""
+  found = place or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return found.with_memory_kind("pinned_host")
+
+
 def whole(place: NamedSharding) -> NamedSharding:
   """A parameter's sharding without fsdp: split over `tensor` alone."""
   spec = P(*("tensor" if entry == "tensor" else None for entry in place.spec))
@@ -168,7 +195,14 @@ def platform() -> str:
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-  """Shards an activation by logical axes; a no-op outside `jax.set_mesh`."""
-  if jax.sharding.get_abstract_mesh().empty:
+  """Shards an activation by logical axes; a no-op outside `jax.set_mesh`.
+
+  A dim that its mesh axes do not divide stays whole, as the rows of a single picture that is drawn
+  on many devices. Of training the batch is checked before.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
     return x
-  return jax.lax.with_sharding_constraint(x, to_spec(axes))
+  entries = zip(x.shape, to_spec(axes), strict=True)
+  spec = P(*(entry if entry and size % ways(mesh, entry) == 0 else None for size, entry in entries))
+  return jax.lax.with_sharding_constraint(x, spec)

@@ -18,6 +18,7 @@ from blip3o_jax.systems.parts import loading
 from blip3o_jax.systems.parts import recorded
 from blip3o_jax.systems.parts import slots
 from blip3o_jax.systems.parts import targets
+from blip3o_jax.systems.parts import watching
 from blip3o_jax.weights import table
 from blip3o_jax.weights.rows import decoder_lm as rows
 
@@ -69,13 +70,17 @@ class Model:
   def __init__(self, quilt, words):
     self.quilt, self.sew = quilt, Sew(None, words, LENGTH)
 
-  def generate(self, captions, seeds, **options):
+  def takes(self, verb):
+    return {}
+
+  def generate(self, captions, seeds, *, watch=None, **options):
     if options:
       raise ValueError(f"a quilt is sewn without {', '.join(options)}")
     ids = [self.sew.prompt(caption, LENGTH) for caption in captions]
     padded = chat.pad_left(ids, LENGTH, self.sew.words.pad)
     made = self.quilt.colours(*(buckets.repeat_last(x, buckets.power(len(x))) for x in padded))
-    return jax.device_get(jnp.rint((made[: len(ids)] + 1) * 127.5).astype(jnp.uint8))
+    shown = jax.device_get(jnp.rint((made[: len(ids)] + 1) * 127.5).astype(jnp.uint8))
+    return watching.once(shown, watch, "pixels")
 
 
 class System:
@@ -137,7 +142,10 @@ class System:
   def write_json(self, cfg, export, folder, tokenizer):
     (folder / "config.json").write_text(json.dumps({"model_type": "quilt", "cloth": vars(cfg)}))
 
-  def load(self, directory, *, dtype):
+  def stages(self, cfg, ask):
+    return []
+
+  def load(self, directory, *, dtype, memory=None):
     cfg = config.build(self.Config, vars(loading.config_of(self, directory)) | {"dtype": dtype})
     words = Tokenizer.load(loading.tokenizer_of(directory), self.SPECIAL)
     return Model(loading.load(self, cfg, directory, dtype=dtype).module(), words)

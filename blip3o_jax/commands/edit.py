@@ -6,22 +6,29 @@ from pathlib import Path
 
 from blip3o_jax import asking
 
-DRAWING = ("steps", "scale", "size", "language", "decoder")
+DRAWING = ("steps", "guidance", "size", "language", "decoder")
 
 
 def run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
-  """Edits and writes one PNG; returns the exit status."""
+  """Edits and writes PNGs; returns the exit status."""
   asking.add_options(parser)
   parser.add_argument("image", type=Path, help="the picture")
   parser.add_argument("instruction", nargs="+", type=asking.said, help="what is to be changed")
   asking.add_shown(parser)
-  parser.add_argument("--output", type=asking.png, default=Path("edited.png"))
+  asking.add_number(parser)
+  asking.add_output(parser, "edited.png")
   asking.add_drawing(parser, *DRAWING)
   options = parser.parse_args(args)
-  count = len(options.instruction)
-  images = [asking.open_image(options.image, options.friendly)] * count
+  image = asking.open_image(options.image, options.friendly)
   model = asking.load(options, "edit")
-  asked = asking.given(options, (*DRAWING, "max_pixels"))
-  seeds = [options.seed + i for i in range(count)]
-  asking.save(model.edit(images, options.instruction, seeds, **asked), options.output)
+  with asking.bar() as progress:
+    pictures = model.edit(
+      image,
+      options.instruction,
+      options.seed,
+      images_per_prompt=options.number,
+      progress=progress,
+      **asking.given(options, (*DRAWING, "max_pixels")),
+    )
+  asking.save(pictures, options.output)
   return 0

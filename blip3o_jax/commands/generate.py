@@ -1,27 +1,75 @@
-"""Draws a picture of each prompt."""
+"""Draws pictures of prompts, or of a file of prompts."""
 
 import argparse
 from collections.abc import Sequence
+import functools
 from pathlib import Path
+import sys
 
 from blip3o_jax import asking
 
-DRAWING = ("steps", "pixel_steps", "scale", "sampler", "size", "language")
+DRAWING = ("steps", "pixel_steps", "guidance", "sampler", "size", "language")
 
 
 def run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
-  """Draws and writes one PNG; returns the exit status."""
+  """Draws and writes PNGs; returns the exit status."""
   asking.add_options(parser)
   asking.add_texts(parser, "prompt")
-  parser.add_argument("--output", type=asking.png, default=Path("generated.png"))
+  asking.add_number(parser)
+  asking.add_output(parser, "generated.png")
   asking.add_drawing(parser, *DRAWING)
+  parser.add_argument(
+    "--prompts",
+    type=Path,
+    metavar="FILE",
+    help="draws each of a file: text, JSONL, JSON, CSV, GenEval's metadata; needs --output DIR, "
+    "and goes on with what a killed call left there",
+  )
+  asking.add_share(parser)
   options = parser.parse_args(args)
+  if bool(options.prompt) == (options.prompts is not None):
+    parser.error("expected prompts, or --prompts FILE")
+  if options.prompts is not None:
+    if options.output.suffix.lower() == ".png":
+      parser.error("--prompts needs --output DIR, a folder")
+    return _many(options)
   count = len(options.prompt)
   shown = [asking.open_image(options.image, options.friendly)] * count if options.image else []
   model = asking.load(options, "generate")
-  asked = asking.given(options, (*DRAWING, "max_pixels"))
-  if shown:
-    asked["images"] = shown
-  seeds = [options.seed + i for i in range(count)]
-  asking.save(model.generate(options.prompt, seeds, **asked), options.output)
+  with asking.bar() as progress:
+    pictures = model.generate(
+      options.prompt,
+      options.seed,
+      images_per_prompt=options.number,
+      images=shown,
+      progress=progress,
+      **asking.given(options, (*DRAWING, "max_pixels")),
+    )
+  asking.save(pictures, options.output)
+  return 0
+
+
+def _many(options: argparse.Namespace) -> int:
+  """Draws a file of prompts into a folder."""
+  from blip3o_jax.use import jobs
+  from blip3o_jax.use import present
+  from blip3o_jax.use import prompts
+  from blip3o_jax.use.job import How
+
+  shown = None
+  if options.image:
+    image = asking.open_image(options.image, options.friendly)
+    shown = image.copy
+  found = prompts.jobs(options.prompts, seed=options.seed, number=options.number, shown=shown)
+  present.writable(options.output)
+  how = How(
+    options=asking.given(options, (*DRAWING, "max_pixels")),
+    batch=options.batch,
+    process=options.process,
+    processes=options.processes,
+  )
+  model = asking.load(options, "generate")
+  say = functools.partial(print, file=sys.stderr, flush=True)
+  done = jobs.run(model, found, options.output, how, say=say)
+  print(done.manifest)
   return 0

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import json
 from pathlib import Path
 import re
+import sys
 from typing import Any
 
 import jax
@@ -22,32 +23,23 @@ from blip3o_jax import chips
 from blip3o_jax import config
 from blip3o_jax import files
 from blip3o_jax import recipes
+from blip3o_jax import sharding
 from blip3o_jax import systems
 from blip3o_jax.plan import estimate
 from blip3o_jax.plan import report
 from blip3o_jax.plan import stored
 from blip3o_jax.plan import topology
+from blip3o_jax.plan import using
 from blip3o_jax.sharding import MESH_AXES
+from blip3o_jax.systems.parts import loading
+from blip3o_jax.systems.parts import memory
+from blip3o_jax.systems.parts.stages import Ask
 from blip3o_jax.train import run as train_run
 from blip3o_jax.train import setup as train_setup
 
+DTYPES = ("float32", "bfloat16", "int8")  # int8: of the blocks, in bfloat16 the rest
 BUCKET = 160  # tokens of a prompt, where the config has that bucket
 SMALL = "memory=small after the config's colon (recomputes in the backward pass)"
-
-
-def meshes(text: str) -> dict[str, int]:
-  """`fsdp=16,replica=4` as a mesh; what is not named is 1, and fsdp fills what is left.
-
-  Raises:
-    ValueError: not a mesh.
-  """
-  out = dict.fromkeys(MESH_AXES, 1) | {"fsdp": 0}
-  for word in text.split(","):
-    found = re.fullmatch(r"(\w+)=(\d+)", word.strip())
-    if not found or found[1] not in out:
-      raise ValueError(f"--mesh {text}: expected AXIS=N,... with the axes {', '.join(MESH_AXES)}")
-    out[found[1]] = int(found[2])
-  return out
 
 
 def fewer_layers(values: ConfigDict, layers: int) -> None:
@@ -75,7 +67,7 @@ def plan(
   devices = topology.devices(where)
   samples = values.steps * values.batch
   if mesh:
-    values.mesh.update(meshes(mesh))
+    values.mesh.update(sharding.axes_of(mesh))
   if where.slices > 1 and values.mesh.replica % where.slices:
     values.mesh.replica *= where.slices
     print(f"mesh.replica {values.mesh.replica}: the axis that crosses {where.slices} slices")
@@ -146,6 +138,8 @@ def asked_for(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
 
 def run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
   """Plans what the arguments say; returns the exit status."""
+  if "--generate" in args:
+    return _generate(parser, args)
   options, overrides = _options(parser).parse_known_args(args)
   if options.topology != ["here"]:
     jax.config.update("jax_platforms", "cpu")
@@ -188,6 +182,7 @@ def run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
 
 def _options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
   add = parser.add_argument
+  add("--generate", action="store_true", help="plans use, not training: see --generate --help")
   add("--config", required=True, metavar="FILE[:ARG]", help="a file, or a stage's name")
   add("--config.FIELD", dest="_", metavar="VALUE", help="any field, e.g. --config.batch=256")
   add(
@@ -211,6 +206,83 @@ def _options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
   add("--json", type=Path, metavar="FILE", help="writes the figures; of --compare the best's")
   add("--text", type=Path, metavar="FILE", help="writes the compiled program")
   add("--recompile", action="store_true", help="compiles what was planned before")
+  return parser
+
+
+def _generate(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
+  """Plans the use of models: prints what each of them needs, and what fits where."""
+  options = _generate_options(parser).parse_args(args)
+  for name in (devices := options.device.split(",")):
+    chips.room(name)
+  if not options.config and not options.model:
+    raise ValueError("--generate: expected --config NAME or --model DIR, of what to plan")
+  if options.topology != "here":
+    jax.config.update("jax_platforms", "cpu")
+  jax.config.update("jax_enable_compilation_cache", False)
+  where = topology.resolve(options.topology)
+  placed = topology.devices(where)
+  asked = sharding.axes_of(options.mesh) if options.mesh else dict.fromkeys(MESH_AXES, 1)
+  mesh = sharding.make_mesh(**asked, devices=placed if options.mesh else placed[:1])
+  found = []
+  models = [(name, None) for name in options.config or ()]
+  for name, directory in (*models, *((m, Path(m)) for m in options.model or ())):
+    system, cfg = _model(name, directory)
+    for kind in options.dtype.split(","):
+      found.append(_use(name, (system, cfg, directory), kind, options, mesh))
+      print(*using.lines(found[-1], f"as compiled for {where.name}"), sep="\n", flush=True)
+  print("", *using.table(found, devices), sep="\n")
+  if options.json:
+    facts = [using.facts(use, devices) for use in found]
+    files.write_text(options.json, json.dumps(facts, indent=1) + "\n")
+  return 0
+
+
+def _model(name: str, directory: Path | None) -> tuple[Any, Any]:
+  """(system, config) of a stage's name, of a config file or of a model's directory."""
+  if directory is not None:
+    system = systems.SYSTEMS[systems.of(directory)]
+    return system, loading.config_of(system, directory)
+  run = train_run.parse(config.load(name, [], recipes.RELEASED), systems.SYSTEMS)
+  return systems.SYSTEMS[run.system], run.model
+
+
+def _use(
+  name: str, model: tuple[Any, Any, Path | None], kind: str, options: argparse.Namespace, mesh: Any
+) -> using.Use:
+  if kind not in DTYPES:
+    raise ValueError(f"--dtype {kind}: expected some of {', '.join(DTYPES)}")
+  system, cfg, directory = model
+  how = memory.Memory(mesh=mesh, int8=kind == "int8", tile=options.tile)
+  dtype: Any = "bfloat16" if kind == "int8" else kind
+
+  def stages(batch: int) -> Any:
+    return system.stages(cfg, Ask(dtype, how, batch, options.prompt_bucket or BUCKET, directory))
+
+  print(f"{name}, {kind}: compiling", file=sys.stderr, flush=True)
+  return using.used(name, kind, stages, mesh, options.topology, {1, options.batch})
+
+
+def _generate_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+  parser.description = (
+    "What the use of a model needs: bytes of its parts, of the programs of each stage as compiled "
+    "for a described device, and what fits where. Needs no weights."
+  )
+  add = parser.add_argument
+  add("--generate", action="store_true", required=True)
+  add("--config", action="append", metavar="NAME", help="a stage's name, such as blip3o_4b_sft")
+  add("--model", action="append", metavar="DIR", help="a directory of a model")
+  add("--device", default="v5e,v6e,v5p,l4,rtx4090,l40s,a100,h100", metavar="KIND,...")
+  add("--dtype", default="bfloat16", metavar=",".join(DTYPES), help="one or several")
+  add("--batch", type=_count(2), default=4, help="beside 1, from which others follow (default 4)")
+  add("--prompt-bucket", type=_count(1), default=0, help=f"tokens (default {BUCKET})")
+  add("--mesh", default="", metavar="AXIS=N,...", help="over the devices of the topology")
+  add("--tile", type=_count(0), default=0, metavar="PIXELS", help="see blip3o generate --tile")
+  add(
+    "--topology",
+    default="v5p:1x1x1",
+    help="whose compiler counts what programs need (default v5p:1x1x1); here: this machine's",
+  )
+  add("--json", type=Path, metavar="FILE", help="writes the figures")
   return parser
 
 

@@ -100,6 +100,57 @@ def table(schedule: Schedule, count: int) -> Table:
   return Table(np.pad(sigmas, room), np.pad(timesteps, room), np.int32(count), np.float32(start))
 
 
+class State(NamedTuple):
+  """Where a sampler is between two steps.
+
+  Attributes:
+    x: float32[B, ...], the point that it has reached. noise: float32[B, ...], what the network last
+      took for the noise in it; at the start the noise itself.
+  """
+
+  x: Any
+  noise: Any
+
+
+def begin(noise: Any, start: Any) -> State:
+  """The state before the first step, of noise float[B, ...]; `start` is the table's."""
+  noise = noise.astype(np.float32)
+  return State(noise * start, noise)
+
+
+def expected(state: State, table: Table, done: int) -> np.ndarray:
+  """The sample float32[B, ...] without the noise seen last, after `done` steps; on the host."""
+  return np.asarray(state.x) - table.sigmas[done] * np.asarray(state.noise)
+
+
+def euler_steps(
+  fn: Predict, state: State, table: Table, first: Any, last: Any, *, loop: Loop
+) -> State:
+  """Euler's rule from step `first` to before step `last`, which "device" takes traced.
+
+  Args, `loop`: see `euler`.
+  """
+  if loop == "host":
+    x, found = (np.asarray(array) for array in state)
+    for i in range(int(first), int(last)):
+      sigma, following = table.sigmas[i], table.sigmas[i + 1]
+      times = np.full(x.shape[:1], table.timesteps[i], np.float32)
+      # Multiplied by the reciprocal, as XLA on a CPU divides by a scalar: the same bits.
+      factor = np.float32(1) / np.sqrt(np.square(sigma) + np.float32(1))
+      found = np.asarray(fn(x * factor, times), np.float32)
+      x = x + (following - sigma) * found
+    return State(x, found)
+  sigmas, timesteps = jnp.asarray(table.sigmas), jnp.asarray(table.timesteps)
+
+  def step(i: jax.Array, state: State) -> State:
+    x = state.x
+    times = jnp.full(x.shape[:1], timesteps[i], jnp.float32)
+    found = fn(x / jnp.sqrt(jnp.square(sigmas[i]) + 1), times).astype(jnp.float32)
+    return State(x + (sigmas[i + 1] - sigmas[i]) * found, found)
+
+  return jax.lax.fori_loop(first, last, step, state)
+
+
 def euler(fn: Predict, noise: Any, table: Table, *, loop: Loop) -> Any:
   """Euler sampling of an epsilon-predicting network.
 
@@ -113,24 +164,8 @@ def euler(fn: Predict, noise: Any, table: Table, *, loop: Loop) -> Any:
   Returns:
     float32[B, ...], the sample.
   """
-  if loop == "host":
-    x = np.asarray(noise, np.float32) * table.start
-    for i in range(int(table.steps)):
-      sigma, following = table.sigmas[i], table.sigmas[i + 1]
-      times = np.full(x.shape[:1], table.timesteps[i], np.float32)
-      # Multiplied by the reciprocal, as XLA on a CPU divides by a scalar: the same bits.
-      factor = np.float32(1) / np.sqrt(np.square(sigma) + np.float32(1))
-      found = np.asarray(fn(x * factor, times), np.float32)
-      x = x + (following - sigma) * found
-    return x
-  sigmas, timesteps = jnp.asarray(table.sigmas), jnp.asarray(table.timesteps)
-
-  def step(i: jax.Array, x: jax.Array) -> jax.Array:
-    times = jnp.full(x.shape[:1], timesteps[i], jnp.float32)
-    found = fn(x / jnp.sqrt(jnp.square(sigmas[i]) + 1), times)
-    return x + (sigmas[i + 1] - sigmas[i]) * found.astype(jnp.float32)
-
-  return jax.lax.fori_loop(0, table.steps, step, noise.astype(jnp.float32) * table.start)
+  noise = np.asarray(noise) if loop == "host" else noise
+  return euler_steps(fn, begin(noise, table.start), table, 0, table.steps, loop=loop).x
 
 
 def times(key: jax.Array, count: int, schedule: Schedule) -> jax.Array:

@@ -181,6 +181,68 @@ def table(
   return Table(np.pad(timesteps, room), np.pad(np.diff(sigmas), room), np.int32(steps))
 
 
+class State(NamedTuple):
+  """Where a sampler is between two steps.
+
+  Attributes:
+    x: float32[B, ...], the point that it has reached. slope: float32[B, ...], the velocity by which
+      it came there; at the start the noise, as if nothing but zeros were expected.
+  """
+
+  x: Any
+  slope: Any
+
+
+def begin(noise: jax.Array) -> State:
+  """The state at t = 1, of noise float[B, ...]."""
+  x = noise.astype(jnp.float32)
+  return State(x, x)
+
+
+def expected(state: State, table: Table, done: int) -> np.ndarray:
+  """The data float32[B, ...] that the last velocity points to, after `done` steps; on the host."""
+  time = -np.sum(table.deltas[done:], dtype=np.float32)  # what is left on the way to 0
+  return np.asarray(state.x) - time * np.asarray(state.slope)
+
+
+def euler_steps(fn: Velocity, state: State, table: Table, first: Any, last: Any) -> State:
+  """Euler's rule from step `first` to before step `last` in one loop; both may be traced.
+
+  Args:
+    fn: (x float32[B, ...], timesteps float32[B]) -> velocity; evaluated once a step.
+  """
+  timesteps, deltas = jnp.asarray(table.timesteps), jnp.asarray(table.deltas)
+
+  def step(i: jax.Array, state: State) -> State:
+    x = state.x
+    slope = fn(x, jnp.full(x.shape[:1], timesteps[i])).astype(jnp.float32)
+    return State(x + deltas[i] * slope, slope)
+
+  return jax.lax.fori_loop(first, last, step, state)
+
+
+def heun_steps(fn: Velocity, state: State, table: Table, first: Any, last: Any) -> State:
+  """As `euler_steps` by Heun's rule; the last step of the table (to t = 0) by Euler's.
+
+  Second order for two evaluations a step, but one in the last. Prediction and correction alternate
+  in one loop, so that the network is traced and compiled once.
+  """
+  timesteps, deltas = jnp.asarray(table.timesteps), jnp.asarray(table.deltas)
+  Carry = tuple[State, jax.Array, jax.Array]
+
+  def step(i: jax.Array, carry: Carry) -> Carry:
+    # Evaluation 0 predicts step 0; then each step is corrected at its end and the next predicted.
+    (x, _), start, predicted = carry
+    correct = i % 2 == 1
+    velocity = fn(x, jnp.full(x.shape[:1], timesteps[(i + 1) // 2])).astype(jnp.float32)
+    start = jnp.where(correct, start, x)
+    slope = jnp.where(correct, (predicted + velocity) / 2, velocity)
+    return State(start + deltas[i // 2] * slope, slope), start, velocity
+
+  end = jnp.minimum(2 * last, 2 * table.steps - 1)
+  return jax.lax.fori_loop(2 * first, end, step, (state, state.x, state.slope))[0]
+
+
 def euler(fn: Velocity, noise: jax.Array, table: Table) -> jax.Array:
   """Integrates from noise to data by Euler's rule in one loop (spec 4.4).
 
@@ -191,34 +253,12 @@ def euler(fn: Velocity, noise: jax.Array, table: Table) -> jax.Array:
   Returns:
     float32[B, ...].
   """
-  timesteps, deltas = jnp.asarray(table.timesteps), jnp.asarray(table.deltas)
-
-  def step(i: jax.Array, x: jax.Array) -> jax.Array:
-    velocity = fn(x, jnp.full(x.shape[:1], timesteps[i]))
-    return x + deltas[i] * velocity.astype(jnp.float32)
-
-  return jax.lax.fori_loop(0, table.steps, step, noise.astype(jnp.float32))
+  return euler_steps(fn, begin(noise), table, 0, table.steps).x
 
 
 def heun(fn: Velocity, noise: jax.Array, table: Table) -> jax.Array:
-  """Integrates from noise to data by Heun's rule, the last step (to t = 0) by Euler's.
-
-  Second order for 2 * steps - 1 evaluations. Prediction and correction alternate in one loop, so
-  that the network is traced and compiled once.
+  """Integrates from noise to data by Heun's rule, see `heun_steps`.
 
   Args, Returns: as `euler`.
   """
-  timesteps, deltas = jnp.asarray(table.timesteps), jnp.asarray(table.deltas)
-  Carry = tuple[jax.Array, jax.Array, jax.Array]
-
-  def step(i: jax.Array, carry: Carry) -> Carry:
-    # Evaluation 0 predicts step 0; then each step is corrected at its end and the next predicted.
-    x, start, first = carry
-    correct = i % 2 == 1
-    velocity = fn(x, jnp.full(x.shape[:1], timesteps[(i + 1) // 2])).astype(jnp.float32)
-    start = jnp.where(correct, start, x)
-    slope = jnp.where(correct, (first + velocity) / 2, velocity)
-    return start + deltas[i // 2] * slope, start, velocity
-
-  x = noise.astype(jnp.float32)
-  return jax.lax.fori_loop(0, 2 * table.steps - 1, step, (x, x, jnp.zeros_like(x)))[0]
+  return heun_steps(fn, begin(noise), table, 0, table.steps).x

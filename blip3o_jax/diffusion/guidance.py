@@ -35,14 +35,22 @@ def cfg(
   """
   if null is None:
     return lambda x, t: fn(x, t, condition)
-  both = None if apart else join(null, condition, axes)
+  if not apart:
+    return joined(fn, join(null, condition, axes), scale)
 
   def guided(x: jax.Array, t: jax.Array) -> jax.Array:
-    if apart:
-      without, given = (fn(x, t, c).astype(jnp.float32) for c in (null, condition))
-    else:
-      twice = fn(jnp.concatenate([x, x]), jnp.concatenate([t, t]), both)
-      without, given = jnp.split(twice.astype(jnp.float32), 2)
+    without, given = (fn(x, t, c).astype(jnp.float32) for c in (null, condition))
+    return without + scale * (given - without)
+
+  return guided
+
+
+def joined(fn: Conditioned, both: Any, scale: float | jax.Array) -> Denoise:
+  """As `cfg` by one evaluation of batch 2B, of a null and a condition that `join` has joined."""
+
+  def guided(x: jax.Array, t: jax.Array) -> jax.Array:
+    twice = fn(jnp.concatenate([x, x]), jnp.concatenate([t, t]), both)
+    without, given = jnp.split(twice.astype(jnp.float32), 2)
     return without + scale * (given - without)
 
   return guided

@@ -4,6 +4,7 @@ Latents are unscaled in `encode` and `decode`. A diffusion model sees those of `
 `pixels`: (mean - shift_factor) * scaling_factor.
 """
 
+from collections.abc import Callable
 import dataclasses
 from typing import Any
 
@@ -11,6 +12,7 @@ import einops
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from blip3o_jax import layers
 from blip3o_jax.attention import attention
@@ -88,12 +90,20 @@ class Attention(nnx.Module):
     self.to_v = layers.linear(dim, dim, ("embed", "rest"), dtype=cfg.dtype, rngs=rngs)
     self.to_out = layers.linear(dim, dim, ("rest", "embed"), dtype=cfg.dtype, rngs=rngs)
 
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, block: int = 0) -> jax.Array:
+    """With `block` so many cells look at a time, which changes no more than the rounding."""
     b, h, w, c = x.shape
     y = self.group_norm(x).reshape(b, h * w, c)
     q, k, v = (layers.split_heads(f(y), 1) for f in (self.to_q, self.to_k, self.to_v))
-    y = self.to_out(layers.merge_heads(attention(q, k, v)))
-    return x + y.reshape(b, h, w, c)
+    if 0 < block < h * w:
+      blocks = -(-h * w // block)
+      q = jnp.pad(q, ((0, 0), (0, blocks * block - h * w), (0, 0), (0, 0)))
+      q = jnp.moveaxis(q.reshape(b, blocks, block, 1, c), 1, 0)
+      found = jnp.moveaxis(jax.lax.map(lambda own: attention(own, k, v), q), 0, 1)
+      found = found.reshape(b, blocks * block, 1, c)[:, : h * w]
+    else:
+      found = attention(q, k, v)
+    return x + self.to_out(layers.merge_heads(found)).reshape(b, h, w, c)
 
 
 class MidBlock(nnx.Module):
@@ -103,11 +113,11 @@ class MidBlock(nnx.Module):
     self.resnets = nnx.List([_resnet(dim, dim, cfg, rngs) for _ in range(2)])
     self.attentions = nnx.List([Attention(dim, cfg, rngs=rngs)] if cfg.mid_attention else [])
 
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array, block: int = 0) -> jax.Array:
     first, second = self.resnets
     x = first(x)
     for attend in self.attentions:
-      x = attend(x)
+      x = attend(x, block)
     return second(x)
 
 
@@ -192,18 +202,30 @@ class Decoder(nnx.Module):
     self.conv_out = Conv(widths[-1], pixel, dtype=cfg.dtype, rngs=rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    x = self.mid_block(self.conv_in(x))
+    return self.rise(self.mid_block(self.conv_in(x)))
+
+  def in_tiles(self, x: jax.Array, side: int) -> jax.Array:
+    """As `__call__`, what comes after the middle in tiles of `side` cells; see `decode`."""
+    x = self.mid_block(self.conv_in(x), block=side * side)
+    return tiled(self.rise, x, side, side // 4)
+
+  def rise(self, x: jax.Array) -> jax.Array:
+    """What comes after the middle."""
     for block in self.up_blocks:
       x = block(x)
     return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
 
 
 class Autoencoder(nnx.Module):
-  """Encoder and decoder with their 1x1 convolutions around the latents (spec 5.3)."""
+  """Encoder and decoder with their 1x1 convolutions around the latents (spec 5.3).
+
+  Attributes:
+    tile: latent cells a side of the tiles in which larger pictures are decoded; 0 is never.
+  """
 
   def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
     c = cfg.latent_channels
-    self.cfg = cfg
+    self.cfg, self.tile = cfg, 0
     self.encoder = Encoder(cfg, rngs=rngs)
     self.decoder = Decoder(cfg, rngs=rngs)
     one: dict[str, Any] = dict(size=1, dtype=cfg.dtype, rngs=rngs)
@@ -230,9 +252,16 @@ class Autoencoder(nnx.Module):
     return mean, jnp.clip(logvar, *LOGVAR_RANGE)
 
   def decode(self, latents: jax.Array) -> jax.Array:
-    """Unscaled latents float[B, h, w, C] -> images float32[B, H, W, 3], about [-1, 1]."""
+    """Unscaled latents float[B, h, w, C] -> images float32[B, H, W, 3], about [-1, 1].
+
+    Where a side is longer than `tile`, what comes after the middle, which takes nearly all of the
+    memory, is computed in tiles. The middle, which sees the whole picture, is not. The group norms
+    of a tile have its own mean and variance, not the picture's: for that the result differs.
+    """
     x = latents if self.post_quant_conv is None else self.post_quant_conv(latents)
-    return unfold(self.decoder(x), self.cfg.patch_size).astype(jnp.float32)
+    cut = 0 < self.tile < max(x.shape[1:3])
+    x = self.decoder.in_tiles(x, self.tile) if cut else self.decoder(x)
+    return unfold(x, self.cfg.patch_size).astype(jnp.float32)
 
   def latents(self, images: jax.Array) -> jax.Array:
     """Images [-1, 1] float[B, H, W, 3] -> scaled latents float32[B, h, w, C], the mean."""
@@ -246,6 +275,60 @@ class Autoencoder(nnx.Module):
     """
     x = self.decode(latents / self.cfg.scaling_factor + self.cfg.shift_factor)
     return jnp.where(jnp.isfinite(x), jnp.clip(x / 2 + 0.5, 0.0, 1.0), jnp.nan)
+
+
+def tiled(f: Callable[[jax.Array], jax.Array], x: jax.Array, side: int, overlap: int) -> jax.Array:
+  """`f` of overlapping tiles, one after the other, blended where they overlap.
+
+  Of the overlap's four quarters the one next to a tile's edge, which sees the edge most, is left to
+  the neighbour, and from one to the other it goes in the two between: a function that looks no
+  further than a quarter gives what it gives of the whole.
+
+  Args:
+    f: float[B, t, u, C] -> float[B, k t, k u, D], with the same k for any sides.
+    x: float[B, h, w, C]. side: of a tile, in cells. overlap: of two tiles, below `side`.
+
+  Returns:
+    float32[B, k h, k w, D].
+  """
+  b, h, w, c = x.shape
+  high, wide = min(side, h), min(side, w)
+  out = jax.eval_shape(f, jax.ShapeDtypeStruct((b, high, wide, c), x.dtype))
+  factor = out.shape[1] // high
+  rows, columns = (_shares(n, t, overlap, factor) for n, t in ((h, high), (w, wide)))
+  starts = np.stack(np.meshgrid(rows[0], columns[0], indexing="ij"), -1).reshape(-1, 2)
+  shares = (rows[1][:, None, :, None] * columns[1][None, :, None]).reshape(
+    len(starts), *out.shape[1:3]
+  )
+
+  def add(canvas: jax.Array, tile: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+    (row, column), share = tile
+    made = f(jax.lax.dynamic_slice(x, (0, row, column, 0), (b, high, wide, c)))
+    at = (0, row * factor, column * factor, 0)
+    there = jax.lax.dynamic_slice(canvas, at, out.shape)
+    there += made.astype(jnp.float32) * share[None, :, :, None]
+    return jax.lax.dynamic_update_slice(canvas, there, at), None
+
+  canvas = jnp.zeros((b, h * factor, w * factor, out.shape[-1]), jnp.float32)
+  return jax.lax.scan(add, canvas, (jnp.asarray(starts), jnp.asarray(shares)))[0]
+
+
+def _shares(n: int, side: int, overlap: int, factor: int) -> tuple[np.ndarray, np.ndarray]:
+  """Where tiles begin along n cells, int32[T], and their shares, float32[T, pixels of a side]."""
+  step = max(1, side - overlap)
+  starts = np.array([min(i * step, n - side) for i in range(-(-(n - side) // step) + 1)], np.int32)
+  pixel = (np.arange(side * factor) + 0.5) / factor
+  edge, ramp = overlap / 4, max(overlap / 2, 1 / factor)
+  shares = np.zeros((len(starts), side * factor))
+  whole = np.zeros(n * factor)
+  for share, start in zip(shares, starts, strict=True):
+    before = 1.0 if start == 0 else np.clip((pixel - edge) / ramp, 0, 1)
+    after = 1.0 if start + side == n else np.clip((side - edge - pixel) / ramp, 0, 1)
+    share[:] = np.broadcast_to(before * after, share.shape)
+    whole[start * factor : (start + side) * factor] += share
+  for share, start in zip(shares, starts, strict=True):
+    share /= whole[start * factor : (start + side) * factor]
+  return starts, shares.astype(np.float32)
 
 
 def fold(x: jax.Array, p: int) -> jax.Array:

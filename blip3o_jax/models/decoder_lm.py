@@ -282,9 +282,11 @@ class DecoderLM(nnx.Module):
       k, v = (jnp.concatenate(pair, 1) for pair in zip(before, own, strict=True))
       return layer.finish(late, attention(q, k, v, segments=(ones, seen), causal=True))
 
-    follow = rematerialised(follow, self.cfg.remat)
+    one_by_one = isinstance(self.layers, nnx.List)  # nothing is trained so
+    if not one_by_one:
+      follow = rematerialised(follow, self.cfg.remat)
 
-    def both(carry: tuple[jax.Array, jax.Array], at: jax.Array) -> tuple[Any, None]:
+    def both(carry: tuple[jax.Array, jax.Array], at: Any) -> tuple[Any, None]:
       x, late = carry
       layer = layers.layer_of(self.layers, at)
       q, k, v = layer.project(x, angles)
@@ -293,7 +295,12 @@ class DecoderLM(nnx.Module):
 
     carry = constrain_tokens(jax.lax.stop_gradient(x)), constrain_tokens(late)
     last = self.cfg.depth - 1
-    (x, late), _ = jax.lax.scan(both, carry, jnp.arange(last))
+    if one_by_one:
+      for at in range(last):
+        carry, _ = both(carry, at)
+      x, late = carry
+    else:
+      (x, late), _ = jax.lax.scan(both, carry, jnp.arange(last))
     _, *before = layers.layer_of(self.layers, last).project(x, angles)
     return self.norm(follow(last, late, (before[0], before[1])))
 

@@ -80,11 +80,22 @@ def compiled(setup: Setup, asked: Asked) -> stored.Compiled:
     lowered = setup.lower_step(asked.bucket)
     return stored.compiled(lowered, where, setup.options, again=asked.again)
   except jax.errors.JaxRuntimeError as error:
-    found = next((m for p in _TOO_MUCH if (m := p.search(str(error)))), None)
-    if found is None:
+    if (found := too_much(error)) is None:
       raise
-    needed, there = (float(found[i]) * _UNITS[found[i + 1]] for i in (1, 3))
-    raise TooLarge(_too_large(setup, asked, needed, there)) from None
+    raise TooLarge(_too_large(setup, asked, *found)) from None
+
+
+def too_much(error: Exception) -> tuple[float, float] | None:
+  """(bytes that a program needs, those that there are) of a compiler's refusal, if it is one."""
+  found = next((m for p in _TOO_MUCH if (m := p.search(str(error)))), None)
+  return (
+    None
+    if found is None
+    else (
+      float(found[1]) * _UNITS[found[2]],
+      float(found[3]) * _UNITS[found[4]],
+    )
+  )
 
 
 def _too_large(setup: Setup, asked: Asked, needed: float, there: float) -> str:

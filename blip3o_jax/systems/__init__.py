@@ -27,7 +27,10 @@ from blip3o_jax.systems import pixels
 from blip3o_jax.systems.parts import layout
 from blip3o_jax.systems.parts import others
 from blip3o_jax.systems.parts.encoders import Encoder
+from blip3o_jax.systems.parts.memory import Memory
 from blip3o_jax.systems.parts.recorded import Call
+from blip3o_jax.systems.parts.stages import Ask
+from blip3o_jax.systems.parts.stages import Stage
 from blip3o_jax.train import checkpoint
 from blip3o_jax.weights import store
 from blip3o_jax.weights import table
@@ -156,17 +159,34 @@ class System(Protocol):
 
   # Use -------------------------------------------------------------------------------------------
 
-  def load(self, directory: Path, *, dtype: Dtype) -> Any:
-    """A loaded model with the verbs of VERBS, as the commands call them.
+  def load(self, directory: Path, *, dtype: Dtype, memory: Memory | None = None) -> Any:
+    """A loaded model with the verbs of VERBS, as `use.model` calls them; `memory`: how it lies.
 
+    `takes(verb) -> {option: what it is unless given}` of each verb, and for a model that can
+    reconstruct `encode(images) -> float32[n, ...]`, what its pixel decoder is given of them.
     `generate(prompts, seeds, **options) -> uint8[n, H, W, 3]`, options of the command that were
     given: images, steps, scale, sampler, pixel_steps, size, language, max_pixels; ValueError for
     one that the system has not, as of the other verbs. `edit(images, instructions, seeds,
-    **options)`, the same of steps, scale, size, language, decoder, max_pixels. `chat(questions,
-    images, *, length, seed, **options) -> [answer]`, of temperature and max_pixels; an answer is a
-    text, or (a text with a mark `<image>` for each picture that the model drew, [uint8[H, W, 3]]).
+    **options)`, the same of steps, scale, size, language, decoder, max_pixels.
+    `talk(conversations, **options) -> [parts.talking.Reply]`, of `parts.talking.How` and, of a
+    model that draws in answers, steps, scale and size; `takes("chat")` has those of
+    `parts.talking.takes`. `chat(questions, images, **options) -> [answer]`, the same of one turn;
+    an answer is its text, or (its text, [uint8[H, W, 3]]).
     `reconstruct(images, seeds, **options) -> uint8[n, H, W, 3]`, of steps, pixel_steps, scale and
     size. Seeds are below 2**64. ValueError, which names the part, where a result is not finite.
+
+    `generate`, `edit` and `reconstruct` take `watch`, which is called with a `parts.watching.Step`
+    after each step of each stage: "features", what the pictures are to show, and "pixels". What it
+    raises ends the call, which leaves nothing behind and raises the same. A preview shows the
+    pictures that were asked for, without padding. Watched or not, looked at or not, the pictures
+    are the same bit for bit.
+    """
+
+  def stages(self, cfg: Any, ask: Ask) -> list[Stage]:
+    """The programs that the verbs run, for plans: of all parts, or those of `ask.directory`.
+
+    Raises:
+      FileNotFoundError, ValueError: files of that directory that are absent or wrong.
     """
 
   # Proof -----------------------------------------------------------------------------------------

@@ -281,6 +281,12 @@ class Picture:
 VERBS: tuple[str, ...] = ()
 
 
-def load(directory: Path, *, dtype: layers.Dtype) -> Any:
+def stages(cfg: Config, ask: Any) -> list[Any]:
+  """None: this system has no verbs."""
+  del cfg, ask
+  return []
+
+
+def load(directory: Path, *, dtype: layers.Dtype, memory: Any = None) -> Any:
   """Raises ValueError: alone, this system has no verbs."""
   raise ValueError(f"{directory}: the system pixels has nothing that it can be asked")

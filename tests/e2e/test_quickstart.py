@@ -131,7 +131,7 @@ def test_rehearsal(said, tmp_path, options, stages):
 NEXUS = ("start", "language", "told", "generation", "editing", "export", "score", "report")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_rehearsal_of_the_other_system(said, tmp_path):
   work = tmp_path / "work"

@@ -61,7 +61,8 @@ def test_transformers_generate(sizes):
     limits = decoding.Limits(penalty=penalty)
     rules = speaking.rules(cfg, 2, length, lm.vocab_size, (7,), limits=limits)
     state = speaking.start(network, prompt, length)
-    ids, _ = speaking.say(network, state, rules, None)
-    for said, row in zip(np.asarray(ids)[:, : wanted.shape[1]], wanted, strict=True):
+    answers = speaking.first(network, state, rules, None)
+    answers = speaking.more(network, answers, rules, None, np.int32(length))
+    for said, row in zip(np.asarray(answers.ids)[:, : wanted.shape[1]], wanted, strict=True):
       end = next((i + 1 for i, token in enumerate(row) if token in (cfg.boi, 7)), len(row))
       assert said[:end].tolist() == row[:end].tolist()

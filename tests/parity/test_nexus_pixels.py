@@ -220,28 +220,17 @@ def test_autoencoder(networks: Networks, recorded: Tensors, near: Callable) -> N
   near("vae.decoded", first(decode(vae, undone)), DECODED)
 
 
-LOOPS = {
-  "loop_gen": ("generator", 4, None),
-  "loop_gen_cfg": ("generator", 4, 3.0),
-  "loop_edit": ("editor", 4, None),
-  "loop_edit_cfg": ("editor", 2, 2.0),
-  "loop_edit_target_only": ("editor", 2, None),
-}
+# Two of the five; `test_nexus_verify` replays them all.
+LOOPS = {"loop_gen_cfg": ("generator", 4, 3.0), "loop_edit": ("editor", 4, None)}
 
 
-@pytest.mark.parametrize(
-  "name",
-  [
-    pytest.param(name, marks=() if name in ("loop_gen_cfg", "loop_edit") else pytest.mark.slow)
-    for name in LOOPS
-  ],
-)
+@pytest.mark.parametrize("name", LOOPS)
 def test_loop(networks: Networks, recorded: Tensors, near: Callable, name: str) -> None:
   """Every step's latents, from a table that ends there, and the picture."""
   which, steps, scale = LOOPS[name]
   vectors = recorded.read(f"{'gen' if which == 'generator' else 'edit'}.image_vectors")
   reference = None if which == "generator" else recorded.read("merger.reference_embeds")
-  given = (vectors, None if name.endswith("target_only") else reference)
+  given = (vectors, reference)
   noise, visited = last(recorded.read(f"{name}.noise")), painting.table(steps)
   size = (noise.shape[1], noise.shape[2])
   ids = text_ids(getattr(networks, which), given, size)

@@ -14,11 +14,16 @@ TINY = Path(__file__).parents[1] / "data" / "tiny-blip3o"
 
 def test_a_directory_and_nothing_are_models():
   model = blip3o_jax.load(TINY)
-  assert isinstance(model, verbs.Model)
-  wanted = verbs.load(TINY).features(["a cat"], [0], steps=1)
-  np.testing.assert_array_equal(model.features(["a cat"], [0], steps=1), wanted)
+  assert isinstance(model, blip3o_jax.Model)
+  assert (model.name, model.system, model.dtype) == (str(TINY), "blip3o", "float32")
+  (made,) = model.generate("a cat", seed=3, steps=1, pixel_steps=1)
+  (wanted,) = verbs.load(TINY).generate(["a cat"], [3], steps=1, pixel_steps=1)
+  np.testing.assert_array_equal(made.pixels, wanted)
+  grey = np.full((40, 50, 3), 90, np.uint8)
+  np.testing.assert_array_equal(model.features(grey), verbs.load(TINY).encode([grey]))
   small = blip3o_jax.load(dtype="bfloat16")
-  assert small.cfg == verbs.load(shipped.directory(), dtype="bfloat16").cfg
+  assert (small.name, small.dtype) == (shipped.NAME, "bfloat16")
+  assert small.verbs == verbs.VERBS
 
 
 def test_a_folder_of_no_system_is_refused(tmp_path):

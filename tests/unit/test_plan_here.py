@@ -61,7 +61,7 @@ def test_errors_are_one_line(capsys):
     ([f"--config={SMOKE}", "--config.bach=2"], "config.bach: no such field, did you mean 'batch'?"),
     ([f"--config={SMOKE}", "--topology=v99:1"], "--topology v99:1: unknown; known are"),
     ([f"--config={SMOKE}", "--topology=v5p-3"], "no slice has this size; known are v5p-8 (2x2x1)"),
-    ([f"--config={SMOKE}", "--topology=here", "--mesh=fdsp=2"], "--mesh fdsp=2: expected AXIS=N"),
+    ([f"--config={SMOKE}", "--topology=here", "--mesh=fdsp=2"], "mesh fdsp=2: expected AXIS=N"),
     ([f"--config={SMOKE}", "--topology=here", "--slices=2"], "there is one slice"),
     (
       [f"--config={SMOKE}", "--topology=here", "--json=absent/x.json"],

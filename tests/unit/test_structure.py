@@ -19,6 +19,7 @@ ROOTS = (
   "attention",
   "remat",
   "rotary",
+  "stacks",
   "layers",
   "quantized",
 )
@@ -40,9 +41,12 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
   "verify": (*BELOW, "systems"),
   "evaluate": ("files", "data"),
   "plan": (*BELOW, "train", "runtime", "compiling"),
+  "use": (*BELOW, "systems", "train", "miniature/shipped"),
+  "serve": ("files", "data", "use", "evaluate"),
   "commands/*": (
     *(*BELOW, "systems", "train", "recipes", "convert", "verify", "plan"),
-    *("asking", "joining"),
+    *("use", "evaluate", "serve", "asking", "joining"),
+    *("commands/measure", "miniature/scores"),  # what `evaluate` hands over to
   ),
 }
 OUTSIDE = ("configs", "launch", "tools", "tests")
@@ -66,7 +70,7 @@ def within(name: str, rooms: tuple[str, ...]) -> bool:
 def is_fault(importer: str, name: str) -> bool:
   """Whether a module of the package, by its path in it, may not import a name."""
   if within(name, TORCH):
-    return not within(importer, ("verify/torch", "weights/pickles"))
+    return not within(importer, ("verify/torch", "weights/pickles", "evaluate/torch"))
   if name.startswith("/") or within(name, OUTSIDE):
     return True
   if within(name, ("jax", "flax")):

@@ -123,6 +123,32 @@ def chat_ids(
   return _asked(tokenizer, texts, image_tokens, system=system, limit=limit)
 
 
+class Message(NamedTuple):
+  """One message of a conversation.
+
+  Attributes:
+    role: "system", "user" or "assistant". texts: between any two of them stands a picture.
+    shown: places of the pictures.
+  """
+
+  role: str
+  texts: Sequence[str]
+  shown: Sequence[int] = ()
+
+
+def talk_ids(tokenizer: Tokenizer, messages: Sequence[Message], *, system: str) -> list[int]:
+  """A conversation in the chat template of Qwen2.5-VL, ending in the assistant's header.
+
+  Args:
+    system: the system message, unless the first message is one.
+  """
+  ids = [] if messages[0].role == "system" else message(tokenizer, "system", system)
+  for role, texts, shown in messages:
+    middle = _mixed(tokenizer, [f"{role}\n{texts[0]}", *texts[1:]], shown)
+    ids += [tokenizer.im_start, *middle, *closing(tokenizer)]
+  return [*ids, tokenizer.im_start, *tokenizer.encode("assistant\n")]
+
+
 def chat_row(
   tokenizer: Tokenizer,
   question: str,

@@ -23,6 +23,7 @@ from blip3o_jax.systems.blip3o.rows import rows_of as rows_of
 from blip3o_jax.systems.blip3o.samples import sampler as sampler
 from blip3o_jax.systems.blip3o.save import exported as exported
 from blip3o_jax.systems.blip3o.save import write_json as write_json
+from blip3o_jax.systems.blip3o.stages import stages as stages
 from blip3o_jax.systems.blip3o.tasks import transforms as transforms
 from blip3o_jax.systems.blip3o.verbs import VERBS as VERBS
 from blip3o_jax.systems.blip3o.verbs import load as load

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from blip3o_jax.data.text import chat
 from blip3o_jax.data.text.tokenizer import Tokenizer
 from blip3o_jax.systems.blip3o import prompts
 from blip3o_jax.systems.blip3o import released
 from blip3o_jax.systems.blip3o.model import Config
 from blip3o_jax.systems.parts import asked
+from blip3o_jax.systems.parts import talking
 
 # Lengths that prompts are padded to; a longer generation prompt is cut, a longer question refused.
 BUCKETS = (32, 64, 160, 448)
@@ -23,10 +23,20 @@ CHAT_BUCKETS = (32, 64, 160, 512, 1024, 2048, 4096)
 
 
 class Batches:
-  """Makes the arguments of `verbs.draw` and `verbs.answer` for one model."""
+  """Makes the arguments of `sampling.draw` and `speaking.talk` for one model."""
 
   def __init__(self, cfg: Config, settings: released.Settings, tokenizer: Tokenizer):
     self._cfg, self._settings, self._tokenizer = cfg, settings, tokenizer
+    self._talks = talking.Prompts(
+      tokenizer,
+      cfg.visual,
+      cfg.image_token,
+      prompts.SYSTEM,
+      CHAT_BUCKETS,
+      settings.min_pixels,
+      settings.max_pixels,
+      talking.standing_before,
+    )
 
   def drawing(
     self, texts: Sequence[str], images: Sequence[asked.Picture | None], max_pixels: int = 0
@@ -66,23 +76,32 @@ class Batches:
 
     Args, Raises: as `drawing`; ValueError: a conversation longer than the largest bucket.
     """
-    questions = asked.texts_of(questions, "question", self._settings.words)
-    shown, cfg = asked.images_of(images, len(questions), "question"), self._cfg
-    limit = CHAT_BUCKETS[-1]
+    return self.talks(self.questions(questions, images), max_pixels)[0]
 
-    def ids_of(question: str, places: Sequence[int]) -> list[int]:
-      return chat.chat_ids(self._tokenizer, question, places, system=prompts.SYSTEM)
+  def questions(
+    self, questions: Sequence[str], images: Sequence[asked.Picture | None]
+  ) -> list[list[talking.Message]]:
+    """A conversation for each question, after the picture it may have.
 
-    rooms = [limit - len(ids_of(question, [0])) for question in questions]
-    patches, grids = self._patches(shown, rooms, max_pixels)
-    places = iter(asked.places(grids, self._cfg.visual))
-    rows = [
-      ids_of(question, [] if image is None else [next(places)])
+    Raises:
+      ValueError: see `asked.texts_of`, `asked.images_of`.
+    """
+    questions = asked.texts_of(questions, "question")
+    shown = asked.images_of(images, len(questions), "question")
+    return [
+      [talking.Message("user", [question], [] if image is None else [image])]
       for question, image in zip(questions, shown, strict=True)
     ]
-    out = self.padded(rows, CHAT_BUCKETS)
-    out |= asked.positions(out, len(rows), grids, cfg.image_token, cfg.visual.merge)
-    return {**out, **asked.stacked(patches, grids, len(rows), cfg.visual)}
+
+  def talks(
+    self, conversations: Sequence[talking.Conversation], max_pixels: int = 0
+  ) -> tuple[dict[str, Any], list[int]]:
+    """A padded prompt for each conversation, and how many ids it has.
+
+    Raises:
+      ValueError: see `talking.checked` and `talking.Prompts.rows`.
+    """
+    return self._talks.rows(talking.checked(conversations, self._settings.words), max_pixels)
 
   def padded(self, rows: Sequence[Sequence[int]], lengths: Sequence[int]) -> dict[str, Any]:
     """Tokens and segments int32[B', P] of prompts, the last one repeated up to a power of two.

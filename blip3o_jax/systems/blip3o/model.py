@@ -12,7 +12,6 @@ B batch, P prompt length, T row length, Q slots, D width, V vocabulary, h w cell
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
-from typing import Any
 from typing import Literal
 
 from flax import nnx
@@ -213,35 +212,48 @@ class Blip3o(nnx.Module):
       return self.encoder.latents(normalising.signed(images))
     return self.encoder(normalising.clip(images))
 
-  def generate(
-    self,
-    prompt: Mapping[str, Any],
-    noise: jax.Array,
-    steps: flow.Table,
-    scale: float | jax.Array | None = 3.0,
-    sampler: Literal["euler", "heun"] = "euler",
-  ) -> jax.Array:
-    """Features for prompts (spec 4.4); jit-able, the whole loop in one program.
+  def given(self, z: jax.Array, guided: bool) -> next_dit.Condition:
+    """What the denoiser is given at every step of a sampler, of a condition float[B, Q, D].
 
-    Args:
-      prompt: the arguments of `read`, by name. noise: float32[B, h, w, C] at t = 1.
-      steps: `flow.table` of their number. scale: of guidance, may be traced; None is unguided, one
-        evaluation a step and not two.
-
-    Returns:
-      float32[B, h, w, C].
+    With `guided` it is of batch 2B, that of no condition first.
     """
-    z = self.condition(**prompt)
-    if self.regressor is not None:
-      return self.regressor(z).astype(jnp.float32).reshape(noise.shape)
     assert self.denoiser is not None
     condition = self.denoiser.prepare(z)
-    velocity = guidance.cfg(self.denoiser, condition, None, 1, next_dit.BATCH_AXES)
-    if scale is not None:
-      null = self.denoiser.prepare(jnp.zeros_like(z[:1]))
-      velocity = guidance.cfg(self.denoiser, condition, null, scale, next_dit.BATCH_AXES)
-    sample = flow.euler if sampler == "euler" else flow.heun
-    return sample(velocity, noise, steps)
+    if not guided:
+      return condition
+    null = self.denoiser.prepare(jnp.zeros_like(z[:1]))
+    return guidance.join(null, condition, next_dit.BATCH_AXES)
+
+  def advance(
+    self,
+    given: next_dit.Condition,
+    state: flow.State,
+    table: flow.Table,
+    first: int | jax.Array,
+    last: int | jax.Array,
+    scale: float | jax.Array | None = 3.0,
+    sampler: Literal["euler", "heun"] = "euler",
+  ) -> flow.State:
+    """Samples features from step `first` to before step `last` (spec 4.4); one loop, to be jitted.
+
+    Args:
+      given: of the method of that name, guided unless `scale` is None: one evaluation a step and
+        not two. state: of features float32[B, h, w, C]. table: `flow.table` of the number of steps.
+      first, last, scale: may be traced.
+    """
+    assert self.denoiser is not None
+    if scale is None:
+      velocity = guidance.cfg(self.denoiser, given, None, 1)
+    else:
+      velocity = guidance.joined(self.denoiser, given, scale)
+    steps = flow.euler_steps if sampler == "euler" else flow.heun_steps
+    return steps(velocity, state, table, first, last)
+
+  def regressed(self, z: jax.Array) -> jax.Array:
+    """Features float32[B, h, w, C] of a condition, for the objective "mse"."""
+    assert self.regressor is not None
+    shape = (len(z), self.cfg.grid, self.cfg.grid, self.cfg.channels)
+    return self.regressor(z).astype(jnp.float32).reshape(shape)
 
   # Training ------------------------------------------------------------------------------------
 

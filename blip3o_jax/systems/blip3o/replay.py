@@ -26,6 +26,8 @@ from blip3o_jax.models import eva_vit
 from blip3o_jax.models import qwen_vision
 from blip3o_jax.systems.blip3o import batches
 from blip3o_jax.systems.blip3o import rows as names
+from blip3o_jax.systems.blip3o import sampling
+from blip3o_jax.systems.blip3o import speaking
 from blip3o_jax.systems.blip3o import verbs
 from blip3o_jax.systems.blip3o.recordings import SAMPLES
 from blip3o_jax.systems.parts import decoding
@@ -190,7 +192,7 @@ def _greedy(model: verbs.Model, inputs: tuple[Any, ...], recorded: np.ndarray) -
   if model.cfg.backbone.dtype == "float32":
     prompt = dict(zip(PROMPT, inputs, strict=True))
     rules = decoding.rules(batch, length, allowed, (-1,))
-    return np.asarray(verbs.answer(model.system, prompt, rules, None))[:, :length]
+    return np.asarray(speaking.answer(model.system, prompt, rules))[:, :length]
   tokens, segments, positions, deltas, patches, layout = inputs
   after = tokens.shape[1] + np.arange(length - 1) + deltas
   longer = (
@@ -227,7 +229,7 @@ def _generate(model: verbs.Model, given: Inputs, wanted: Inputs) -> Outputs:
     if name in wanted:
       prompt = {"tokens": tokens, "segments": segments}
       guided = None if scale == 1 else np.float32(scale)
-      found = verbs.draw(model.system, prompt, noise, flow.table(steps), guided, "euler")
+      found = sampling.draw(model.system, prompt, noise, flow.table(steps), guided, "euler")
       out[name] = first(found)
   return out
 

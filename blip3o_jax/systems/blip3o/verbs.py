@@ -5,13 +5,12 @@ number are padded to a few sizes (`batches`), answers live in a static cache, an
 is an argument, so a second call compiles nothing.
 """
 
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from concurrent import futures
-import functools
 from pathlib import Path
 from typing import Any
-from typing import Literal
 from typing import get_args
 
 import jax
@@ -26,6 +25,8 @@ from blip3o_jax.systems.blip3o import batches
 from blip3o_jax.systems.blip3o import layout as files_of
 from blip3o_jax.systems.blip3o import prompts
 from blip3o_jax.systems.blip3o import released
+from blip3o_jax.systems.blip3o import sampling
+from blip3o_jax.systems.blip3o import speaking
 from blip3o_jax.systems.parts import asked
 from blip3o_jax.systems.parts import buckets
 from blip3o_jax.systems.parts import decoding
@@ -33,16 +34,21 @@ from blip3o_jax.systems.parts import diffusers_files
 from blip3o_jax.systems.parts import finite
 from blip3o_jax.systems.parts import layout
 from blip3o_jax.systems.parts import loading
+from blip3o_jax.systems.parts import memory as memories
 from blip3o_jax.systems.parts import others
 from blip3o_jax.systems.parts import painter
 from blip3o_jax.systems.parts import painter_files
 from blip3o_jax.systems.parts import seeds as seed_arrays
+from blip3o_jax.systems.parts import talking
+from blip3o_jax.systems.parts import watching
 from blip3o_jax.systems.parts.network import Network
+from blip3o_jax.systems.parts.network import program
 from blip3o_jax.train import checkpoint
 
 VERBS = ("generate", "chat", "reconstruct")
 GENERATES = ("images", "steps", "pixel_steps", "scale", "sampler", "max_pixels")  # its options
-Sampler = Literal["euler", "heun"]
+QUANTISED = ("backbone", "denoiser")  # modules whose blocks may lie in int8
+PREVIEW = 4  # pixel steps of a picture of features that are still expected
 
 
 class Model:
@@ -68,6 +74,15 @@ class Model:
     self._null: np.ndarray | None = None
     self._painted: set[int] = set()  # numbers of pictures whose programs are compiled
 
+  def takes(self, verb: str) -> dict[str, Any]:
+    """The options of a verb, with what they are unless given."""
+    settings = self.settings
+    painting: dict[str, Any] = {"pixel_steps": settings.pixel_steps}
+    drawing: dict[str, Any] = {"steps": settings.steps, "scale": settings.scale, "sampler": "euler"}
+    takes = {"reconstruct": painting, "generate": drawing | painting | {"max_pixels": 0}}
+    takes["chat"] = talking.takes(0.0, decoding.Limits())
+    return takes.get(verb, {})
+
   def features(
     self,
     texts: Sequence[str],
@@ -76,8 +91,9 @@ class Model:
     images: Sequence[asked.Picture | None] = (),
     steps: int = 0,
     scale: float = 0.0,
-    sampler: Sampler = "euler",
+    sampler: sampling.Sampler = "euler",
     max_pixels: int = 0,
+    watch: watching.Watch | None = None,
   ) -> np.ndarray:
     """Captions to features float32[B, h, w, C]. Zeros mean the settings'.
 
@@ -86,13 +102,18 @@ class Model:
       images: a picture or None for each caption; a prompt with a picture asks to draw after it. Of
         PIL or uint8[h, w, 3]; see `data.images.rgb`.
       max_pixels: see `chat`.
+      watch: called between the steps, see `watching.Step`; with a pixel decoder it can paint the
+        features that are expected then. It changes nothing in what comes out.
 
     Raises:
       ValueError: lists that are empty or of different lengths, what is no text, seed or picture, a
-        number out of its range; an output that is not finite, which names the part.
+        number out of its range; an output that is not finite, which names the part. Whatever
+        `watch` raises.
     """
     how: dict[str, Any] = dict(steps=steps, scale=scale, sampler=sampler)
-    return self._draw(*self._asked(texts, seeds, images, max_pixels, **how), **how)
+    prompt, noise = self._asked(texts, seeds, images, max_pixels, **how)
+    preview = self._preview(seeds) if self.decoder is not None else None
+    return self._draw(prompt, noise, watch=watch, preview=preview, **how)
 
   def _asked(
     self,
@@ -103,11 +124,12 @@ class Model:
     *,
     steps: int = 0,
     scale: float = 0.0,
-    sampler: Sampler = "euler",
+    sampler: sampling.Sampler = "euler",
   ) -> tuple[dict[str, Any], np.ndarray]:
     """The padded prompt and the seeds of what is asked for, all of it checked; see `features`."""
-    if sampler not in get_args(Sampler):
-      raise ValueError(f"sampler {sampler!r}: expected one of {', '.join(get_args(Sampler))}")
+    known = get_args(sampling.Sampler)
+    if sampler not in known:
+      raise ValueError(f"sampler {sampler!r}: expected one of {', '.join(known)}")
     asked.check_numbers(0, steps=steps, scale=scale, max_pixels=max_pixels)
     prompt, noise = self._batches.drawing(texts, images, max_pixels), seed_arrays.words(seeds)
     if len(texts) != len(noise):
@@ -121,20 +143,34 @@ class Model:
     *,
     steps: int = 0,
     scale: float = 0.0,
-    sampler: Sampler = "euler",
+    sampler: sampling.Sampler = "euler",
+    watch: watching.Watch | None = None,
+    preview: Callable[[np.ndarray], np.ndarray] | None = None,
   ) -> np.ndarray:
     scale = scale or self.settings.scale
     table = flow.table(steps or self.settings.steps)
     guided = None if scale == 1 else np.float32(scale)
     padded = buckets.repeat_last(noise, len(prompt["tokens"]))
-    out = np.asarray(draw(self.system, prompt, padded, table, guided, sampler))[: len(noise)]
+    ask = (self.system, prompt, padded, table, guided, sampler)
+    out = np.asarray(sampling.draw(*ask, watch=watch, preview=preview))[: len(noise)]
     if not np.isfinite(out).all():
-      finite.check(_condition(self.system, prompt), "language model", self.system)
+      finite.check(sampling.condition(self.system, prompt), "language model", self.system)
       raise finite.fault("denoiser", self.system)
     return out
 
+  def _preview(self, seeds: Sequence[int], steps: int = 0) -> Callable[[np.ndarray], np.ndarray]:
+    """What paints features float32[B', h, w, C], those of padding too, in few of `steps`."""
+    few = min(PREVIEW, steps or self.settings.pixel_steps)
+    return lambda features: self.paint(features[: len(seeds)], seeds, pixel_steps=few)
+
   def generate(
-    self, texts: Sequence[str], seeds: Sequence[int], *, pixel_steps: int = 0, **options: Any
+    self,
+    texts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    pixel_steps: int = 0,
+    watch: watching.Watch | None = None,
+    **options: Any,
   ) -> np.ndarray:
     """Captions to pictures uint8[B, H, W, 3].
 
@@ -142,8 +178,8 @@ class Model:
     a power of two, for each of which there is a program of its own, and two programs round
     differently: a picture alone may differ by a level from the same among four.
 
-    The options, `images`, `steps`, `scale`, `sampler` and `max_pixels`, and what is raised are
-    those of `features`.
+    The options, `images`, `steps`, `scale`, `sampler` and `max_pixels`, `watch` and what is raised
+    are those of `features`; its stages are "features" and "pixels".
     """
     asked.check_options("generate", options, GENERATES)
     decoder = self._painter()  # before any long work
@@ -152,9 +188,10 @@ class Model:
     drawing = {name: options[name] for name in ("steps", "scale", "sampler") if name in options}
     with futures.ThreadPoolExecutor(1) as beside:  # the programs that paint compile meanwhile
       painting = beside.submit(self._compile_painter, decoder, buckets.power(len(texts)))
-      features = self._draw(prompt, noise, **drawing)
+      preview = self._preview(seeds, pixel_steps)
+      features = self._draw(prompt, noise, watch=watch, preview=preview, **drawing)
       painting.result()
-    return self.paint(features, seeds, pixel_steps=pixel_steps)
+    return self.paint(features, seeds, pixel_steps=pixel_steps, watch=watch)
 
   def _painter(self) -> Network:
     """The pixel decoder; ValueError where there is none."""
@@ -175,12 +212,13 @@ class Model:
     seeds: Sequence[int],
     *,
     pixel_steps: int = 0,
+    watch: watching.Watch | None = None,
     **options: Any,
   ) -> np.ndarray:
     """Pictures through encoder and pixel decoder, without the language model (spec 5.6).
 
     Args, Raises: as `features`; what `generate` returns is a list of pictures. There are no other
-    options.
+    options. The stage that is watched is "pixels".
     """
     asked.check_options("reconstruct", options, ("pixel_steps",))
     self._painter()
@@ -190,7 +228,8 @@ class Model:
     null = None
     if self.settings.null != "zeros":  # the reference's reconstruction compares with black
       null = self._black()
-    return self.paint(self.encode(images), seeds, pixel_steps=pixel_steps, null=null)
+    found = self.encode(images)
+    return self.paint(found, seeds, pixel_steps=pixel_steps, null=null, watch=watch)
 
   def encode(self, images: Sequence[asked.Picture]) -> np.ndarray:
     """Features float32[B, h, w, C] of pictures, squashed to the tower's square (spec 5.6).
@@ -221,12 +260,13 @@ class Model:
     *,
     pixel_steps: int = 0,
     null: Any = None,
+    watch: watching.Watch | None = None,
   ) -> np.ndarray:
     """Features float32[B, h, w, C] to pictures uint8[B, H, W, 3].
 
     Raises:
       ValueError: a model without a pixel decoder; features of another shape, or not finite; others
-        as in `features`.
+        as in `features`. Whatever `watch` raises.
     """
     asked.check_numbers(0, pixel_steps=pixel_steps)
     shape = (self.cfg.grid, self.cfg.grid, self.cfg.channels)
@@ -241,6 +281,7 @@ class Model:
       steps=pixel_steps or self.settings.pixel_steps,
       scale=self.settings.pixel_scale,
       null=self.null() if null is None else null,
+      watch=watch,
     )
 
   def null(self) -> np.ndarray | None:
@@ -254,115 +295,57 @@ class Model:
       self._null = self._black()
     return self._null
 
-  def chat(
-    self,
-    questions: Sequence[str],
-    images: Sequence[asked.Picture | None],
-    *,
-    length: int = 64,
-    temperature: float = 0.0,
-    seed: int = 0,
-    limits: decoding.Limits | None = None,
-    max_pixels: int = 0,
-  ) -> list[str]:
-    """Answers of at most `length` tokens; each question may have one picture before it.
+  def talk(
+    self, conversations: Sequence[talking.Conversation], **options: Any
+  ) -> list[talking.Reply]:
+    """Answers conversations of any turns, with any pictures in them; greedy unless asked otherwise.
 
-    Greedy at temperature 0.
+    An answer does not depend on the others. A picture for which a prompt has no room is shrunk
+    further, with a warning.
+
+    Args:
+      options: those of `talking.How`.
+
+    Raises:
+      ValueError: an option that there is not or a number out of its range; see `talking.checked`; a
+        conversation longer than the largest bucket; scores that are not finite.
+    """
+    how = talking.how(options)
+    prompt, counts = self._batches.talks(conversations, how.max_pixels)
+    return speaking.talk(self.system, self.tokenizer, self._ends(), prompt, counts, how)
+
+  def chat(
+    self, questions: Sequence[str], images: Sequence[asked.Picture | None], **options: Any
+  ) -> list[str]:
+    """Answers to questions, each of which may have one picture before it; see `talk`.
 
     Args:
       images: a picture (of PIL or uint8[h, w, 3]; see `data.images.rgb`) or None for each question.
-      seed: of what is drawn, from 0 to 2**64 - 1.
-      limits: on what may be said.
-      max_pixels: the most that a picture keeps of its pixels; 0 is what the model says. A picture
-        for which the prompt has no room is shrunk further, with a warning.
-
-    Raises:
-      ValueError: lists that are empty or of different lengths, what is no text, seed or picture, a
-        number out of its range; a conversation longer than the largest bucket; scores that are not
-        finite.
     """
-    cfg, limits = self.cfg, limits or decoding.Limits()
-    asked.check_numbers(1, length=length)
-    asked.check_numbers(0, temperature=temperature, max_pixels=max_pixels)
-    (words,) = seed_arrays.words([seed])
-    prompt = self._batches.asking(questions, images, max_pixels)
-    rules = decoding.rules(
-      len(prompt["tokens"]),
-      length,
-      min(self.tokenizer.size, cfg.backbone.vocab_size),
-      self._ends(),
-      forced=self.tokenizer.encode(limits.begin),
-      temperature=temperature,
-      limits=limits,
-    )
-    drawn = words if temperature > 0 else None
-    out = np.asarray(answer(self.system, prompt, rules, drawn))[: len(questions), :length]
-    if (out == decoding.BROKEN).any():
-      raise finite.fault("language model", self.system)
-    return [self._until_end(row) for row in out]
+    talking.how(options)  # before pictures are looked at
+    asked_of = self._batches.questions(questions, images)
+    return [reply.text for reply in self.talk(asked_of, **options)]
 
   def _ends(self) -> tuple[int, ...]:
     return (self.tokenizer.im_end, self.tokenizer.pad)
 
-  def _until_end(self, row: np.ndarray) -> str:
-    ids = row.tolist()
-    stop = min([ids.index(e) for e in self._ends() if e in ids], default=len(ids))
-    return self.tokenizer.decode(ids[:stop]).strip()
 
-
-@functools.partial(jax.jit, static_argnums=5)
-def draw(
-  network: Network,
-  prompt: Mapping[str, Any],
-  noise: jax.Array,
-  steps: flow.Table,
-  scale: jax.Array | None,
-  sampler: Sampler,
-) -> jax.Array:
-  """Features float[B, h, w, C] of padded prompts (see `Blip3o.generate`).
-
-  Args:
-    noise: float32[B, h, w, C], or a seed for each row, uint32[B, 2] (`parts.seeds`).
-  """
-  module = network.module()
-  if noise.ndim == 2:
-    noise = flow.noise(
-      seed_arrays.keys(noise), (module.cfg.grid, module.cfg.grid, module.cfg.channels)
-    )
-  return module.generate(prompt, noise, steps, scale, sampler)
-
-
-@jax.jit
-def _condition(network: Network, prompt: Mapping[str, Any]) -> jax.Array:
-  return network.module().condition(**prompt)
-
-
-@jax.jit
+@program()
 def _targets(network: Network, images: jax.Array) -> jax.Array:
   return network.module().targets(images)
 
 
-@jax.jit
-def answer(
-  network: Network,
-  prompt: Mapping[str, Any],
-  rules: decoding.Rules,
-  seed: jax.Array | None,
-) -> jax.Array:
-  """Ids int32[B, L] after padded prompts (see `decoding.write`); greedy without a seed, uint32[2].
-
-  `prompt` is what `decoding.write` takes, and `patches` and `layout` of its pictures, if any.
-  """
-  module = network.module()
-  inputs = module.embed(prompt["tokens"], prompt.get("patches"), prompt.get("layout"))
-  key = None if seed is None else seed_arrays.keys(seed[None])[0]
-  return decoding.write(module.backbone, inputs, prompt, rules, key)
-
-
-def load(directory: str | Path, *, dtype: layers.Dtype = "float32", decoder: bool = True) -> Model:
+def load(
+  directory: str | Path,
+  *,
+  dtype: layers.Dtype = "float32",
+  memory: memories.Memory | None = None,
+  decoder: bool = True,
+) -> Model:
   """A model of a directory, released, converted or of a run, stored and computing in `dtype`.
 
-  Without `decoder` the pixel decoder is left unread.
+  Without `decoder` the pixel decoder is left unread. In int8, if the memory says so, lie the blocks
+  of the language model and of the denoiser.
 
   Raises:
     FileNotFoundError, ValueError: what is absent or wrong, by file and name.
@@ -378,8 +361,9 @@ def load(directory: str | Path, *, dtype: layers.Dtype = "float32", decoder: boo
   released.check_tokens(home, tokenizer.special)
   # The smaller part first: what is wrong with it is said before the language model is read.
   found = _decoder_of(directory) if decoder else None
-  drawn = None if found is None else painter_files.load(found, cfg.grid, dtype)
-  system = loading.load(blip3o, cfg, directory, dtype=dtype)
+  shelf = memories.Shelf(memory or memories.Memory())
+  drawn = None if found is None else painter_files.load(found, cfg.grid, dtype, shelf)
+  system = memories.load(blip3o, cfg, directory, shelf, dtype=dtype, int8=QUANTISED)
   return Model(cfg, settings, system, drawn, tokenizer)
 
 

@@ -22,6 +22,7 @@ from blip3o_jax.systems.nexus_gen.replay import replay as replay
 from blip3o_jax.systems.nexus_gen.samples import sampler as sampler
 from blip3o_jax.systems.nexus_gen.save import exported as exported
 from blip3o_jax.systems.nexus_gen.save import write_json as write_json
+from blip3o_jax.systems.nexus_gen.stages import stages as stages
 from blip3o_jax.systems.nexus_gen.tasks import transforms as transforms
 from blip3o_jax.systems.nexus_gen.verbs import VERBS as VERBS
 from blip3o_jax.systems.nexus_gen.verbs import load as load

@@ -19,6 +19,7 @@ from blip3o_jax.systems.nexus_gen import released
 from blip3o_jax.systems.nexus_gen.model import Config
 from blip3o_jax.systems.parts import asked
 from blip3o_jax.systems.parts import buckets
+from blip3o_jax.systems.parts import talking
 
 # Lengths that rows are padded to; a longer caption is cut, a longer question refused.
 BUCKETS = (192, 256, 384, 512, 768, 1024, 2048, 4096)
@@ -31,6 +32,16 @@ class Batches:
 
   def __init__(self, cfg: Config, settings: released.Settings, tokenizer: Tokenizer):
     self._cfg, self._settings, self._tokenizer = cfg, settings, tokenizer
+    self._talks = talking.Prompts(
+      tokenizer,
+      cfg.visual,
+      cfg.image_token,
+      prompts.SYSTEM,
+      BUCKETS,
+      settings.min_pixels,
+      settings.max_pixels,
+      prompts.asking,
+    )
 
   def drawing(
     self,
@@ -63,7 +74,7 @@ class Batches:
       for i, (text, own) in enumerate(zip(texts, shown, strict=True))
     ]
     answers = [prompts.drawn(len(own), language) if answered else [""] for own in shown]
-    return self._rows(said, answers, shown, max_pixels, BUCKETS[-1])
+    return self._rows(said, answers, shown, max_pixels)
 
   def asking(self, questions: Sequence[str], shown: Shown, max_pixels: int = 0) -> dict[str, Any]:
     """A prompt for each question about pictures, or about nothing, for `answer`.
@@ -73,11 +84,25 @@ class Batches:
     Raises:
       ValueError: other marks than pictures; a conversation longer than the largest bucket.
     """
-    said = [
-      _marked(question, len(own), f"question {i + 1}", prompts.asking)
+    out, _ = self.talks(self.questions(questions, shown), max_pixels)
+    return {**out, "labels": np.full_like(out["tokens"], chat.IGNORED)}
+
+  def questions(self, questions: Sequence[str], shown: Shown) -> list[list[talking.Message]]:
+    """A conversation for each question; see `asking`."""
+    return [
+      [talking.Message("user", _marked(question, len(own), f"question {i + 1}", _bare), own)]
       for i, (question, own) in enumerate(zip(questions, shown, strict=True))
     ]
-    return self._rows(said, [[""]] * len(said), shown, max_pixels, 1 << 30)
+
+  def talks(
+    self, conversations: Sequence[talking.Conversation], max_pixels: int = 0
+  ) -> tuple[dict[str, Any], list[int]]:
+    """A prompt for each conversation, for `answer`, and how many ids it has.
+
+    Raises:
+      ValueError: a conversation longer than the largest bucket.
+    """
+    return self._talks.rows(conversations, max_pixels)
 
   def _rows(
     self,
@@ -85,13 +110,13 @@ class Batches:
     answers: Sequence[Sequence[str]],
     shown: Shown,
     max_pixels: int,
-    limit: int,
   ) -> dict[str, Any]:
     """Left-padded rows of one turn each, the last one repeated up to a power of two.
 
+    A text that is longer than the largest bucket is cut, with a warning.
+
     Args:
       said, answers: cut where pictures stand. shown: those of what is said.
-      limit: of a row; a longer text is cut, with a warning.
 
     Returns:
       tokens, segments, labels int32[B, T], positions int32[3, B, T], deltas int32[B, 1], and
@@ -113,7 +138,7 @@ class Batches:
     rows, predicted, order = [], [], []
     for texts, answer, own in zip(said, answers, shown, strict=True):
       given = [next(left) for _ in own]
-      ids, labels = self._row(texts, answer, asked.places(given, cfg.visual), limit)
+      ids, labels = self._row(texts, answer, asked.places(given, cfg.visual), BUCKETS[-1])
       rows.append(ids)
       predicted.append(labels)
       order += [*given, *[target] * (len(answer) - 1)]
@@ -153,6 +178,12 @@ def _marked(
   if len(found) - 1 != pictures:
     raise ValueError(f"{what} has {len(found) - 1} marks {chat.MARK} for {pictures} pictures")
   return found
+
+
+def _bare(text: str, pictures: int) -> list[str]:
+  """A text that pictures stand before, which `talking.Prompts` cuts."""
+  del pictures
+  return [text]
 
 
 def batch(rows: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
     noise, vectors ─► generator or editor, Euler steps ─► latents ─► autoencoder ─► uint8
 
-`paint` is the whole way for a loaded network, in two programs. B batch, D width of the vectors,
-H W pixels, h w latent cells.
+`paint` is the whole way for a loaded network, in three programs: what comes before the sampler's
+loop, the loop from any step to any other, and what comes after. B batch, D width of the vectors,
+H W pixels, h w latent cells, N tokens of latents.
 """
 
 from collections.abc import Sequence
-import functools
 from typing import Any
 from typing import Literal
 
@@ -21,12 +21,16 @@ from blip3o_jax.systems.nexus_gen import decoders
 from blip3o_jax.systems.parts import buckets
 from blip3o_jax.systems.parts import finite
 from blip3o_jax.systems.parts import seeds as seed_arrays
+from blip3o_jax.systems.parts import watching
 from blip3o_jax.systems.parts.network import Network
+from blip3o_jax.systems.parts.network import program
 
 Which = Literal["generator", "editor"]
 NAMES: dict[Which, str] = {"generator": "generation decoder", "editor": "editing decoder"}
 SCALES: dict[Which, float] = {"generator": 3.0, "editor": 1.0}  # of guidance, as released
 SIZE = (512, 512)
+STAGE = "pixels"
+Condition = tuple[flux.Condition, flux.Condition | None]  # and its absence, where it is guided
 
 
 def table(steps: int) -> flow.Table:
@@ -57,24 +61,54 @@ def sample(
   Raises:
     ValueError: see `decoders.Decoder.context`.
   """
-  rows, height, width, _ = noise.shape
-  size = (height, width)
-  null = None if scale is None else decoder.null(constants, rows, size, guidance)
-  condition = decoder.condition(constants, *given, size, guidance)
-  velocity = guiding.cfg(decoder.dit, condition, null, 1 if scale is None else scale, apart=True)
-  return flux.unpatchify(flow.euler(velocity, flux.patchify(noise), steps), height, width)
+  condition = _condition(decoder, constants, given, noise.shape[:3], scale is not None, guidance)
+  state = advance(decoder, condition, scale, _begin(noise), steps, 0, steps.steps)
+  return flux.unpatchify(state.x, *noise.shape[1:3])
+
+
+def _condition(
+  decoder: decoders.Decoder,
+  constants: decoders.Constants,
+  given: decoders.Given,
+  shape: tuple[int, ...],
+  guided: bool,
+  guidance: float | jax.Array,
+) -> Condition:
+  """What the transformer is told of latents of `shape` (B, h, w) at every step."""
+  rows, *size = shape
+  cells = (size[0], size[1])
+  null = decoder.null(constants, rows, cells, guidance) if guided else None
+  return decoder.condition(constants, *given, cells, guidance), null
+
+
+def _begin(noise: jax.Array) -> flow.State:
+  return flow.begin(flux.patchify(noise))
+
+
+def advance(
+  decoder: decoders.Decoder,
+  condition: Condition,
+  scale: float | jax.Array | None,
+  state: flow.State,
+  table: flow.Table,
+  first: int | jax.Array,
+  last: int | jax.Array,
+) -> flow.State:
+  """The sampler from step `first` to before step `last`, of tokens float32[B, N, C]; one loop."""
+  velocity = guiding.cfg(decoder.dit, *condition, 1 if scale is None else scale, apart=True)
+  return flow.euler_steps(velocity, state, table, first, last)
 
 
 def paint(
   network: Network,
-  vectors: Any,
+  given: tuple[Any, Any],
   seeds: Sequence[int],
   *,
-  reference: Any = None,
   decoder: Which = "generator",
   size: tuple[int, int] = SIZE,
   steps: int = 50,
   scale: float | None = None,
+  watch: watching.Watch | None = None,
 ) -> np.ndarray:
   """Vectors to pictures uint8[B, H, W, 3], each from its own seed.
 
@@ -83,40 +117,50 @@ def paint(
 
   Args:
     network: of `model.NexusGen` with the decoder, "autoencoder" and "constants".
-    vectors: float[B, n, D]. seeds: B whole numbers below 2**64.
-    reference: float[B, r, D] of the pictures that are edited; the editor can do without.
+    given: vectors float[B, n, D], and those of the pictures that are edited, float[B, r, D], or
+      None; the editor can do without.
+    seeds: B whole numbers below 2**64.
     decoder: which of the two. size: height and width in pixels. steps: of the sampler.
     scale: of guidance, default `SCALES`; 1 costs one pass a step, not two.
+    watch: called between the steps; a preview shows the latents that are expected then.
 
   Raises:
     ValueError: a part that the network lacks, a size that is no multiple of 16, arrays of another
       batch, a seed that is none, an output that is not finite, which names the part; and see
-      `sample`.
+      `sample`. Whatever `watch` raises.
   """
   cells = _cells(network, decoder, size)
   words = seed_arrays.words(seeds)
-  given = (
+  vectors, reference = given
+  checked = (
     _checked("vectors", vectors, len(words)),
     None if reference is None else _checked("reference", reference, len(words)),
   )
   if not len(words):
     return np.zeros((0, *size, 3), np.uint8)
   rows = buckets.power(len(words))
-  scale = SCALES[decoder] if scale is None else scale
-  latents = _latents(
-    network,
-    tuple(None if x is None else buckets.repeat_last(x, rows) for x in given),
-    buckets.repeat_last(words, rows),
-    table(steps),
-    None if scale == 1 else np.float32(scale),
-    decoder=decoder,
-    size=cells,
+  padded = tuple(None if x is None else buckets.repeat_last(x, rows) for x in checked)
+  scale, visited = SCALES[decoder] if scale is None else scale, table(steps)
+  guided = None if scale == 1 else np.float32(scale)
+  many = buckets.repeat_last(words, rows)
+  condition, state = _start(
+    network, padded, many, decoder=decoder, size=cells, guided=guided is not None
   )
-  images = np.asarray(_pixels(network, latents))[: len(words)]
-  if not np.isfinite(images).all():
-    finite.check(np.asarray(latents)[: len(words)], NAMES[decoder], network)
-    raise finite.fault("autoencoder", network)
-  return bytes_of(images)
+
+  def go_on(state: flow.State, first: np.int32, last: np.int32) -> flow.State:
+    return _loop(network, condition, guided, state, visited, first, last, decoder=decoder)
+
+  def shown(tokens: Any) -> np.ndarray:
+    images = np.asarray(_pixels(network, tokens, size=cells))[: len(words)]
+    if not np.isfinite(images).all():
+      finite.check(np.asarray(tokens)[: len(words)], NAMES[decoder], network)
+      raise finite.fault("autoencoder", network)
+    return bytes_of(images)
+
+  def preview(state: flow.State, done: int) -> np.ndarray:
+    return shown(flow.expected(state, visited, done))
+
+  return shown(watching.run(go_on, state, steps, watch, STAGE, preview).x)
 
 
 def bytes_of(images: np.ndarray) -> np.ndarray:
@@ -148,24 +192,41 @@ def _cells(network: Network, decoder: Which, size: tuple[int, int]) -> tuple[int
   return size[0] // factor, size[1] // factor
 
 
-@functools.partial(jax.jit, static_argnames=("decoder", "size"))
-def _latents(
+@program(static_argnames=("decoder", "size", "guided"))
+def _start(
   network: Network,
   given: decoders.Given,
   words: jax.Array,
-  steps: flow.Table,
-  scale: jax.Array | None,
   *,
   decoder: Which,
   size: tuple[int, int],
-) -> jax.Array:
+  guided: bool,
+) -> tuple[Condition, flow.State]:
+  """What the transformer is told, and the start of the sampler, by seeds uint32[B, 2]."""
   module = network.module()
   keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(seed_arrays.keys(words))
   noise = flow.noise(keys, (*size, module.autoencoder.cfg.latent_channels))
   found, guidance = getattr(module, decoder), module.cfg.guidance
-  return sample(found, module.constants, given, noise, steps, scale, guidance)
+  told = _condition(found, module.constants, given, (len(words), *size), guided, guidance)
+  return told, _begin(noise)
 
 
-@jax.jit
-def _pixels(network: Network, latents: jax.Array) -> jax.Array:
-  return network.module().autoencoder.pixels(latents)
+@program(static_argnames="decoder")
+def _loop(
+  network: Network,
+  condition: Condition,
+  scale: jax.Array | None,
+  state: flow.State,
+  table: flow.Table,
+  first: jax.Array,
+  last: jax.Array,
+  *,
+  decoder: Which,
+) -> flow.State:
+  return advance(getattr(network.module(), decoder), condition, scale, state, table, first, last)
+
+
+@program(static_argnames="size")
+def _pixels(network: Network, tokens: jax.Array, *, size: tuple[int, int]) -> jax.Array:
+  """Pictures in [0, 1] of tokens float32[B, N, C] of scaled latents of `size` (h, w)."""
+  return network.module().autoencoder.pixels(flux.unpatchify(tokens, *size))

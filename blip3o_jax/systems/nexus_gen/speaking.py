@@ -1,18 +1,18 @@
 """Answers with pictures: words until one begins, its vectors in one pass, then words again.
 
-    prompt ─► start ─► say: words, up to the mark before a picture or the end ─► answer
-                        ▲                              │
-                        └── look: mark, slots, mark ◄──┘─► vectors
+    prompt ─► start ─► first, more: words, up to the mark before a picture or the end ─► answer
+                        ▲                                      │
+                        └────── look: mark, slots, mark ◄──────┘─► vectors
 
 Rows of a batch say words together until each has ended or waits at a picture, then those that wait
 look together; who has nothing to read meanwhile leaves a gap in the cache that nobody sees. Shapes
-are static: `start`, `say` and `look` are each compiled once for a bucket (Nexus-Gen spec 2.7).
+are static: `start`, `first`, `more` and `look` are each compiled once for a bucket (spec 2.7).
 """
 
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
-import functools
 from typing import Any
 from typing import Literal
 
@@ -23,13 +23,17 @@ import numpy as np
 from blip3o_jax.systems.nexus_gen.model import Config
 from blip3o_jax.systems.nexus_gen.model import NexusGen
 from blip3o_jax.systems.parts import buckets
+from blip3o_jax.systems.parts import cores
 from blip3o_jax.systems.parts import decoding
 from blip3o_jax.systems.parts import finite
 from blip3o_jax.systems.parts.network import Network
+from blip3o_jax.systems.parts.network import program
 
 # Where words after a picture stand: after its last row, as in training, or as the reference's loop
 # has it after as many positions as it has slots (spec 11, Q2).
 Tail = Literal["training", "reference"]
+# (row, new ids) of an answer, among them marks before pictures; returns whether the row goes on.
+Listen = Callable[[int, list[int]], bool]
 PICTURES = 4  # the most of an answer, unless asked otherwise
 ROOM = 64  # the least positions of a cache that grows
 
@@ -86,16 +90,20 @@ def answer(
   *,
   pictures: int = PICTURES,
   tail: Tail = "training",
-  key: jax.Array | None = None,
+  keys: jax.Array | None = None,
+  listen: Listen | None = None,
+  chunk: int = 0,
 ) -> list[Answer]:
   """Answers to padded prompts, each with up to so many pictures.
 
   Args:
     network: of `NexusGen` with the part "language", and "visual" for prompts with pictures.
     prompt: tokens, segments int[B, P], left-padded, positions int[3, B, P], deltas int[B, 1] (see
-      `decoding.write`), and `patches` and `layout` of its pictures, if any.
+      `decoding.begin`), and `patches` and `layout` of its pictures, if any.
     rules: see `rules`. pictures: after them an answer goes on in words; 0 is words alone.
-    key: of what is drawn; None takes the likeliest ids.
+    keys: of the draws of each row, keys[B]; None takes the likeliest ids.
+    listen: called with (row, new ids) while answers are written. chunk: how many ids are written
+      before it is called again, 0 as many as there are; the ids are the same.
 
   Raises:
     ValueError: an unknown tail; scores or vectors that are not finite, by name.
@@ -106,37 +114,61 @@ def answer(
     raise ValueError(f"tail {tail!r}: expected one of {', '.join(after)}")
   batch, longest = rules.forced.shape
   said = [_Said() for _ in range(batch)]
-  left = np.broadcast_to(np.asarray(rules.length), batch).copy()
-  going, turn = left > 0, 0
+  most = np.broadcast_to(np.asarray(rules.length), batch)
+  going, turn = most > 0, 0
+  whole, network = network, cores.apart(network)
   state = start(network, prompt, longest + cfg.slots + 2)
   while going.any():
     full = np.array([len(s.vectors) >= pictures for s in said])
+    left = most - np.array([s.count for s in said])
     told = rules._replace(
       length=np.where(going, left, 0).astype(np.int32),
       banned=_banned(rules.banned, full, cfg.boi),
       forced=rules.forced if not turn else np.full_like(rules.forced, -1),
     )
-    turned = None if key is None else jax.random.fold_in(key, turn)
-    ids, state = say(network, _roomy(state, int(told.length.max())), told, turned)
-    waits = np.zeros(batch, bool)
-    for row in np.flatnonzero(going):
-      new = _until(np.asarray(ids)[row, : left[row]].tolist(), rules.stops)
-      left[row] -= len(new)
-      waits[row] = new[-1] == cfg.boi
-      said[row].hear(new, rules.stops)
-    if any(decoding.BROKEN in s.tokens for s in said):
-      raise finite.fault("language model", network)
+    turned = None if keys is None else _turned(keys, turn)
+    state = _roomy(state, int(told.length.max()))
+    state, waits = _words(network, state, told, turned, said, (listen, chunk))
     if waits.any():
       found, state = look(network, _roomy(state, cfg.slots + 2), waits, np.int32(after[tail]))
       for row in np.flatnonzero(waits):
         said[row].look(np.asarray(found)[row], [cfg.image_token] * cfg.slots + [cfg.eoi])
-        finite.check(said[row].vectors[-1], "language model (vectors of a picture)", network)
-    going, turn = waits & (left > 0), turn + 1
+        finite.check(said[row].vectors[-1], "language model (vectors of a picture)", whole)
+    going, turn = waits & (most > [s.count for s in said]), turn + 1
   empty = np.zeros((0, cfg.slots, cfg.backbone.dim), np.float32)
   return [Answer(s.tokens, s.words, np.stack(s.vectors) if s.vectors else empty) for s in said]
 
 
-@functools.partial(jax.jit, static_argnums=2)
+def _words(
+  network: Network,
+  state: decoding.State,
+  rules: decoding.Rules,
+  keys: jax.Array | None,
+  said: Sequence["_Said"],
+  listening: tuple[Listen | None, int],
+) -> tuple[decoding.State, np.ndarray]:
+  """Words of each row up to a stop; the state after them, and bool[B], which wait at a picture."""
+  (listen, chunk), longest, most = listening, rules.forced.shape[1], np.asarray(rules.length)
+  answers, going, waits = first(network, state, rules, keys), most > 0, most < 0
+  done, until, boi = 0, 1, network.module().cfg.boi
+  while going.any():
+    ids = np.array(answers.ids)  # a copy, for the answers are given away
+    for row in map(int, np.flatnonzero(going)):
+      new = _until(ids[row, done : min(until, most[row])].tolist(), rules.stops)
+      if decoding.BROKEN in new:
+        raise finite.fault("language model", network)
+      said[row].hear(new, rules.stops)
+      kept = listen is None or listen(row, new)
+      waits[row] = kept and new[-1] == boi
+      going[row] = kept and new[-1] not in rules.stops and until < most[row]
+    done, until = until, min(until + (chunk or longest), longest)
+    if going.any():
+      left = dataclasses.replace(answers, ended=~going)  # type: ignore[arg-type]
+      answers = more(network, left, rules, keys, np.int32(until))
+  return answers.state, waits
+
+
+@program(static_argnums=2)
 def start(network: Network, prompt: Mapping[str, Any], room: int) -> decoding.State:
   """Reads prompts (see `answer`), with room for so many positions after them."""
   module: NexusGen = network.module()
@@ -145,15 +177,33 @@ def start(network: Network, prompt: Mapping[str, Any], room: int) -> decoding.St
   return decoding.begin(module.part("backbone"), inputs, prompt, room)
 
 
-@functools.partial(jax.jit, donate_argnums=1)
-def say(
-  network: Network, state: decoding.State, rules: decoding.Rules, key: jax.Array | None
-) -> tuple[jax.Array, decoding.State]:
-  """Words int32[B, L] of every row up to a stop, see `decoding.go_on`."""
-  return decoding.go_on(network.module().part("backbone"), state, rules, key)
+@program(donate_argnums=1)
+def first(
+  network: Network, state: decoding.State, rules: decoding.Rules, keys: jax.Array | None
+) -> decoding.Answers:
+  """The first word of every row, see `decoding.first`."""
+  return decoding.first(network.module().part("backbone"), state, rules, keys)
 
 
-@functools.partial(jax.jit, donate_argnums=1)
+@program(donate_argnums=1)
+def more(
+  network: Network,
+  answers: decoding.Answers,
+  rules: decoding.Rules,
+  keys: jax.Array | None,
+  until: jax.Array,
+) -> decoding.Answers:
+  """Words of every row up to a stop or `until` of them, see `decoding.more`."""
+  return decoding.more(network.module().part("backbone"), answers, rules, keys, until)
+
+
+@jax.jit
+def _turned(keys: jax.Array, turn: jax.Array) -> jax.Array:
+  """The keys of each row after so many pictures."""
+  return jax.vmap(jax.random.fold_in, (0, None))(keys, turn)
+
+
+@program(donate_argnums=1)
 def look(
   network: Network, state: decoding.State, rows: jax.Array, after: jax.Array
 ) -> tuple[jax.Array, decoding.State]:
@@ -194,7 +244,7 @@ def positions(cfg: Config, at: jax.Array, after: jax.Array) -> jax.Array:
   return at[None, :, None] + 1 + steps[:, None]
 
 
-@jax.jit
+@program()
 def predict(network: Network, batch: Mapping[str, Any]) -> jax.Array:
   """The vectors float32[B, n, D] of rows that hold their answer, see `NexusGen.vectors`."""
   return network.module().vectors(batch).astype(jnp.float32)
@@ -207,10 +257,12 @@ class _Said:
     self.tokens: list[int] = []
     self.words: list[list[int]] = [[]]
     self.vectors: list[np.ndarray] = []
+    self.count = 0  # of words, and of marks before pictures
 
   def hear(self, ids: list[int], stops: Any) -> None:
     """Words up to a stop, if one ended them."""
     self.tokens += ids
+    self.count += len(ids)
     self.words[-1] += ids[:-1] if ids[-1] in stops else ids
 
   def look(self, vectors: np.ndarray, ids: list[int]) -> None:

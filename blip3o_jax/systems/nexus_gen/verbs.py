@@ -21,10 +21,10 @@ from PIL import Image
 
 from blip3o_jax import layers
 from blip3o_jax.data import images as pictures
-from blip3o_jax.data.text import chat
 from blip3o_jax.data.text.tokenizer import Tokenizer
 from blip3o_jax.models import flux
 from blip3o_jax.systems import nexus_gen
+from blip3o_jax.systems.nexus_gen import answering
 from blip3o_jax.systems.nexus_gen import batches
 from blip3o_jax.systems.nexus_gen import constants
 from blip3o_jax.systems.nexus_gen import painting
@@ -42,14 +42,19 @@ from blip3o_jax.systems.parts import buckets
 from blip3o_jax.systems.parts import decoding
 from blip3o_jax.systems.parts import finite
 from blip3o_jax.systems.parts import loading
+from blip3o_jax.systems.parts import memory as memories
 from blip3o_jax.systems.parts import places
 from blip3o_jax.systems.parts import seeds as seed_arrays
+from blip3o_jax.systems.parts import talking
+from blip3o_jax.systems.parts import watching
 from blip3o_jax.systems.parts.network import Network
+from blip3o_jax.systems.parts.network import program
 from blip3o_jax.train import checkpoint
 
 VERBS = ("generate", "chat", "edit", "reconstruct")
 Answer = str | tuple[str, list[np.ndarray]]
 FLOAT = ("autoencoder", "constants")  # modules that stay as they are declared
+QUANTISED = ("backbone", "generator", "editor")  # those whose blocks may lie in int8
 SPOKEN = 256  # most ids of an answer that is said for the sake of its picture
 
 
@@ -82,6 +87,18 @@ class Model:
     self.tokenizer, self.choice, self.home = tokenizer, choice, home
     self._batches = batches.Batches(cfg, settings, tokenizer)
 
+  def takes(self, verb: str) -> dict[str, Any]:
+    """The options of a verb, with what they are unless given."""
+    settings = self.settings
+    scale = settings.edit_scale if verb == "edit" else settings.scale
+    paints = {"steps": settings.steps, "scale": scale, "size": (settings.size, settings.size)}
+    draws = {**paints, "language": self.cfg.form.language, "words": "template", "max_pixels": 0}
+    verbs = {"generate": draws, "edit": {**draws, "decoder": "editor"}}
+    # Which decoder paints the pictures of an answer, and so its scale, is known in the end.
+    verbs["chat"] = talking.takes(self.choice.temperature, self.choice.limits)
+    verbs["chat"] |= {**paints, "scale": None}
+    return verbs.get(verb, paints)
+
   # Pictures --------------------------------------------------------------------------------------
 
   def generate(
@@ -90,6 +107,7 @@ class Model:
     seeds: Sequence[int],
     *,
     images: Sequence[asked.Picture | None] = (),
+    watch: watching.Watch | None = None,
     **options: Any,
   ) -> np.ndarray:
     """Captions to pictures uint8[B, H, W, 3] by the generation decoder.
@@ -100,12 +118,14 @@ class Model:
     Args:
       seeds: one a picture, each from 0 to 2**64 - 1.
       images: a picture or None for each text, which then is an instruction to change it.
+      watch: called between the steps, see `watching.Step`: "features", the vectors of the language
+        model, in one, and "pixels", those of the sampler. It changes nothing in what comes out.
       options: `steps`, `scale`, `size`, `language`, `max_pixels` and `words` of `How`.
 
     Raises:
       ValueError: lists that are empty or of different lengths, what is no text, seed or picture, an
         option that there is not or a number out of its range; a part that the model lacks; an
-        output that is not finite, which names the part.
+        output that is not finite, which names the part. Whatever `watch` raises.
     """
     asked.check_options("generate", options, DRAWS)
     how = How(**options)
@@ -114,19 +134,23 @@ class Model:
     if len(texts) != len(words):
       raise ValueError(f"{len(texts)} prompts but {len(words)} seeds")
     some = images if not isinstance(images, Sequence) or images else [None] * len(texts)
-    found = self._vectors(texts, asked.images_of(some, len(texts), "prompt"), how)
-    return self._paint(found, seeds, how)
+    shown = asked.images_of(some, len(texts), "prompt")
+    found = watching.once(self._vectors(texts, shown, how), watch, "features")
+    return self._paint(found, seeds, how, watch=watch)
 
   def edit(
     self,
     images: Sequence[asked.Picture],
     instructions: Sequence[str],
     seeds: Sequence[int],
+    *,
+    watch: watching.Watch | None = None,
     **options: Any,
   ) -> np.ndarray:
     """Pictures changed as instructions say, uint8[B, H, W, 3] (spec 6.3).
 
     Args:
+      watch: see `generate`.
       options: those of `generate`, and `decoder`: "generator" does not look at the picture again,
         which suits large changes.
 
@@ -140,18 +164,24 @@ class Model:
     shown = asked.all_images(images, len(texts), "instruction")
     if len(texts) != len(words):
       raise ValueError(f"{len(texts)} instructions but {len(words)} seeds")
-    found = self._vectors(texts, shown, how)
+    found = watching.once(self._vectors(texts, shown, how), watch, "features")
     reference = self.reference(shown) if how.decoder == "editor" else None
-    return self._paint(found, seeds, how, how.decoder, reference)
+    return self._paint(found, seeds, how, how.decoder, reference, watch)
 
   def reconstruct(
-    self, images: Sequence[asked.Picture], seeds: Sequence[int], **options: Any
+    self,
+    images: Sequence[asked.Picture],
+    seeds: Sequence[int],
+    *,
+    watch: watching.Watch | None = None,
+    **options: Any,
   ) -> np.ndarray:
     """Pictures as the generation decoder paints what `visual` sees of them, uint8[B, H, W, 3].
 
     The centre is cut out, as that decoder was trained (spec 4).
 
     Args:
+      watch: see `generate`; the stage is "pixels".
       options: `steps`, `scale` and `size` of `How`.
 
     Raises:
@@ -163,9 +193,14 @@ class Model:
     found = asked.all_images(images, None, "image")
     if len(found) != len(seed_arrays.words(seeds)):
       raise ValueError(f"{len(found)} images but {len(seeds)} seeds")
+    return self._paint(self.encode(found), seeds, how, watch=watch)
+
+  def encode(self, images: Sequence[asked.Picture]) -> np.ndarray:
+    """What the generation decoder is given of pictures, float32[B, n, D] (spec 4)."""
     side = self.cfg.side(self.cfg.target_grid)
+    found = asked.all_images(images, None, "image")
     cut = [pictures.square(image, side, resample="bilinear", nearest=True) for image in found]
-    return self._paint(self.seen(np.stack(cut)), seeds, how)
+    return self.seen(np.stack(cut))
 
   def reference(self, images: Sequence[Image.Image]) -> np.ndarray:
     """What the editing decoder sees of pictures, float32[B, r, D] (spec 4)."""
@@ -185,7 +220,8 @@ class Model:
       out = np.asarray(speaking.predict(self.network, batches.batch(rows)))[: len(texts)]
       finite.check(out, "language model (vectors of a picture)", self.network)
       return out
-    found = self._answers(rows, self._rules(len(rows["tokens"]), SPOKEN), 1)[: len(texts)]
+    rules = self._rules(len(rows["tokens"]), SPOKEN)
+    found = speaking.answer(self.network, batches.prompt(rows), rules, pictures=1)[: len(texts)]
     for i, answer in enumerate(found):
       if not len(answer.vectors):
         said = self.tokenizer.decode(answer.words[0]).strip()
@@ -209,18 +245,19 @@ class Model:
     how: How,
     decoder: painting.Which = "generator",
     reference: np.ndarray | None = None,
+    watch: watching.Watch | None = None,
   ) -> np.ndarray:
     settings = self.settings
     scales = {"generator": settings.scale, "editor": settings.edit_scale}
     return painting.paint(
       self.network,
-      vectors,
+      (vectors, reference),
       seeds,
-      reference=reference,
       decoder=decoder,
       size=how.sides(settings.size, self.cfg.autoencoder.factor * flux.PATCH),
       steps=how.steps or settings.steps,
       scale=how.scale or scales[decoder],
+      watch=watch,
     )
 
   def _check(self, decoder: painting.Which) -> None:
@@ -236,60 +273,56 @@ class Model:
 
   # Answers ---------------------------------------------------------------------------------------
 
+  def talk(
+    self, conversations: Sequence[talking.Conversation], **options: Any
+  ) -> list[talking.Reply]:
+    """Answers conversations of any turns, with any pictures in them, also those it drew itself.
+
+    A picture of an answer is painted by the editing decoder, where there is one and a picture was
+    shown before, beside the last of those. The pictures of an answer have its seed, the next and so
+    on.
+
+    Args:
+      options: those of `talking.How`; `steps`, `scale` and `size` of the pictures, see `How`.
+        Temperature and limits are as the model's generation_config.json says unless given.
+
+    Raises:
+      ValueError: see `generate`, `talking.checked`; a conversation longer than the largest bucket.
+    """
+    told, how = answering.options(options)
+    talks = talking.checked(conversations, self.settings.words)
+    seeds = told.seeds(len(talks))
+    rows, counts = self._batches.talks(talks, told.max_pixels)
+    rules = self._rules(len(rows["tokens"]), told.length, told.temperature, told.limits)
+    found = answering.answers(self.network, self.tokenizer, rows, rules, seeds, told)
+    out = []
+    for talk, (answer, text), count, seed in zip(talks, found, counts, seeds, strict=True):
+      own = [(seed + i) % (seed_arrays.MOST + 1) for i in range(len(answer.vectors))]
+      drawn = self._answered(answer.vectors, talking.shown(talk), own, how) if own else ()
+      out.append(text.reply(count, list(drawn)))
+    return out
+
   def chat(
     self,
     questions: Sequence[str],
     images: Sequence[asked.Picture | Sequence[asked.Picture] | None],
-    *,
-    length: int = 64,
-    temperature: float | None = None,
-    seed: int = 0,
-    limits: decoding.Limits | None = None,
-    max_pixels: int = 0,
     **options: Any,
   ) -> list[Answer]:
-    """Answers of at most `length` tokens, a picture counting as one.
+    """Answers to questions, see `talk`.
 
     Args:
       images: for each question a picture, several, or None. They stand where the question has marks
         `<image>`, else before it.
-      temperature, limits: how ids are chosen; None is as the model's generation_config.json says.
-      seed: of what is drawn, from 0 to 2**64 - 1; the pictures of answers have this one, the next
-        and so on.
-      max_pixels: of a picture that is shown; 0 is what the model says.
-      options: `steps`, `scale` and `size` of the pictures, see `How`.
 
     Returns:
       For each question a text or, where the model draws, (a text with a mark `<image>` in the place
-      of each picture, [uint8[H, W, 3]]). A picture after one that was shown is painted by the
-      editing decoder, where there is one, beside the last of those.
-
-    Raises:
-      ValueError: see `generate`.
+      of each picture, [uint8[H, W, 3]]).
     """
-    asked.check_options("chat", options, PAINTS)
-    how = How(max_pixels=max_pixels, **options)
-    asked.check_numbers(1, length=length)
-    asked.check_numbers(0, temperature=temperature or 0.0)
-    (words,) = seed_arrays.words([seed])
-    questions = self._texts(questions, "question")
-    shown = _lists(images, len(questions))
-    rows = self._batches.asking(questions, shown, max_pixels)
-    rules = self._rules(len(rows["tokens"]), length, temperature, limits)
-    key = seed_arrays.keys(words[None])[0] if rules.temperature > 0 else None
-    found = self._answers(rows, rules, speaking.PICTURES, key)[: len(questions)]
-    out: list[Answer] = []
-    drawn = 0
-    for answer, own in zip(found, shown, strict=True):
-      text = chat.MARK.join(self.tokenizer.decode(ids) for ids in answer.words).strip()
-      count = len(answer.vectors)
-      if count:
-        seeds = [(seed + drawn + i) % (seed_arrays.MOST + 1) for i in range(count)]
-        out.append((text, list(self._answered(answer.vectors, own, seeds, how))))
-        drawn += count
-      else:
-        out.append(text)
-    return out
+    answering.options(options)  # before pictures are looked at
+    questions = asked.texts_of(questions, "question")
+    conversations = self._batches.questions(questions, answering.lists(images, len(questions)))
+    replies = self.talk(conversations, **options)
+    return [(r.text, list(r.pictures)) if r.pictures else r.text for r in replies]
 
   def _answered(
     self, vectors: np.ndarray, shown: Sequence[Image.Image], seeds: Sequence[int], how: How
@@ -299,11 +332,6 @@ class Model:
     self._check("editor" if edits else "generator")
     reference = self.reference([shown[-1]] * len(vectors)) if edits else None
     return self._paint(vectors, seeds, how, "editor" if edits else "generator", reference)
-
-  def _answers(
-    self, rows: Any, rules: decoding.Rules, most: int, key: jax.Array | None = None
-  ) -> list[speaking.Answer]:
-    return speaking.answer(self.network, batches.prompt(rows), rules, pictures=most, key=key)
 
   def _rules(
     self,
@@ -329,23 +357,16 @@ class Model:
     return asked.texts_of(values, what, self.settings.words)
 
 
-def _lists(images: Any, count: int) -> list[list[Image.Image]]:
-  """The pictures of each question, of one, several or None; see `asked.images_of`."""
-  if isinstance(images, str | Image.Image) or not hasattr(images, "__len__"):
-    raise ValueError(f"images: expected a list of pictures, got {type(images).__name__}")
-  each = [x if isinstance(x, list | tuple) else [] if x is None else [x] for x in images]
-  if len(each) != count:
-    raise ValueError(f"{count} questions but {len(each)} images; None stands for no picture")
-  flat = iter(
-    asked.all_images([x for own in each for x in own], None, "image") if any(each) else []
-  )
-  return [[next(flat) for _ in own] for own in each]
-
-
-def load(directory: str | Path, *, dtype: layers.Dtype = "float32") -> Model:
+def load(
+  directory: str | Path,
+  *,
+  dtype: layers.Dtype = "float32",
+  memory: memories.Memory | None = None,
+) -> Model:
   """A model of a directory, released, converted or of a run, stored and computing in `dtype`.
 
   The parts are those that the directory holds; the autoencoder and the null condition stay float32.
+  In int8, if the memory says so, lie the blocks of the language model and of the two decoders.
 
   Raises:
     FileNotFoundError, ValueError: what is absent or wrong, by file and name.
@@ -361,14 +382,15 @@ def load(directory: str | Path, *, dtype: layers.Dtype = "float32") -> Model:
     found = whole
   cfg = dataclasses.replace(released.computing(whole, dtype), parts=found.parts, stage=found.stage)
   tokenizer = Tokenizer.load(loading.tokenizer_of(directory), prompts.SPECIAL)
-  network = loading.load(nexus_gen, cfg, directory, dtype=dtype, keep=FLOAT)
+  shelf = memories.Shelf(memory or memories.Memory())
+  network = memories.load(nexus_gen, cfg, directory, shelf, dtype=dtype, keep=FLOAT, int8=QUANTISED)
   choice = answer_files.read(home)
   if choice is None:
     choice = answer_files.Choice(limits=decoding.Limits(penalty=settings.penalty))
   return Model(cfg, settings, network, tokenizer, choice, home)
 
 
-@jax.jit
+@program()
 def _seen(network: Network, images: jax.Array) -> jax.Array:
   module = network.module()
   return places.seen(module.part("visual"), images).astype(np.float32)

@@ -102,9 +102,8 @@ def all_images(values: Sequence[Picture], count: int | None, what: str) -> list[
 def check_options(verb: str, options: Iterable[str], known: Collection[str]) -> None:
   """Raises ValueError for an option that a verb of this system has not, by name."""
   if strange := [name for name in options if name not in known]:
-    raise ValueError(
-      f"this model cannot {verb} with the option {strange[0]}; it takes {', '.join(known)}"
-    )
+    able = ", ".join(known) or "none"
+    raise ValueError(f"this model cannot {verb} with the option {strange[0]}; it takes {able}")
 
 
 def check_numbers(least: int, **numbers: float) -> None:

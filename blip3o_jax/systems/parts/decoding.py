@@ -1,4 +1,6 @@
-"""Text from a language model: one prefill, then a loop over a static cache, which may go on.
+"""Text from a language model: one prefill, then a loop over a static cache.
+
+The loop may pause and go on; the ids are the same wherever it does.
 
 The released processors in their order: what may not be said, the penalty of repetition, then
 temperature, the k likeliest, the likeliest of a given mass. Every number of them is an array, so
@@ -123,7 +125,7 @@ def rules(
 
 @struct.dataclass
 class State:
-  """Answers that are being written; `go_on` continues them.
+  """What the language model has read; answers begin and go on from it.
 
   Attributes:
     cache: of what was read. hidden: float[B, 1, D], of the last id that each row read.
@@ -139,7 +141,14 @@ class State:
 def begin(
   language: DecoderLM, inputs: jax.Array, prompt: Mapping[str, jax.Array], room: int
 ) -> State:
-  """Reads prompts. Args as of `write`; `room`: how many positions may follow them."""
+  """Reads prompts.
+
+  Args:
+    inputs: float[B, P, D], embeddings, left-padded.
+    prompt: tokens and segments int[B, P], positions int[B, P] or int[3, B, P], deltas int[B, 1]:
+      the s-th new id stands at P + s + delta on all axes.
+    room: how many positions may follow them.
+  """
   tokens, segments = prompt["tokens"], prompt["segments"]
   (batch, start), rows = tokens.shape, jnp.arange(len(tokens))
   hidden, cache = language.prefill(inputs, prompt["positions"], segments, start + room)
@@ -148,53 +157,106 @@ def begin(
   return State(cache, hidden[:, -1:], said, start + jnp.asarray(prompt["deltas"])[:, 0])
 
 
+@struct.dataclass
+class Answers:
+  """What is being written; `more` continues it.
+
+  Attributes:
+    state: of the language model, which has read all but the last id of each row.
+    ids: int32[B, L], the filling id behind what was said. `BROKEN` stands where the scores are not
+      finite, and ends the row. count: int32[], how many ids of a row are written.
+    ended: bool[B], rows that say no more.
+  """
+
+  state: State
+  ids: jax.Array
+  count: jax.Array
+  ended: jax.Array
+
+
+def first(
+  language: DecoderLM, state: State, rules: Rules, keys: jax.Array | None = None
+) -> Answers:
+  """The first id of each row. Args as of `go_on`."""
+  batch, length = rules.forced.shape
+  silent = _most(rules) < 1
+  token = jnp.where(silent, rules.fill, _pick(language, state, rules, keys, jnp.int32(0)))
+  ids = jnp.full((batch, length), rules.fill, jnp.int32).at[:, 0].set(token)
+  return Answers(state, ids, jnp.int32(1), silent | _done(rules, jnp.int32(1), token))
+
+
+def more(
+  language: DecoderLM,
+  answers: Answers,
+  rules: Rules,
+  keys: jax.Array | None = None,
+  until: Any = None,
+) -> Answers:
+  """Goes on until every row has ended, or so many ids are written.
+
+  Args: as of `go_on`; `until`: int32[], an argument: one program says any number.
+  """
+  length = rules.forced.shape[1]
+  until = jnp.minimum(length, length if until is None else until)
+
+  def goes_on(answers: Answers) -> jax.Array:
+    return (answers.count < until) & ~jnp.all(answers.ended)
+
+  def advance(answers: Answers) -> Answers:
+    ids, ended, count = answers.ids, answers.ended, answers.count
+    last = jax.lax.dynamic_slice_in_dim(ids, count - 1, 1, 1)
+    at = answers.state.at[:, None]
+    _, state = read(language, answers.state, last, language.embed(last), at, ~ended)
+    token = jnp.where(ended, rules.fill, _pick(language, state, rules, keys, count))
+    ids = jax.lax.dynamic_update_slice_in_dim(ids, token[:, None], count, 1)
+    return Answers(state, ids, count + 1, ended | _done(rules, count + 1, token))
+
+  return jax.lax.while_loop(goes_on, advance, answers)
+
+
 def go_on(
-  language: DecoderLM, state: State, rules: Rules, key: jax.Array | None = None
+  language: DecoderLM, state: State, rules: Rules, keys: jax.Array | None = None
 ) -> tuple[jax.Array, State]:
   """Continues answers until every row has ended.
 
-  Args, Returns: as of `write`, and the state after it: a row has read all that it said but the
-  last id, be it a stop or the last that the length allows. A row of length 0 says nothing.
+  Args:
+    keys: of the draws of each row, keys[B]; None takes the likeliest ids.
+
+  Returns:
+    int32[B, L], see `Answers`, and the state after it: a row has read all that it said but the last
+    id, be it a stop or the last that the length allows. A row of length 0 says nothing.
   """
-  batch, length = rules.forced.shape
-  stops = jnp.asarray(rules.stops)
-  most = jnp.broadcast_to(jnp.asarray(rules.length), (batch,))
+  answers = more(language, first(language, state, rules, keys), rules, keys)
+  return answers.ids, answers.state
 
-  def pick(state: State, step: jax.Array) -> jax.Array:
-    scores = _limited(language.logits(state.hidden)[:, 0], state.said, rules)
-    best = jnp.max(scores, -1)  # NaN where one score is
-    if key is None:
-      token = jnp.argmax(scores, -1)
-    else:
-      scores = _filtered(scores / jnp.maximum(rules.temperature, 1e-6), rules)
-      token = jax.random.categorical(jax.random.fold_in(key, step), scores)
-    token = jnp.where(jnp.isfinite(best), token, BROKEN)
-    forced = jax.lax.dynamic_index_in_dim(jnp.asarray(rules.forced), step, 1, keepdims=False)
-    return jnp.where(forced >= 0, forced, token).astype(jnp.int32)
 
-  def done(step: jax.Array, token: jax.Array) -> jax.Array:
-    return jnp.isin(token, stops) | (token == BROKEN) | (step >= most)
+def _most(rules: Rules) -> jax.Array:
+  """int32[B], most ids of each row."""
+  return jnp.broadcast_to(jnp.asarray(rules.length), rules.forced.shape[:1])
 
-  Loop = tuple[jax.Array, jax.Array, jax.Array, State]
 
-  def more(loop: Loop) -> jax.Array:
-    step, _, ended, _ = loop
-    return (step < length) & ~jnp.all(ended)
+def _done(rules: Rules, count: jax.Array, token: jax.Array) -> jax.Array:
+  """bool[B], rows that end with their id number `count`."""
+  return jnp.isin(token, jnp.asarray(rules.stops)) | (token == BROKEN) | (count >= _most(rules))
 
-  def advance(loop: Loop) -> Loop:
-    step, out, ended, state = loop
-    last = jax.lax.dynamic_slice_in_dim(out, step - 1, 1, 1)
-    _, state = read(language, state, last, language.embed(last), state.at[:, None], ~ended)
-    token = jnp.where(ended, rules.fill, pick(state, step))
-    out = jax.lax.dynamic_update_slice_in_dim(out, token[:, None], step, 1)
-    return step + 1, out, ended | done(step + 1, token), state
 
-  silent = most < 1
-  first = jnp.where(silent, rules.fill, pick(state, jnp.int32(0)))
-  out = jnp.full((batch, length), rules.fill, jnp.int32).at[:, 0].set(first)
-  ended = silent | done(jnp.int32(1), first)
-  _, out, _, state = jax.lax.while_loop(more, advance, (jnp.int32(1), out, ended, state))
-  return out, state
+def _pick(
+  language: DecoderLM, state: State, rules: Rules, keys: jax.Array | None, step: jax.Array
+) -> jax.Array:
+  """The next id of each row, int32[B], its number `step` from 0."""
+  scores = _limited(language.logits(state.hidden)[:, 0], state.said, rules)
+  best = jnp.max(scores, -1)  # NaN where one score is
+  token = jnp.argmax(scores, -1) if keys is None else _drawn(scores, rules, keys, step)
+  token = jnp.where(jnp.isfinite(best), token, BROKEN)
+  forced = jax.lax.dynamic_index_in_dim(jnp.asarray(rules.forced), step, 1, keepdims=False)
+  return jnp.where(forced >= 0, forced, token).astype(jnp.int32)
+
+
+def _drawn(scores: jax.Array, rules: Rules, keys: jax.Array, step: jax.Array) -> jax.Array:
+  """An id of each row drawn by its own key, wherever the row stands among others."""
+  scores = _filtered(scores / jnp.maximum(rules.temperature, 1e-6), rules)
+  turned = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
+  return jax.vmap(jax.random.categorical)(turned, scores)
 
 
 def read(
@@ -220,29 +282,6 @@ def read(
     said=state.said.at[jnp.arange(len(ids))[:, None], ids].max(seen),
     at=jnp.where(rows, after, state.at),
   )
-
-
-def write(
-  language: DecoderLM,
-  inputs: jax.Array,
-  prompt: Mapping[str, jax.Array],
-  rules: Rules,
-  key: jax.Array | None = None,
-) -> jax.Array:
-  """Continues prompts until every row has ended.
-
-  Args:
-    inputs: float[B, P, D], embeddings, left-padded.
-    prompt: tokens and segments int[B, P], positions int[B, P] or int[3, B, P], deltas int[B, 1]:
-      the s-th new id stands at P + s + delta on all axes.
-    key: of the draw; None takes the likeliest id.
-
-  Returns:
-    int32[B, L]; what lies beyond the length or after a stop is the filling id. `BROKEN` stands
-    where the scores are not finite, and ends the row.
-  """
-  state = begin(language, inputs, prompt, rules.forced.shape[1])
-  return go_on(language, state, rules, key)[0]
 
 
 def _limited(scores: jax.Array, said: jax.Array, rules: Rules) -> jax.Array:

@@ -19,18 +19,18 @@ from absl import logging
 from etils import epath
 from flax import nnx
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from blip3o_jax import config
 from blip3o_jax import layers
-from blip3o_jax import sharding
 from blip3o_jax import trees
 from blip3o_jax.systems.parts import layout
 from blip3o_jax.systems.parts import opened
 from blip3o_jax.systems.parts import others
 from blip3o_jax.systems.parts import quantising
 from blip3o_jax.systems.parts.network import Network
+from blip3o_jax.systems.parts.outline import Leaves
+from blip3o_jax.systems.parts.outline import outline
 from blip3o_jax.train import checkpoint
 from blip3o_jax.weights import hashes
 from blip3o_jax.weights import store
@@ -38,7 +38,6 @@ from blip3o_jax.weights.table import Index
 from blip3o_jax.weights.table import WeightsError
 
 ONLY = "only="
-Leaves = dict[str, jax.ShapeDtypeStruct]  # by path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,9 +176,6 @@ def _files(directory: epath.Path) -> Iterator[epath.Path]:
       yield path
 
 
-# Arrays ------------------------------------------------------------------------------------------
-
-
 class Builds(layout.Describes, Protocol):
   """What filling a model asks of a system, or of a part that is a network of its own."""
 
@@ -199,6 +195,7 @@ def load(
   keep: Sequence[str] = (),
   only: Sequence[str] = (),
   mesh: jax.sharding.Mesh | None = None,
+  host: bool = False,
 ) -> Network:
   """A system's model with the parameters of directories: released, converted, or of runs.
 
@@ -208,19 +205,15 @@ def load(
     dtype: of the arrays; None is as the model declares them. keep: top-level modules that stay so.
     only: top-level modules to fill; `params` holds these alone, so the whole does not merge.
     mesh: onto whose devices they go, by the model's axes; else to the default device.
+    host: into the memory of the host beside these.
 
   Raises:
     FileNotFoundError: a directory or file that is not there.
     ValueError: what does not fit, all of a directory at once; parameters that nothing fills.
   """
-  model = layers.abstract(lambda rngs: system.build(cfg, rngs))
-  graphdef, state = nnx.split(model)
-  places = {} if mesh is None else trees.flatten(sharding.shardings(model, mesh))
-  leaves: Leaves = {}
-  for path, leaf in trees.flatten(nnx.to_pure_dict(state)).items():
-    own = dtype is None or trees.top(path) in keep or leaf.dtype == jnp.int8
-    kind = leaf.dtype if own else jnp.dtype(dtype)
-    leaves[path] = jax.ShapeDtypeStruct(leaf.shape, kind, sharding=places.get(path))
+  graphdef, leaves = outline(
+    lambda rngs: system.build(cfg, rngs), dtype=dtype, keep=keep, mesh=mesh, host=host
+  )
   wanted = {p: v for p, v in leaves.items() if not only or trees.top(p) in only}
   names = [str(entries)] if isinstance(entries, str | Path) else list(entries)
   filled, left = fill(system, cfg, resolve(names), wanted, leaves)

@@ -1,11 +1,21 @@
 """A module taken apart, as compiled functions take it: its structure, and its arrays."""
 
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+import functools
 from typing import Any
+from typing import Generic
+from typing import Protocol
+from typing import TypeVar
 
 from flax import nnx
 import jax
 
 from blip3o_jax import trees
+
+R = TypeVar("R")
 
 
 class Structure:
@@ -27,6 +37,22 @@ class Structure:
     )
 
 
+class Home(Protocol):
+  """Where the parameters of a network lie, if that is not simply the default device."""
+
+  def around(self) -> AbstractContextManager[Any]:
+    """What programs run in, such as a mesh."""
+
+  def ready(
+    self, network: "Network", args: tuple[Any, ...], used: Callable[[], frozenset[str]]
+  ) -> "Network":
+    """The network as a program takes it.
+
+    Args:
+      args: the program's others. used: gives the top-level modules that it reads.
+    """
+
+
 @jax.tree_util.register_pytree_node_class
 class Network:
   """A module taken apart: a pytree of its parameters, whose structure is static.
@@ -34,13 +60,20 @@ class Network:
   An argument of a jitted function, which puts it together by `module`.
 
   Attributes:
-    params: a nested dict of arrays.
+    params: a nested dict of arrays. home: where they lie; None is the default device. Only a
+      `Program` knows of it, and what a tree function gives has none.
   """
 
-  def __init__(self, graphdef: nnx.GraphDef[Any] | Structure, params: trees.Tree):
+  def __init__(
+    self,
+    graphdef: nnx.GraphDef[Any] | Structure,
+    params: trees.Tree,
+    home: Home | None = None,
+  ):
     self._structure = graphdef if isinstance(graphdef, Structure) else Structure(graphdef)
-    self.params = params
+    self.params, self.home = params, home
     self._module: Any = None
+    self._kept: dict[Any, Any] = {}
 
   @classmethod
   def of(cls, module: nnx.Module) -> "Network":
@@ -53,11 +86,26 @@ class Network:
     """The structure."""
     return self._structure.graphdef
 
+  def once(self, make: Callable[..., R], *args: Any) -> R:
+    """`make(self, *args)`, made at its first call and kept as long as the network."""
+    if (make, args) not in self._kept:
+      self._kept[make, args] = make(self, *args)
+    return self._kept[make, args]  # type: ignore[no-any-return]
+
+  @functools.cached_property
+  def nbytes(self) -> int:
+    """Of all parameters."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(self.params))
+
   def module(self) -> Any:
     """The module again, put together once."""
     if self._module is None:
       self._module = nnx.merge(self.graphdef, self.params)
     return self._module
+
+  def with_params(self, params: trees.Tree, home: Home | None = None) -> "Network":
+    """The same structure with other parameters."""
+    return Network(self._structure, params, home)
 
   def tree_flatten(self) -> tuple[tuple[trees.Tree], Structure]:
     """For jax."""
@@ -67,3 +115,52 @@ class Network:
   def tree_unflatten(cls, structure: Structure, children: tuple[trees.Tree]) -> "Network":
     """For jax."""
     return cls(structure, children[0])
+
+
+class Program(Generic[R]):
+  """A jitted function of a network and more, before which the parameters come to where it runs.
+
+  Args:
+    fn: its first argument is a `Network`. options: of `jax.jit`.
+  """
+
+  def __init__(self, fn: Callable[..., R], options: Mapping[str, Any]):
+    self._jit = jax.jit(fn, **options)
+    functools.update_wrapper(self, fn)
+
+  def __call__(self, *args: Any, **kwargs: Any) -> R:
+    network, *others = args
+    home = network.home if isinstance(network, Network) else None
+    if home is None:
+      return self._jit(*args, **kwargs)  # type: ignore[no-any-return]
+    with home.around():
+      found = home.ready(network, (others, kwargs), lambda: self.used(network, others, kwargs))
+      return self._jit(found, *others, **kwargs)  # type: ignore[no-any-return]
+
+  def lower(self, *args: Any, **kwargs: Any) -> Any:
+    """See `jax.jit(...).lower`; where the parameters lie is not asked."""
+    return self._jit.lower(*args, **kwargs)
+
+  def trace(self, *args: Any, **kwargs: Any) -> Any:
+    """See `jax.jit(...).trace`; where the parameters lie is not asked."""
+    return self._jit.trace(*args, **kwargs)
+
+  def used(
+    self, network: Network, others: Sequence[Any], kwargs: Mapping[str, Any]
+  ) -> frozenset[str]:
+    """The top-level modules of the network that the program reads."""
+    # By shapes alone: an array on the host meets none on the device.
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), network.params)
+    given = network.with_params(shapes)
+    jaxpr = self._jit.trace(given, *others, **kwargs).jaxpr.jaxpr
+    read = {id(v) for equation in jaxpr.eqns for v in equation.invars}
+    read |= {id(v) for v in jaxpr.outvars}
+    # The network is the first argument, so its leaves come first.
+    leaves, _ = jax.tree_util.tree_flatten_with_path(network.params)
+    pairs = zip(leaves, jaxpr.invars, strict=False)
+    return frozenset(str(path[0].key) for (path, _), v in pairs if id(v) in read)
+
+
+def program(**options: Any) -> Callable[[Callable[..., R]], Program[R]]:
+  """A decorator: the function as a `Program`; the options are those of `jax.jit`."""
+  return lambda fn: Program(fn, options)

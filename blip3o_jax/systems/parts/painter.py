@@ -7,6 +7,7 @@
 step of it, and what comes after. B batch, H W pixels, h w cells, C channels.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
 import functools
@@ -23,12 +24,18 @@ from blip3o_jax.diffusion import guidance
 from blip3o_jax.models import autoencoder
 from blip3o_jax.models import unet
 from blip3o_jax.systems.parts import buckets
+from blip3o_jax.systems.parts import cores
 from blip3o_jax.systems.parts import decoder_files
 from blip3o_jax.systems.parts import features as feature_space
 from blip3o_jax.systems.parts import finite
 from blip3o_jax.systems.parts import seeds as seed_arrays
+from blip3o_jax.systems.parts import watching
 from blip3o_jax.systems.parts.network import Network
+from blip3o_jax.systems.parts.network import program
 
+STAGE = "pixels"
+States = list[eps.State]  # of the shares of a batch, see `cores`
+Advance = Callable[[States, np.int32, np.int32], States]
 AXES: Any = unet.Condition(keys_values=1, pooled=0, time_ids=0)  # type: ignore[arg-type]
 
 
@@ -121,20 +128,38 @@ def paint(
   steps: int = 50,
   scale: float = 3.0,
   null: Any = None,
+  watch: watching.Watch | None = None,
 ) -> np.ndarray:
   """Features float[B, h, w, C] to pictures uint8[B, H, W, 3], each from its own seed below 2**64.
 
   Another number of pictures up to the next power of two, of steps, another scale or null compiles
   nothing. Arguments and errors: as `sample`.
 
+  Args:
+    watch: called between the steps; a preview shows the latents that are expected then.
+
   Raises:
-    ValueError: a seed that is none; an output that is not finite, which names the part.
+    ValueError: a seed that is none; an output that is not finite, which names the part. Whatever
+      `watch` raises.
   """
   noise = seed_arrays.words(seeds)
-  latents = _latents(network, features, noise, steps, scale, null)
-  images = np.asarray(_pixels(network, latents))[: len(noise)]
+
+  def shown(states: States, done: int) -> np.ndarray:
+    return _shown(network, [eps.expected(each, table, done) for each in states], len(noise))
+
+  table = eps.table(network.module().cfg.schedule, steps)
+  advance, states = _sampler(network, features, noise, table, scale, null)
+  states = watching.run(advance, states, steps, watch, STAGE, shown)
+  return _shown(network, [each.x for each in states], len(noise))
+
+
+def _shown(network: Network, latents: Sequence[Any], count: int) -> np.ndarray:
+  """The pictures uint8[count, H, W, 3] of the first of all latents; ValueError if not finite."""
+  decoder = cores.part(network, "autoencoder")
+  found = cores.each(lambda each: _pixels(decoder, each), latents)
+  images = np.asarray(cores.joined(found))[:count]
   if not np.isfinite(images).all():
-    finite.check(np.asarray(latents)[: len(noise)], "UNet", network)
+    finite.check(np.asarray(cores.joined(latents))[:count], "UNet", network)
     raise finite.fault("autoencoder", network)
   return np.round(images * np.float32(255)).astype(np.uint8)
 
@@ -147,20 +172,23 @@ def compile_for(network: Network, rows: int, shape: Sequence[int], *, guided: bo
   Args:
     rows: pictures, a power of two. shape: [h, w, C] of the features. guided: a scale other than 1.
   """
+  if network.home is not None:  # where arrays lie is known when there are some
+    return
+  rows //= cores.ways(network, rows)
   array = functools.partial(jax.ShapeDtypeStruct, dtype=np.float32)
   null = array((1, *shape)) if guided else None
   seeds = jax.ShapeDtypeStruct((rows, 2), np.uint32)
-  start = _start.lower(network, array((rows, *shape)), seeds, null)
-  conditions, noise = jax.eval_shape(_start, network, array((rows, *shape)), seeds, null)
-  latents, factor = array(noise.shape), np.float32(1)
+  given, one = (network, array((rows, *shape)), seeds, null), np.float32(1)
+  start = _start.lower(*given, one)
+  condition, state = jax.eval_shape(_start, *given, one)
+  latents, factor = array(state.x.shape), one if guided else None
   if default_loop() == "host":
-    step = _predict.lower(network, conditions, factor, latents, array((rows,)))
+    step = _predict.lower(network, condition, factor, latents, array((rows,)))
   else:
-    step = _loop.lower(
-      network, conditions, factor, noise, eps.table(network.module().cfg.schedule, 1)
-    )
-  for program in (step, start, _pixels.lower(network, latents)):
-    program.compile()
+    table, number = eps.table(network.module().cfg.schedule, 1), np.int32(0)
+    step = _loop.lower(network, condition, factor, state, table, number, number)
+  for each in (step, start, _pixels.lower(cores.part(network, "autoencoder"), latents)):
+    each.compile()
 
 
 def sample(
@@ -189,7 +217,10 @@ def sample(
   Raises:
     ValueError: features and noise of different batch.
   """
-  return np.asarray(_latents(network, features, noise, steps, scale, null, loop))[: len(noise)]
+  table = eps.table(network.module().cfg.schedule, steps)
+  advance, states = _sampler(network, features, noise, table, scale, null, loop)
+  states = watching.run(advance, states, steps, None, STAGE)
+  return np.asarray(cores.joined([each.x for each in states]))[: len(noise)]
 
 
 def default_loop() -> eps.Loop:
@@ -197,16 +228,20 @@ def default_loop() -> eps.Loop:
   return "host" if jax.default_backend() == "cpu" else "device"
 
 
-def _latents(
+def _sampler(
   network: Network,
   features: Any,
   noise: Any,
-  steps: int,
+  table: eps.Table,
   scale: float,
   null: Any,
   loop: eps.Loop | None = None,
-) -> Any:
-  """`sample` of a batch padded to a power of two, the rows beyond the given ones repeated."""
+) -> tuple[Advance, States]:
+  """What goes through the steps of `sample`, and from where.
+
+  The batch is padded to a power of two, the rows beyond the given ones repeated. Each share of it
+  has a state, and goes through its steps in its own thread.
+  """
   features, noise = np.asarray(features, np.float32), np.asarray(noise)
   if noise.ndim == 1:
     noise = seed_arrays.words(noise)
@@ -222,51 +257,76 @@ def _latents(
     null = np.asarray(null, np.float32)
     null = null[None] if null.ndim == features.ndim - 1 else null
     null = null if len(null) == 1 else buckets.repeat_last(null, rows)
-  conditions, noise = _start(network, features, noise, null)
-  visited = eps.table(network.module().cfg.schedule, steps)
-  factor = np.float32(scale)
-  if (loop or default_loop()) == "host":
-    fn = functools.partial(_predict, network, conditions, factor)
-    return eps.euler(fn, noise, visited, loop="host")
-  return _loop(network, conditions, factor, noise, visited)
+  given = cores.shares((features, noise, null), cores.ways(network, rows))
+  begun = cores.each(lambda each: _start(network, *each, table.start), given)
+  conditions, states = map(list, zip(*begun, strict=True))
+  factor, loop = None if scale == 1 else np.float32(scale), loop or default_loop()
+
+  def go(condition: unet.Condition, state: eps.State, first: Any, last: Any) -> eps.State:
+    if loop == "host":
+      fn = functools.partial(_predict, network, condition, factor)
+      return eps.euler_steps(fn, state, table, first, last, loop="host")
+    return _loop(network, condition, factor, state, table, first, last)
+
+  def advance(states: States, first: np.int32, last: np.int32) -> States:
+    return cores.each(lambda c, state: go(c, state, first, last), conditions, states)
+
+  return advance, states
 
 
-@jax.jit
+@program()
 def _start(
-  network: Network, features: jax.Array, noise: jax.Array, null: jax.Array | None
-) -> tuple[Any, jax.Array]:
-  """The conditions with and without features, and the noise, drawn where it is a seed each."""
+  network: Network, features: jax.Array, noise: jax.Array, null: jax.Array | None, start: jax.Array
+) -> tuple[unet.Condition, eps.State]:
+  """The condition, before it that of `null`, if any, and the noise, drawn where it is seeds."""
   module = network.module()
   if noise.ndim == 2:
     cfg = module.cfg
     keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(seed_arrays.keys(noise))
     noise = flow.noise(keys, (cfg.grid, cfg.grid, cfg.autoencoder.latent_channels))
-  given = module.condition(features)
-  return (given, None if null is None else module.condition(null)), noise
+  found = module.condition(features)
+  if null is not None:
+    found = guidance.join(module.condition(null), found, AXES)
+  return found, eps.begin(noise, start)
 
 
-def _guided(network: unet.UNet, conditions: Any, scale: jax.Array) -> guidance.Denoise:
-  given, null = conditions
-  return guidance.cfg(network, given, null, scale, AXES)
+def _denoise(
+  network: Network, condition: unet.Condition, scale: jax.Array | None
+) -> guidance.Denoise:
+  found = network.module().network
+  if scale is None:
+    return guidance.cfg(found, condition, None, 1)
+  return guidance.joined(found, condition, scale)
 
 
-@jax.jit
+@program()
 def _predict(
-  network: Network, conditions: Any, scale: jax.Array, x: jax.Array, t: jax.Array
+  network: Network,
+  condition: unet.Condition,
+  scale: jax.Array | None,
+  x: jax.Array,
+  t: jax.Array,
 ) -> jax.Array:
-  return _guided(network.module().network, conditions, scale)(x, t)
+  return _denoise(network, condition, scale)(x, t)
 
 
-@jax.jit
+@program()
 def _loop(
-  network: Network, conditions: Any, scale: jax.Array, noise: jax.Array, steps: eps.Table
-) -> jax.Array:
-  fn = _guided(network.module().network, conditions, scale)
-  return eps.euler(fn, noise, steps, loop="device")
+  network: Network,
+  condition: unet.Condition,
+  scale: jax.Array | None,
+  state: eps.State,
+  table: eps.Table,
+  first: jax.Array,
+  last: jax.Array,
+) -> eps.State:
+  fn = _denoise(network, condition, scale)
+  return eps.euler_steps(fn, state, table, first, last, loop="device")
 
 
-@jax.jit
+@program()
 def _pixels(network: Network, latents: jax.Array) -> jax.Array:
+  """Of a `PixelDecoder`, or of its autoencoder alone."""
   return network.module().pixels(latents)
 
 

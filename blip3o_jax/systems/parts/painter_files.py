@@ -9,23 +9,29 @@ from blip3o_jax.layers import Dtype
 from blip3o_jax.systems.parts import decoder_files
 from blip3o_jax.systems.parts import diffusers_files
 from blip3o_jax.systems.parts import layout
-from blip3o_jax.systems.parts import loading
+from blip3o_jax.systems.parts import memory
 from blip3o_jax.systems.parts import painter
 from blip3o_jax.systems.parts.network import Network
 
 
-def load(directory: Path, feature_grid: int, dtype: Dtype) -> Network:
+def load(
+  directory: Path, feature_grid: int, dtype: Dtype, shelf: memory.Shelf | None = None
+) -> Network:
   """The pixel decoder of a directory, for features of `feature_grid` cells a side.
 
   The UNet is stored and computes in `dtype`, the autoencoder in float32 (it overflows in half
   precision, spec 5.3).
+
+  Args:
+    shelf: of the model that it is a part of.
 
   Raises:
     FileNotFoundError, ValueError: see `read_config` and `loading.load`.
   """
   cfg = read_config(directory, feature_grid=feature_grid)
   cfg = dataclasses.replace(cfg, unet=dataclasses.replace(cfg.unet, dtype=dtype))
-  return loading.load(painter, cfg, directory, dtype=dtype, keep=("autoencoder",))
+  shelf = shelf or memory.Shelf(memory.Memory())
+  return memory.load(painter, cfg, directory, shelf, dtype=dtype, keep=("autoencoder",))
 
 
 def read_config(directory: str | Path, *, feature_grid: int = 8, **options: Any) -> painter.Config:

@@ -17,8 +17,8 @@ from ml_dtypes import bfloat16
 import numpy as np
 import pytest
 
-import blip3o_jax
 from blip3o_jax import trees
+from blip3o_jax.systems.blip3o import verbs
 from blip3o_jax.weights import store
 
 INDEX = "model.safetensors.index.json"
@@ -186,7 +186,7 @@ def test_loading_takes_what_import_takes(kind, bare, caplog):
   logging.set_verbosity(logging.WARNING)  # the converting command wants errors alone
   row, found = TAKEN[kind], checkpoints.tensors()
   row.make(bare, found)
-  params = trees.flatten(blip3o_jax.load(bare).system.params)
+  params = trees.flatten(verbs.load(bare).system.params)
   assert row.says in caplog.text
   for path, name in LOOKED_AT.items():
     ours = params[path][1].T if "layers" in path else params[path]
@@ -203,7 +203,7 @@ def test_layers_of_several_dtypes_under_a_prefix_are_loaded(bare):
     bare,
     checkpoints.under("module.", found) | checkpoints.under("ema.", {"x": np.ones(3, np.float32)}),
   )
-  model = blip3o_jax.load(bare)
+  model = verbs.load(bare)
   stack = trees.flatten(model.system.params)["backbone/layers/mlp/up_proj/kernel"]
   for i in range(3):
     own = found[f"model.layers.{i}.mlp.up_proj.weight"]
@@ -351,4 +351,4 @@ def test_a_pointer_for_a_file_that_is_loaded(name, bare, values):
   save(bare, values)
   (bare / name).write_text(POINTER)
   with pytest.raises(ValueError, match=f"{name}: a git-lfs pointer"):
-    blip3o_jax.load(bare)
+    verbs.load(bare)

@@ -14,8 +14,8 @@ from commands import command
 import numpy as np
 import pytest
 
-import blip3o_jax
 from blip3o_jax import trees
+from blip3o_jax.systems.blip3o import verbs
 from blip3o_jax.weights import store
 
 ASKED = ("--only", "backbone,generation")
@@ -235,5 +235,5 @@ def test_the_tower_of_a_whole_clip(own, tmp_path, capsys):
   got = store.Arrays(out).read("encoder/tower/cls_token", (slice(None),) * 3)
   np.testing.assert_array_equal(got, found["cls_token"])
   if own == "model_type":
-    tower = trees.flatten(blip3o_jax.load(source).system.params)["encoder/tower/cls_token"]
+    tower = trees.flatten(verbs.load(source).system.params)["encoder/tower/cls_token"]
     np.testing.assert_array_equal(tower, found["cls_token"])

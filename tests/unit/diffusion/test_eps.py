@@ -1,5 +1,7 @@
 """The discrete schedule and its sampler: constants of spec 5.4, both loops, the loss."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,6 +43,32 @@ def test_sampler_recovers_what_a_perfect_network_knows() -> None:
   found = {loop: eps.euler(fn, noise, table, loop=loop) for loop in ("host", "device")}
   np.testing.assert_allclose(found["host"], x0, atol=1e-4)
   np.testing.assert_allclose(found["host"], found["device"], atol=1e-5)
+
+
+@pytest.mark.parametrize("loop", ["host", "device"])
+def test_segments_are_the_loop_bit_for_bit(loop: eps.Loop) -> None:
+  """And a network that knows the sample is seen to expect it after every step."""
+  x0, noise = jax.random.normal(jax.random.key(0), (2, 2, 3))
+  abar, table = jnp.asarray(eps.alphas(RELEASED), jnp.float32), eps.table(RELEASED, 5)
+
+  @jax.jit
+  def fn(x: jax.Array, t: jax.Array) -> jax.Array:
+    a = abar[t.astype(int)][:, None]
+    return (x - jnp.sqrt(a) * x0) / jnp.sqrt(1 - a)
+
+  def go(state: eps.State, table: eps.Table, first: Any, last: Any) -> eps.State:
+    return eps.euler_steps(fn, state, table, first, last, loop=loop)
+
+  program = go if loop == "host" else jax.jit(go)
+  start = eps.begin(np.asarray(noise), table.start)
+  whole, state = program(start, table, np.int32(0), np.int32(5)), start
+  for done in range(1, 6):
+    state = program(state, table, np.int32(done - 1), np.int32(done))
+    np.testing.assert_allclose(eps.expected(state, table, done), x0, atol=1e-4)
+  np.testing.assert_array_equal(state.x, whole.x)
+  np.testing.assert_array_equal(state.noise, whole.noise)
+  np.testing.assert_array_equal(eps.expected(whole, table, 5), whole.x)
+  np.testing.assert_array_equal(program(start, table, np.int32(2), np.int32(2)).x, start.x)
 
 
 def test_loss_is_per_sample_and_zero_for_the_noise() -> None:

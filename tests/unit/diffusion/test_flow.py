@@ -1,6 +1,7 @@
 """Flow matching: path, laws of time, loss, schedules, samplers, noise."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -168,6 +169,40 @@ def test_one_loop_and_its_evaluations(sample: Callable[..., jax.Array], evaluati
   assert out.dtype == jnp.float32
   assert traced == [jnp.float32]
   assert len(run) == evaluations
+
+
+@pytest.mark.parametrize("steps", [flow.euler_steps, flow.heun_steps])
+def test_segments_are_the_loop_bit_for_bit(steps: Callable[..., flow.State]) -> None:
+  """One program goes through all steps, or from any to any; what it expects ends where it does."""
+  noise, table = jax.random.normal(jax.random.key(0), (2, 5)), flow.table(7, False)
+
+  @jax.jit
+  def go(state: flow.State, table: flow.Table, first: Any, last: Any) -> flow.State:
+    return steps(lambda x, t: jnp.sin(3 * x) + t[:, None] / 700, state, table, first, last)
+
+  whole = go(flow.begin(noise), table, np.int32(0), np.int32(7))
+  for ends in (range(1, 8), (3, 4, 7)):
+    state, first = flow.begin(noise), 0
+    for last in ends:
+      state, first = go(state, table, np.int32(first), np.int32(last)), last
+    np.testing.assert_array_equal(state.x, whole.x)
+    np.testing.assert_array_equal(state.slope, whole.slope)
+  assert go._cache_size() == 1  # type: ignore[attr-defined]
+  np.testing.assert_array_equal(flow.expected(whole, table, 7), whole.x)
+  sample = flow.euler if steps is flow.euler_steps else flow.heun
+  alone = sample(lambda x, t: jnp.sin(3 * x) + t[:, None] / 700, noise, table)
+  np.testing.assert_allclose(alone, whole.x, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [flow.euler_steps, flow.heun_steps])
+def test_data_that_are_expected(steps: Callable[..., flow.State]) -> None:
+  """Of a network that knows them they are right after every step."""
+  x0, noise = jax.random.normal(jax.random.key(1), (2, 3, 4))
+  table, state = flow.table(5, False, 3.0), flow.begin(noise)
+  np.testing.assert_allclose(flow.expected(state, table, 0), np.zeros((3, 4)), atol=1e-6)
+  for done in range(1, 6):
+    state = steps(lambda x, t: noise - x0, state, table, done - 1, done)
+    np.testing.assert_allclose(flow.expected(state, table, done), x0, atol=1e-5)
 
 
 def test_noise_does_not_depend_on_the_batch() -> None:

@@ -13,9 +13,9 @@ from commands import command
 from PIL import Image
 import pytest
 
-import blip3o_jax
 from blip3o_jax import cli
 from blip3o_jax import files
+from blip3o_jax import systems
 from blip3o_jax.data import images
 from blip3o_jax.systems.blip3o import released
 from blip3o_jax.systems.blip3o import vocabulary
@@ -225,7 +225,7 @@ def test_a_model_of_transformers_5_with_nulls_loads_as_the_older_one(tmp_path):
   change(folder / TOKENIZER, additional_special_tokens=None, bos_token=None)
   change(folder / PICTURES, min_pixels=None, max_pixels=None, size__longest_edge=50176)
   change(folder / PICTURES, size__shortest_edge=3136, do_center_crop=None)
-  found = blip3o_jax.load(folder, verb="chat")
+  found = systems.SYSTEMS["blip3o"].load(folder, dtype="float32")
   assert found.cfg == released.read(TINY, "float32")[0]
   tokens = found._batches.asking(["what is it?"], [Image.new("RGB", (336, 224))])["tokens"]
   assert int((tokens == found.cfg.image_token).sum()) == 12 * 18 // 4  # as transformers 5.24

@@ -42,8 +42,10 @@ def write(language: Any, seed: int | None = None, **options: Any) -> np.ndarray:
     "deltas": -np.sum(SEGMENTS == 0, 1, keepdims=True),
   }
   rules = decoding.rules(2, **options)
-  key = None if seed is None else jax.random.key(seed)
-  out = decoding.write(language, language.embed(jnp.asarray(PROMPTS)), prompt, rules, key)
+  keys = None if seed is None else jax.random.split(jax.random.key(seed))
+  inputs = language.embed(jnp.asarray(PROMPTS))
+  state = decoding.begin(language, inputs, prompt, rules.forced.shape[1])
+  out, _ = decoding.go_on(language, state, rules, keys)
   return np.asarray(out)[:, : options["length"]]
 
 

@@ -15,6 +15,8 @@ from blip3o_jax.systems.blip3o import save
 from blip3o_jax.systems.blip3o import verbs
 from blip3o_jax.systems.parts import diffusers_files
 from blip3o_jax.systems.parts import loading
+from blip3o_jax.systems.parts import talking
+from blip3o_jax.systems.parts import writing
 from blip3o_jax.weights.safetensors import Tensors
 
 TINY = Path(__file__).parents[2] / "data" / "tiny-blip3o"
@@ -61,22 +63,26 @@ def test_an_answer_stops_at_its_end(model):
   ids = model.tokenizer
   said = ids.encode("two dogs")
   for end in (ids.im_end, ids.pad):
-    row = np.array([*said, end, *said], np.int32)
-    assert model._until_end(row) == "two dogs"
-  assert model._until_end(np.array(said, np.int32)) == "two dogs"
+    text = writing.Writing(ids, model._ends(), talking.How(), 0)
+    assert not text.take([*said, end, *said])
+    assert text.reply(7) == talking.Reply("two dogs", "stop", len(said) + 1, 7)
+  text = writing.Writing(ids, model._ends(), talking.How(), 0)
+  assert text.take(said)
+  assert text.reply(7) == talking.Reply("two dogs", "length", len(said), 7)
 
 
 def test_a_sampled_end_stops_the_answer(model, monkeypatch):
   """Greedy ids, then the same with the third of them as the end: nothing follows it."""
-  rows: list[list[int]] = []
-  monkeypatch.setattr(model, "_until_end", lambda row: rows.append(row.tolist()) or "")
-  model.chat(["hello"], [None], length=6)
-  free = rows[-1]
-  end, pad = free[2], model.tokenizer.pad
-  monkeypatch.setattr(model, "_ends", lambda: (end, pad))
-  model.chat(["hello"], [None], length=6)
-  first = free.index(end)
-  assert rows[-1] == [*free[: first + 1], *[pad] * (5 - first)]
+  taken: list[int] = []
+  take = writing.Writing.take
+  monkeypatch.setattr(writing.Writing, "take", lambda s, ids: taken.extend(ids) or take(s, ids))
+  (free,) = model.talk([[talking.Message("user", ["hello"])]], length=6)
+  assert (len(taken), free.tokens, free.finish) == (6, 6, "length")
+  end, first = taken[2], taken.index(taken[2])
+  monkeypatch.setattr(model, "_ends", lambda: (end, model.tokenizer.pad))
+  (ended,) = model.talk([[talking.Message("user", ["hello"])]], length=6)
+  assert (ended.tokens, ended.finish) == (first + 1, "stop")
+  assert ended.text == model.tokenizer.decode(taken[:first]).strip()
 
 
 def test_without_a_decoder_nothing_is_drawn(model):

@@ -126,27 +126,31 @@ def test_ids_of_a_size_that_is_no_square() -> None:
 def test_pictures_do_not_depend_on_batch_mates(network: Network) -> None:
   """Three are padded to four; each is the same at another place, whatever its seed's high half."""
   given, seeds = vectors(SLOTS, 4), [2**40 + 1, 1, 2**64 - 1, 2**40 + 2]
-  found = painting.paint(network, given[:3], seeds[:3], size=SIZE, steps=3)
+  found = painting.paint(network, (given[:3], None), seeds[:3], size=SIZE, steps=3)
   assert found.shape == (3, *SIZE, 3)
   assert found.dtype == np.uint8
   order = [3, 0, 2, 1]
-  again = painting.paint(network, given[order], [seeds[i] for i in order], size=SIZE, steps=3)
+  again = painting.paint(
+    network, (given[order], None), [seeds[i] for i in order], size=SIZE, steps=3
+  )
   for place, i in enumerate(order[1:], 1):
     assert np.abs(again[place].astype(int) - found[i]).max() <= 1
   alike = given[[0, 0, 0]]  # but for the seeds, of which two differ in one half alone
-  found = painting.paint(network, alike, [seeds[0], 1, seeds[3]], size=SIZE, steps=3).astype(int)
+  found = painting.paint(
+    network, (alike, None), [seeds[0], 1, seeds[3]], size=SIZE, steps=3
+  ).astype(int)
   assert all(np.abs(found[0] - found[i]).max() > 3 for i in (1, 2))
-  assert painting.paint(network, given[:0], [], size=SIZE).shape == (0, *SIZE, 3)
+  assert painting.paint(network, (given[:0], None), [], size=SIZE).shape == (0, *SIZE, 3)
 
 
 def test_no_new_program_for_other_numbers(network: Network) -> None:
   """Other pictures up to a power of two, steps, seeds and scales, but 1, run the same program."""
-  program: Any = painting._latents
+  programs: list[Any] = [painting._start, painting._loop, painting._pixels]
   sizes = []
   for count, steps, scale in ((3, 3, 3.0), (4, 7, 1.5)):
     given, seeds = vectors(SLOTS, count), list(range(count))
-    painting.paint(network, given, seeds, size=SIZE, steps=steps, scale=scale)
-    sizes.append(program._cache_size())
+    painting.paint(network, (given, None), seeds, size=SIZE, steps=steps, scale=scale)
+    sizes.append([program._jit._cache_size() for program in programs])
   assert sizes[0] == sizes[1]
 
 
@@ -174,36 +178,39 @@ def test_guidance_of_one_costs_one_pass(shapes: Any, monkeypatch: pytest.MonkeyP
   assert calls(shapes, 2.0) == 2 * calls(shapes, None)
   told: list[Any] = []
 
-  def latents(network: Network, given: Any, words: Any, steps: Any, scale: Any, **_: Any) -> Any:
-    told.append(scale)
-    return jnp.zeros((1, 4, 6, 2), jnp.float32)
+  def loop(network: Network, condition: Any, scale: Any, state: Any, *_: Any, **__: Any) -> Any:
+    told.append((condition, scale))
+    return state
 
-  monkeypatch.setattr(painting, "_latents", latents)
-  monkeypatch.setattr(painting, "_pixels", lambda network, x: np.zeros((1, *SIZE, 3), np.float32))
+  state = flow.State(*np.zeros((2, 1, 6, 8), np.float32))
+  monkeypatch.setattr(painting, "_start", lambda *_, guided, **__: (guided, state))
+  monkeypatch.setattr(painting, "_loop", loop)
+  shown = np.zeros((1, *SIZE, 3), np.float32)
+  monkeypatch.setattr(painting, "_pixels", lambda network, x, size: shown)
   ask: dict[str, Any] = dict(size=SIZE, steps=2)
   network = Network.of(shapes)
-  painting.paint(network, vectors(SLOTS, 1), [0], scale=1.0, **ask)
-  painting.paint(network, vectors(SLOTS, 1), [0], **ask)
-  painting.paint(network, vectors(SLOTS, 1), [0], decoder="editor", **ask)
-  assert told == [None, 3.0, None]
+  painting.paint(network, (vectors(SLOTS, 1), None), [0], scale=1.0, **ask)
+  painting.paint(network, (vectors(SLOTS, 1), None), [0], **ask)
+  painting.paint(network, (vectors(SLOTS, 1), None), [0], decoder="editor", **ask)
+  assert told == [(False, None), (True, 3.0), (False, None)]
 
 
 def test_what_cannot_be_painted(shapes: Any) -> None:
   network, one, ref = Network.of(shapes), vectors(SLOTS, 1), vectors(REFERENCE, 1)
   with pytest.raises(ValueError, match=r"size \(8, 10\): .* multiples of 4"):
-    painting.paint(network, one, [0], size=(8, 10))
+    painting.paint(network, (one, None), [0], size=(8, 10))
   with pytest.raises(ValueError, match="no reference picture"):
     shapes.generator.context(one, ref, (4, 6))
   with pytest.raises(ValueError, match="one for each of 2 seeds"):
-    painting.paint(network, one, [0, 1], size=SIZE)
+    painting.paint(network, (one, None), [0, 1], size=SIZE)
   with pytest.raises(ValueError, match="reference: not finite"):
-    painting.paint(network, one, [0], reference=ref * np.nan, decoder="editor", size=SIZE)
+    painting.paint(network, (one, ref * np.nan), [0], decoder="editor", size=SIZE)
   with pytest.raises(ValueError, match="0 steps"):
-    painting.paint(network, one, [0], size=SIZE, steps=0)
+    painting.paint(network, (one, None), [0], size=SIZE, steps=0)
   cfg = dataclasses.replace(CFG, parts=("generator", "autoencoder"))
   bare = Network.of(layers.abstract(lambda rngs: nexus_gen.build(cfg, rngs)))
   with pytest.raises(ValueError, match="constants"):
-    painting.paint(bare, one, [0], size=SIZE)
+    painting.paint(bare, (one, None), [0], size=SIZE)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +224,9 @@ def test_a_picture_of_no_numbers(network: Network, path: str, part: str) -> None
   flat = trees.flatten(network.params)
   broken = trees.unflatten(flat | {path: jnp.full_like(flat[path], jnp.nan)})
   with pytest.raises(ValueError, match=f"output of the {part} is not finite.*{path}"):
-    painting.paint(Network(network.graphdef, broken), vectors(SLOTS), [1, 2, 3], size=SIZE, steps=3)
+    painting.paint(
+      Network(network.graphdef, broken), (vectors(SLOTS), None), [1, 2, 3], size=SIZE, steps=3
+    )
 
 
 # Training ----------------------------------------------------------------------------------------

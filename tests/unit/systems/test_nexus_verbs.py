@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image
 import pytest
 
-import blip3o_jax
 from blip3o_jax import cli
 from blip3o_jax.data.text import chat
 from blip3o_jax.systems.nexus_gen import verbs
@@ -33,7 +32,7 @@ GREY = Image.new("RGB", (56, 84), (90, 120, 30))
 @pytest.fixture(scope="module")
 def bare() -> verbs.Model:
   """As the directory is, without a null condition."""
-  return blip3o_jax.load(TINY, verb="edit")
+  return verbs.load(TINY)
 
 
 @pytest.fixture(scope="module")
@@ -236,57 +235,6 @@ def test_how_answers_are_chosen(bare, home):
   assert verbs.load(home).choice.limits.penalty == 1.05
 
 
-# The command -------------------------------------------------------------------------------------
-
-
-class Told:
-  """A model that keeps what it is asked for, and answers with a picture."""
-
-  def __init__(self) -> None:
-    self.asked: list[tuple[Any, ...]] = []
-
-  def __getattr__(self, verb: str) -> Callable[..., Any]:
-    def run(*args: Any, **options: Any) -> Any:
-      self.asked.append((verb, args, options))
-      picture = np.full((16, 32, 3), 70, np.uint8)
-      return [(f"Look: {chat.MARK}", [picture] * 2)] if verb == "chat" else np.stack([picture])
-
-    return run
-
-
-def test_the_command(tmp_path, capsys, monkeypatch):
-  """What each verb hands over, and the pictures that it writes."""
-  told = Told()
-  monkeypatch.setattr(blip3o_jax, "load", lambda *args, **kw: told)
-  GREY.save(tmp_path / "in.png")
-  image, out = str(tmp_path / "in.png"), tmp_path / "out.png"
-  words = ["--model", "x", "--output", str(out)]
-  size = ["--size", "512x768", "--steps", "20", "--scale", "1.5", "--language", "zh"]
-  more = ["--seed", "5", "--decoder", "generator", "--max-pixels", "7840"]
-  assert cli.main(["edit", image, "make it red", "and blue", *words, *size, *more]) == 0
-  verb, (images, texts, seeds), options = told.asked.pop()
-  assert (verb, texts, seeds) == ("edit", ["make it red", "and blue"], [5, 6])
-  assert [i.size for i in images] == [GREY.size] * 2
-  drawn = {"size": (512, 768), "steps": 20, "scale": 1.5, "language": "zh"}
-  assert options == {**drawn, "decoder": "generator", "max_pixels": 7840}
-  assert Image.open(out).size == (32, 16)
-  assert cli.main(["generate", "a cat", *words, *size]) == 0
-  assert told.asked.pop() == ("generate", (["a cat"], [0]), drawn)
-  assert cli.main(["reconstruct", image, *words, "--size", "64"]) == 0
-  assert told.asked.pop()[2] == {"size": (64, 64)}
-  capsys.readouterr()
-  assert cli.main(["chat", "draw", "again", "--image", image, *words]) == 0
-  written = [str(tmp_path / f"out{end}.png") for end in ("", "-2", "-3", "-4")]
-  text = f"Look: {chat.MARK}"
-  assert capsys.readouterr().out.splitlines() == [text, *written[:2], text, *written[2:]]
-  assert all(Path(name).is_file() for name in written)
-  assert told.asked[0][2] == {"length": 64, "seed": 0}
-  for wrong in ("0x5", "12x", "x", "1x2x3"):
-    with pytest.raises(SystemExit):
-      cli.main(["generate", "a cat", *words, "--size", wrong])
-    assert "expected height and width in pixels, as 512x768" in capsys.readouterr().err
-
-
 def test_what_is_loaded_of_a_directory(home):
   found = verbs.load(home, dtype="bfloat16")
   assert "constants" in found.cfg.parts
@@ -302,7 +250,7 @@ def test_other_systems_refuse_what_they_have_not(capsys, tmp_path):
   for words, option in (
     (["generate", "a red circle", "--size", "64x64"], "size"),
     (["generate", "a red circle", "--language", "zh"], "language"),
-    (["reconstruct", image, "--scale", "2"], "scale"),
+    (["reconstruct", image, "--guidance", "2"], "guidance"),
   ):
     assert cli.main([*words, "--output", str(tmp_path / "out.png")]) == 1
     assert f"with the option {option}; it takes" in capsys.readouterr().err

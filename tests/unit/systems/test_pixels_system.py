@@ -26,6 +26,7 @@ from blip3o_jax.systems.parts import features as feature_space
 from blip3o_jax.systems.parts import loading
 from blip3o_jax.systems.parts import painter
 from blip3o_jax.systems.parts import painter_files
+from blip3o_jax.systems.parts import watching
 from blip3o_jax.systems.parts.network import Network
 
 TINY = pixels.Config(
@@ -158,6 +159,26 @@ def test_images_do_not_depend_on_batch_mates_nor_on_the_loop(
   assert wanted.min() >= 0
   assert wanted.max() <= 1
   assert np.abs(images - 255 * wanted).max() < 0.51
+
+
+@pytest.mark.parametrize("loop", ["host", "device"])
+def test_images_are_the_same_while_somebody_watches(
+  decoder: pixels.PixelTraining, monkeypatch: pytest.MonkeyPatch, loop: str
+) -> None:
+  monkeypatch.setattr(painter, "default_loop", lambda: loop)
+  features = jax.random.normal(jax.random.key(0), (3, 2, 2, 6))
+  paint = functools.partial(painter.paint, Network.of(decoder), features, [5, 6, 7], steps=3)
+  plain, seen = paint(), []
+
+  def watch(step: watching.Step) -> None:
+    assert step.preview is not None
+    seen.append((step.stage, step.done, step.total, step.preview()))
+
+  np.testing.assert_array_equal(paint(watch=watch), plain)
+  assert [step[:3] for step in seen] == [("pixels", done, 3) for done in (1, 2, 3)]
+  np.testing.assert_array_equal(seen[-1][3], plain)
+  assert all(np.abs(step[3].astype(int) - plain).max() > 0 for step in seen[:2])
+  assert all(step[3].shape == plain.shape == (3, 8, 8, 3) for step in seen)
 
 
 def test_guidance(decoder: pixels.PixelTraining) -> None:

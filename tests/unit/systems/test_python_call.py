@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image
 import pytest
 
-import blip3o_jax
 from blip3o_jax.systems.blip3o import verbs
 from blip3o_jax.systems.parts import decoding
 from blip3o_jax.systems.parts import seeds
@@ -23,7 +22,7 @@ GREY = Image.new("RGB", (56, 56), (90, 90, 90))
 
 @pytest.fixture(scope="module")
 def model() -> verbs.Model:
-  return blip3o_jax.load(TINY)
+  return verbs.load(TINY)
 
 
 @pytest.fixture
@@ -182,7 +181,7 @@ def few(tmp_path_factory) -> verbs.Model:
   values = json.loads((home / "tiny.json").read_text())
   values.setdefault("blip3o_jax", {})["words"] = ["a", "red", "circle", "is", "there"]
   (home / "tiny.json").write_text(json.dumps(values))
-  return blip3o_jax.load(home)
+  return verbs.load(home)
 
 
 def test_words_that_a_model_does_not_know(few, model, warned):

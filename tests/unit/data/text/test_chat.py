@@ -80,3 +80,33 @@ def test_bucket_of():
   assert [chat.bucket_of(n, (64, 160, 448)) for n in (1, 64, 65, 160, 161, 448, 900)] == [
     *(64, 64, 160, 160, 448, 448, 448)
   ]
+
+
+def test_a_conversation_of_messages():
+  """As the template of the release has it, and as the rows that teach to answer begin."""
+  messages = [
+    chat.Message("user", ["", "\nHow many?"], [3]),
+    chat.Message("assistant", ["Two: ", " and ", "."], [1, 2]),
+    chat.Message("user", ["Sure?"]),
+  ]
+  found = chat.talk_ids(TOK, messages, system=SYSTEM)
+  a, b, c = (f"<|vision_start|>{'<|image_pad|>' * n}<|vision_end|>" for n in (3, 1, 2))
+  text = (
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    f"<|im_start|>user\n{a}\nHow many?<|im_end|>\n<|im_start|>assistant\nTwo: {b}"
+    f" and {c}.<|im_end|>\n<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n"
+  )
+  assert found == parsed(text)
+  turns = [
+    chat.Turn(["", "\nHow many?"], ["Two: ", " and ", "."], [3], [1, 2]),
+    chat.Turn(["Sure?"], ["Yes."]),
+  ]
+  row, _ = chat.talk_row(TOK, turns, system=SYSTEM, limit=500)
+  assert row == [*found, *TOK.encode("Yes.")]
+  own = [chat.Message("system", ["Be brief."]), *messages]
+  brief = text.replace("You are a helpful assistant.", "Be brief.")
+  assert chat.talk_ids(TOK, own, system=SYSTEM) == parsed(brief)
+  silent = [chat.Message("system", [""]), *messages]
+  assert chat.talk_ids(TOK, silent, system=SYSTEM) == parsed(brief.replace("Be brief.", ""))
+  asked = chat.talk_ids(TOK, [chat.Message("user", ["", "", "so?"], [2, 1])], system=SYSTEM)
+  assert asked == chat.chat_ids(TOK, "so?", [2, 1], system=SYSTEM)

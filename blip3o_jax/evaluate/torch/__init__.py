@@ -1,0 +1,1 @@
+"""What is measured through libraries of torch, which only the extra `metrics` brings."""

@@ -1,0 +1,1 @@
+"""What a person uses a model through: `blip3o_jax.load` and what it returns."""

@@ -1,0 +1,313 @@
+"""A loaded model as a person calls it: `blip3o_jax.load` returns one, of whichever system.
+
+    model = blip3o_jax.load()
+    for picture in model.generate("a red circle", seed=7, images_per_prompt=4):
+      picture.save(f"circle-{picture.seed}.png")
+
+Lists of any length are cut into batches, whose numbers are padded to a few sizes that are compiled
+once. A picture does not depend on the others of its call.
+"""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+from pathlib import Path
+from typing import Any
+from typing import TypedDict
+from typing import Unpack
+
+import numpy as np
+
+import blip3o_jax
+from blip3o_jax.systems.parts import asked
+from blip3o_jax.use import chatting
+from blip3o_jax.use import opening
+from blip3o_jax.use.chatting import BATCH
+from blip3o_jax.use.chatting import Verb
+from blip3o_jax.use.picture import Picture
+
+Shown = asked.Picture  # a picture of PIL, or uint8[h, w, 3]
+
+
+class Drawing(TypedDict, total=False):
+  """How pictures are drawn; what is absent is as the model says. `Model.options` has the names that
+  a model takes.
+
+  Attributes:
+    steps: of the sampler. pixel_steps: of the pixel decoder, where it is another one.
+    guidance: scale of it. sampler: "euler" or "heun". size: height and width in pixels.
+    language: of the prompt's template. decoder: that paints an edit. max_pixels: of a picture that
+      the model is shown.
+  """
+
+  steps: int
+  pixel_steps: int
+  guidance: float
+  sampler: str
+  size: tuple[int, int]
+  language: str
+  decoder: str
+  max_pixels: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+  """How far a call is.
+
+  Attributes:
+    stage: of the way from prompt to picture. done, total: its steps.
+    first, count: which of the call's pictures are being drawn. pictures: how many it has in all.
+    preview: what the pictures will look like, uint8[count, H, W, 3], computed when it is called;
+      None in stages that know no better than the last.
+  """
+
+  stage: str
+  done: int
+  total: int
+  first: int
+  count: int
+  pictures: int
+  preview: Callable[[], np.ndarray] | None = None
+
+  @property
+  def part(self) -> float:
+    """Of the stage that is done, 0 to 1."""
+    return self.done / max(1, self.total)
+
+
+# Called between steps; what it raises ends the call, and is what the call raises.
+Watch = Callable[[Progress], None]
+
+
+class Model(chatting.Chats):
+  """See `blip3o_jax.load`.
+
+  Attributes:
+    name: as it was asked for. system: whose model it is. dtype: it computes in.
+    verbs: what it can do, of "generate", "chat", "edit" and "reconstruct".
+  """
+
+  def __init__(self, opened: opening.Opened, verbs: Sequence[str]):
+    self.name, self.system, self.dtype = opened.name, opened.system, opened.dtype
+    self.verbs = tuple(verbs)
+    self._own = opened.model
+    self._fingerprint = opening.Fingerprint(opened.directory)
+
+  @property
+  def fingerprint(self) -> str:
+    """The hash of the weights, "blake3:" and 64 digits; made when it is first asked for."""
+    return str(self._fingerprint)
+
+  def options(self, verb: Verb) -> dict[str, Any]:
+    """The options of a verb that this model takes, with what they are unless given.
+
+    Raises:
+      ValueError: a verb that the model has not.
+    """
+    self._check(verb)
+    return {_public(name): value for name, value in self._own.takes(verb).items()}
+
+  def tokens(self, text: str) -> int:
+    """How many tokens a text is to the model, without what its template adds."""
+    return len(self._own.tokenizer.encode(text))
+
+  # Pictures --------------------------------------------------------------------------------------
+
+  def generate(
+    self,
+    prompts: str | Sequence[str],
+    seed: int | Sequence[int] = 0,
+    *,
+    images_per_prompt: int = 1,
+    images: Sequence[Shown | None] = (),
+    batch: int = BATCH,
+    progress: Watch | None = None,
+    **options: Unpack[Drawing],
+  ) -> list[Picture]:
+    """Draws pictures of prompts.
+
+    Args:
+      prompts: one or several.
+      seed: a number: picture i of the call has seed + i; or a list, one a picture. Below 2**64.
+      images_per_prompt: how many, one after the other.
+      images: a picture or None for each prompt, which the model sees before it.
+      batch: how many are drawn at once.
+      progress: called between steps, see `Progress`.
+
+    Returns:
+      The pictures, prompt by prompt.
+
+    Raises:
+      ValueError: before any long work: no text, seed or picture, another number of them, an option
+        that the model has not or out of its range; after it: a result that is not finite.
+    """
+    self._check("generate")
+    texts = _list(prompts)
+    asked.check_numbers(1, images_per_prompt=images_per_prompt)
+    asked.texts_of(texts, "prompt")
+    texts = [text for text in texts for _ in range(images_per_prompt)]
+    seeds = chatting.seeds_of(seed, len(texts), "prompts and images_per_prompt")
+    more: list[Any] = []
+    if len(images):
+      shown = asked.images_of(images, len(texts) // images_per_prompt, "prompt")
+      more = [image for image in shown for _ in range(images_per_prompt)]
+
+    def draw(part: slice, **told: Any) -> np.ndarray:
+      if more:
+        told["images"] = more[part]
+      return self._own.generate(texts[part], seeds[part], **told)
+
+    return self._drawn("generate", draw, texts, seeds, batch, progress, options)
+
+  def edit(
+    self,
+    images: Shown | Sequence[Shown],
+    instructions: str | Sequence[str],
+    seed: int | Sequence[int] = 0,
+    *,
+    images_per_prompt: int = 1,
+    batch: int = BATCH,
+    progress: Watch | None = None,
+    **options: Unpack[Drawing],
+  ) -> list[Picture]:
+    """Changes pictures as they are told to: one for each instruction, or one picture for all.
+
+    Args, Returns, Raises: as `generate`.
+    """
+    self._check("edit")
+    asked.check_numbers(1, images_per_prompt=images_per_prompt)
+    told = _list(instructions)
+    asked.texts_of(told, "instruction")
+    shown = _pictures(images)
+    shown = shown * len(told) if len(shown) == 1 else shown
+    given = asked.all_images(shown, len(told), "instruction")
+    texts = [text for text in told for _ in range(images_per_prompt)]
+    befores = [image for image in given for _ in range(images_per_prompt)]
+    seeds = chatting.seeds_of(seed, len(texts), "instructions and images_per_prompt")
+
+    def draw(part: slice, **told: Any) -> np.ndarray:
+      return self._own.edit(befores[part], texts[part], seeds[part], **told)
+
+    return self._drawn("edit", draw, texts, seeds, batch, progress, options)
+
+  def reconstruct(
+    self,
+    images: Shown | Sequence[Shown],
+    seed: int | Sequence[int] = 0,
+    *,
+    batch: int = BATCH,
+    progress: Watch | None = None,
+    **options: Unpack[Drawing],
+  ) -> list[Picture]:
+    """Sends pictures through image encoder and pixel decoder.
+
+    Args, Returns, Raises: as `generate`.
+    """
+    self._check("reconstruct")
+    shown = asked.all_images(_pictures(images), None, "image")
+    seeds = chatting.seeds_of(seed, len(shown), "images")
+
+    def draw(part: slice, **told: Any) -> np.ndarray:
+      return self._own.reconstruct(shown[part], seeds[part], **told)
+
+    return self._drawn("reconstruct", draw, [""] * len(shown), seeds, batch, progress, options)
+
+  def features(self, images: Shown | Sequence[Shown], *, batch: int = BATCH) -> np.ndarray:
+    """What the pixel decoder would be given of pictures: float32[B, ...], by the image encoder.
+
+    Raises:
+      ValueError: what is no picture; a model that cannot reconstruct; a result that is not finite.
+    """
+    self._check("reconstruct")
+    shown = asked.all_images(_pictures(images), None, "image")
+    asked.check_numbers(1, batch=batch)
+    parts = (shown[i : i + batch] for i in range(0, len(shown), batch))
+    return np.concatenate([np.asarray(self._own.encode(part), np.float32) for part in parts])
+
+  def _drawn(
+    self,
+    verb: Verb,
+    draw: Callable[..., np.ndarray],
+    texts: Sequence[str],
+    seeds: Sequence[int],
+    batch: int,
+    progress: Watch | None,
+    options: Mapping[str, Any],
+  ) -> list[Picture]:
+    """Pictures, batch by batch."""
+    asked.check_numbers(1, batch=batch)
+    takes = self.options(verb)
+    given = {name: value for name, value in options.items() if value is not None}
+    asked.check_options(verb, given, tuple(takes))
+    told = {chatting.private(name): value for name, value in given.items()}
+    self._fingerprint.start()
+    pixels: list[np.ndarray] = []
+    for first in range(0, len(texts), batch):
+      part = slice(first, first + batch)
+      if progress is not None:
+        told["watch"] = _watch(progress, first, len(texts[part]), len(texts))
+      pixels += list(draw(part, **told))
+    used = {k: v for k, v in {**takes, **given}.items() if v is not None and chatting.matters(k, v)}
+    settings = self._settings(verb, used)
+    return [Picture(*each, settings) for each in zip(pixels, texts, seeds, strict=True)]
+
+  def _settings(self, verb: Verb, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a picture says of how it came to be."""
+    return {
+      "verb": verb,
+      **{
+        name: list(value) if isinstance(value, tuple) else value for name, value in options.items()
+      },
+      "model": self.name,
+      "system": self.system,
+      "dtype": self.dtype,
+      "fingerprint": self.fingerprint,
+      "version": blip3o_jax.__version__,
+    }
+
+  def _check(self, verb: Verb) -> None:
+    """Raises ValueError for a verb that the model has not."""
+    if verb not in self.verbs:
+      raise ValueError(opening.unable(self.name, self.system, verb, self.verbs))
+
+
+def load(
+  model: str | Path | None = None,
+  *,
+  dtype: opening.Dtype = "float32",
+  memory: opening.Memory | None = None,
+  verb: str = "",
+) -> Model:
+  """See `blip3o_jax.load`."""
+  from blip3o_jax import systems
+
+  opened = opening.open_model(model, dtype=dtype, memory=memory, verb=verb)
+  return Model(opened, systems.SYSTEMS[opened.system].VERBS)
+
+
+def _watch(progress: Watch, first: int, count: int, pictures: int) -> Callable[[Any], None]:
+  """What a system calls between the steps of one batch."""
+
+  def watch(step: Any) -> None:
+    progress(Progress(step.stage, step.done, step.total, first, count, pictures, step.preview))
+
+  return watch
+
+
+def _list(texts: str | Sequence[str]) -> list[str]:
+  if isinstance(texts, str):
+    return [texts]
+  return list(asked.texts_of(texts, "prompt"))
+
+
+def _pictures(images: Any) -> list[Any]:
+  """One picture, or several, as a list."""
+  if isinstance(images, str | Path):
+    raise ValueError(f"images: expected a picture or a list of them, got the text {str(images)!r}")
+  one = not hasattr(images, "__len__") or (isinstance(images, np.ndarray) and images.ndim < 4)
+  return [images] if one else list(images)
+
+
+def _public(name: str) -> str:
+  return "guidance" if name == "scale" else name

@@ -1,0 +1,92 @@
+import threading
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from blip3o_jax import layers
+from blip3o_jax.systems.parts import cores
+from blip3o_jax.systems.parts.network import Network
+
+
+class Module(nnx.Module):
+  def __init__(self, rngs: nnx.Rngs):
+    self.layers = layers.stack(lambda r: layers.linear(4, 4, ("embed", "mlp"), rngs=r), 2, rngs)
+    self.head = layers.linear(4, 3, ("embed", "mlp"), rngs=rngs)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return self.head(layers.scan(self.layers, x, lambda layer, x: (layer(x), None))[0])
+
+
+@pytest.fixture
+def network() -> Network:
+  return Network.of(Module(nnx.Rngs(0)))
+
+
+@pytest.mark.parametrize(
+  ("rows", "available", "wanted"), [(1, 8, 1), (2, 8, 2), (8, 2, 2), (8, 3, 2), (8, 1, 1)]
+)
+def test_shares_are_powers_of_two(
+  network: Network, monkeypatch: pytest.MonkeyPatch, rows: int, available: int, wanted: int
+) -> None:
+  monkeypatch.setattr(cores, "count", lambda: available)
+  assert cores.ways(network, rows) == wanted
+
+
+def test_large_networks_and_those_that_move_run_as_they_are(
+  network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  monkeypatch.setattr(cores, "count", lambda: 8)
+  moved = network.with_params(network.params, home=object())  # type: ignore[arg-type]
+  assert cores.apart(moved) is moved
+  assert cores.part(moved, "head") is moved
+  assert cores.ways(moved, 4) == 1
+  assert network.nbytes == 4 * (2 * 4 * 4 + 2 * 4 + 4 * 3 + 3)
+  monkeypatch.setattr(cores, "SMALL", network.nbytes - 1)
+  assert cores.apart(network) is network
+  assert cores.ways(network, 4) == 1
+  monkeypatch.setattr(cores, "SMALL", network.nbytes)
+  assert cores.ways(network, 4) == 4
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  assert cores.ways(network, 4) == 1
+
+
+def test_layers_apart_and_one_module_are_kept_and_give_the_same(network: Network) -> None:
+  x = jnp.arange(8.0).reshape(2, 4)
+  apart, head = cores.apart(network), cores.part(network, "head")
+  assert cores.apart(network) is apart
+  assert cores.part(network, "head") is head
+  assert len(jax.tree.leaves(apart.params)) == 2 + len(jax.tree.leaves(network.params))
+  np.testing.assert_allclose(apart.module()(x), network.module()(x), rtol=1e-6)
+  np.testing.assert_array_equal(head.module()(x), network.module().head(x))
+
+
+def test_each_share_is_computed_in_its_thread() -> None:
+  rows = {"x": np.arange(8).reshape(4, 2), "none": None, "one": np.ones((1, 3))}
+  parts = cores.shares(rows, 2)
+  np.testing.assert_array_equal(parts[1]["x"], [[4, 5], [6, 7]])
+  assert [each["one"].shape for each in parts] == [(1, 3)] * 2
+  assert cores.shares(rows, 1)[0] is rows
+  met, before = threading.Barrier(2), threading.active_count()
+
+  def double(part: dict[str, Any], by: int) -> jax.Array:
+    met.wait(20)  # ends only where both are there
+    return jnp.asarray(part["x"]) * by
+
+  found = cores.joined(cores.each(double, parts, [2, 3]))
+  np.testing.assert_array_equal(found, [[0, 2], [4, 6], [12, 15], [18, 21]])
+  assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_what_a_share_raises_is_raised(place: int) -> None:
+  def fail(number: int) -> int:
+    if number == place:
+      raise ValueError(f"share {number}")
+    return number
+
+  with pytest.raises(ValueError, match=f"share {place}"):
+    cores.each(fail, [0, 1])
