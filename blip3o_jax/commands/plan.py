@@ -259,7 +259,7 @@ def _use(
     return system.stages(cfg, Ask(dtype, how, batch, options.prompt_bucket or BUCKET, directory))
 
   print(f"{name}, {kind}: compiling", file=sys.stderr, flush=True)
-  return using.used(name, kind, stages, mesh, options.topology, {1, options.batch})
+  return using.used(name, kind, stages, mesh, options.topology, (1, options.batch))
 
 
 def _generate_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

@@ -125,7 +125,7 @@ def test_the_module_runs_like_the_command():
     (["x", "--seed", "-1"], "-1: expected 0 or more"),
     (["x", "--steps", "few"], "'few' is not a number"),
     (["x", "--output", "a.jpg"], "a.jpg: expected a name that ends in .png"),
-    (["x", "--output", "tests"], "tests: is a folder; name a file in it"),
+    (["x", "--output", "LICENSE"], "LICENSE: is a file that does not end in .png"),
     (["x", "--sampler", "rk4"], "invalid choice: 'rk4'"),
     (["x", "--guidance", "nan"], "nan: expected 0 or more, and finite"),
     (["x", "--guidance", "inf"], "inf: expected 0 or more, and finite"),

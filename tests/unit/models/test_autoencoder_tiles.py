@@ -43,13 +43,25 @@ def test_shares_of_a_pixel_are_a_whole():
     assert starts[-1] + side == n
 
 
+@pytest.fixture(scope="module")
+def module():
+  return nnx.jit(lambda: autoencoder.Autoencoder(CFG, rngs=nnx.Rngs(0)))()
+
+
+def run(fn, module, *args):
+  """`fn(module, *args)`, compiled as one."""
+  graphdef, state = nnx.split(module)
+  return np.asarray(
+    jax.jit(lambda state, *args: fn(nnx.merge(graphdef, state), *args))(state, *args)
+  )
+
+
 def decoded(module, latents, tile):
   module.tile = tile
-  return np.asarray(module.decode(latents))
+  return run(autoencoder.Autoencoder.decode, module, latents)
 
 
-def test_a_picture_in_tiles_is_near_the_whole():
-  module = autoencoder.Autoencoder(CFG, rngs=nnx.Rngs(0))
+def test_a_picture_in_tiles_is_near_the_whole(module):
   latents = jax.random.normal(jax.random.key(1), (2, 24, 40, 4))
   whole, cut = decoded(module, latents, 0), decoded(module, latents, 16)
   assert cut.shape == whole.shape
@@ -59,19 +71,18 @@ def test_a_picture_in_tiles_is_near_the_whole():
   np.testing.assert_array_equal(decoded(module, latents, 40), whole)
 
 
-def test_with_the_statistics_of_the_whole_tiles_are_exact(monkeypatch):
+def test_with_the_statistics_of_the_whole_tiles_are_exact(monkeypatch, module):
   """So the group norms are all that differs: without them, a tile that is wide enough is exact."""
   monkeypatch.setattr(layers.GroupNorm, "__call__", lambda self, x: x * 0.5)
-  module = autoencoder.Autoencoder(CFG, rngs=nnx.Rngs(0))
-  latents = jax.random.normal(jax.random.key(1), (1, 72, 72, 4))
+  x = jax.random.normal(jax.random.key(1), (1, 72, 72, 16))
   # 2 resnets at each of two sides look 4 + 1 + 5 / 2 cells far: a quarter of an overlap of 32.
-  found = autoencoder.tiled(module.decoder.rise, latents @ jnp.ones((4, 16)), 40, 32)
-  wanted = module.decoder.rise(latents @ jnp.ones((4, 16)))
+  found = run(lambda m, x: autoencoder.tiled(m.decoder.rise, x, 40, 32), module, x)
+  wanted = run(lambda m, x: m.decoder.rise(x), module, x)
   np.testing.assert_allclose(found, wanted, rtol=2e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("block", [7, 72])
-def test_cells_that_look_in_blocks_see_the_same(block):
-  attend = autoencoder.Attention(16, CFG, rngs=nnx.Rngs(0))
+def test_cells_that_look_in_blocks_see_the_same(block, module):
+  (attend,) = module.decoder.mid_block.attentions
   x = jax.random.normal(jax.random.key(2), (2, 8, 9, 16))
   np.testing.assert_allclose(attend(x, block), attend(x), rtol=1e-5, atol=1e-5)
