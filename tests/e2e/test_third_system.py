@@ -173,7 +173,7 @@ def test_one_picture_from_all_directories(run, released, converted, said, home):
   np.testing.assert_array_equal(models[0].generate(PROMPTS[:1], [7])[0], one)
   said()
   assert cli.main(["generate", PROMPTS[0], f"--model={run}", "--steps=5"]) == 1
-  assert said().splitlines()[-1] == "blip3o generate: this model cannot generate with the option steps; it takes none"
+  assert "this model cannot generate with the option steps; it takes none" in said()
   assert cli.main(["chat", "how many?", f"--model={run}"]) == 1
   assert "a model of the system quilt cannot chat; it can generate" in said()
 
