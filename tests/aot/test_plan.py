@@ -73,7 +73,8 @@ def test_parameters_are_gathered_in_bfloat16(facts):
   assert sum(size for name, size in moved.items() if name.endswith(":f32")) < wide / 100
 
 
-@pytest.mark.parametrize("size", ["4b", pytest.param("8b", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("size", ["4b", "8b"])
 def test_operations_are_those_of_the_formula(kept, size):
   """Of the whole depth, nothing recomputed: the compiled text with trip counts and spec 11."""
   asked = [f"--config=configs/blip3o_{size}_pretrain.py", "--topology=v5p-8", "--batch-per-chip=4"]
