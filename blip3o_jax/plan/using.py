@@ -125,8 +125,11 @@ def _counted(stage: Any, modules: Mapping[str, int], mesh: jax.sharding.Mesh, wh
         raise
       beside = max(0, math.ceil(said[0]) - held)
       return Stage(stage.name, reads, held, beside, beside, stage.cache)
-  whole = memory["argument"] + memory["temp"] + max(0, memory["output"] - memory["alias"])
-  return Stage(stage.name, reads, held, max(0, whole - held), memory["temp"], stage.cache)
+  # Of the parameters a program may read some, such as no head: its other arguments are counted.
+  others = jax.tree.leaves((stage.args[1:], dict(stage.kwargs)))
+  given = state.bytes_on_device(x for x in others if isinstance(x, jax.ShapeDtypeStruct))
+  beside = given + memory["temp"] + max(0, memory["output"] - memory["alias"])
+  return Stage(stage.name, reads, held, beside, memory["temp"], stage.cache)
 
 
 # As text ------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ LAUNCH = ROOT / "launch"
 SHELL = sorted([*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch"])
 JOBSETS = sorted(LAUNCH.glob("k8s/*.yaml"))
 FILES = (*SHELL, *JOBSETS, *LAUNCH.glob("docker/*"))
-OWN = [path for path in FILES if path.name not in ("environment.sh", "test.sh")]
+OWN = [path for path in FILES if path.name not in ("docs.sh", "environment.sh", "test.sh")]
 SHELLCHECK = Path(sys.executable).with_name("shellcheck")
 KUBERNETES = "1.31"  # the first whose podFailurePolicy is stable
 CALL = ["--config=a b.py:debug", "--workdir=/w", "--config.steps=3"]

@@ -174,6 +174,7 @@ def compile_for(network: Network, rows: int, shape: Sequence[int], *, guided: bo
   """
   if network.home is not None:  # where arrays lie is known when there are some
     return
+  halves = _in_halves(network, rows, default_loop(), guided=guided)
   rows //= cores.ways(network, rows)
   array = functools.partial(jax.ShapeDtypeStruct, dtype=np.float32)
   null = array((1, *shape)) if guided else None
@@ -182,6 +183,9 @@ def compile_for(network: Network, rows: int, shape: Sequence[int], *, guided: bo
   start = _start.lower(*given, one)
   condition, state = jax.eval_shape(_start, *given, one)
   latents, factor = array(state.x.shape), one if guided else None
+  if halves:
+    _halves.lower(condition).compile()
+    condition, factor = jax.eval_shape(_halves, condition)[1], None
   if default_loop() == "host":
     step = _predict.lower(network, condition, factor, latents, array((rows,)))
   else:
@@ -262,9 +266,13 @@ def _sampler(
   conditions, states = map(list, zip(*begun, strict=True))
   factor, loop = None if scale == 1 else np.float32(scale), loop or default_loop()
 
+  halves = _in_halves(network, rows, loop, guided=null is not None)
+
   def go(condition: unet.Condition, state: eps.State, first: Any, last: Any) -> eps.State:
     if loop == "host":
-      fn = functools.partial(_predict, network, condition, factor)
+      fn: eps.Predict = functools.partial(_predict, network, condition, factor)
+      if halves:
+        fn = _side_by_side(network, condition, scale)
       return eps.euler_steps(fn, state, table, first, last, loop="host")
     return _loop(network, condition, factor, state, table, first, last)
 
@@ -308,6 +316,28 @@ def _predict(
   t: jax.Array,
 ) -> jax.Array:
   return _denoise(network, condition, scale)(x, t)
+
+
+def _in_halves(network: Network, rows: int, loop: eps.Loop, *, guided: bool) -> bool:
+  """Whether the two evaluations of a guided step run side by side, on cores that are left."""
+  return guided and loop == "host" and cores.spare(network, rows)
+
+
+@jax.jit
+def _halves(condition: unet.Condition) -> tuple[unet.Condition, unet.Condition]:
+  return guidance.cut(condition, AXES)
+
+
+def _side_by_side(network: Network, condition: unet.Condition, scale: float) -> eps.Predict:
+  """`_predict` of a guided condition, as two programs of one evaluation each."""
+  halves = _halves(condition)
+
+  def predict(x: Any, t: Any) -> Any:
+    found = cores.each(lambda half: _predict(network, half, None, x, t), halves)
+    without, given = (np.asarray(each, np.float32) for each in found)
+    return without + np.float32(scale) * (given - without)
+
+  return predict
 
 
 @program()

@@ -12,6 +12,7 @@ from blip3o_jax import systems
 from blip3o_jax.data import shapes
 from blip3o_jax.miniature import shipped
 from blip3o_jax.systems import blip3o
+from blip3o_jax.systems.parts import talking
 
 TINY = Path(__file__).parents[2] / "data" / "tiny-blip3o"
 
@@ -60,14 +61,20 @@ def test_a_file_too_many_is_named(home):
 class Echo:
   """A model that computes nothing."""
 
+  def takes(self, verb: str) -> dict[str, Any]:
+    return {}
+
+  def encode(self, images: list[Any]) -> np.ndarray:
+    return np.ones((len(images), 4), np.float32)
+
   def generate(self, texts: list[str], seeds: list[int], **options: Any) -> np.ndarray:
     return np.zeros((len(texts), 8, 8, 3), np.uint8)
 
   def reconstruct(self, images: list[Any], seeds: list[int], **options: Any) -> np.ndarray:
     return np.zeros((len(images), 8, 8, 3), np.uint8)
 
-  def chat(self, questions: list[str], images: list[Any], **options: Any) -> list[str]:
-    return questions
+  def talk(self, conversations: list[Any], **options: Any) -> list[talking.Reply]:
+    return [talking.Reply("so", "stop", 1, 1) for _ in conversations]
 
 
 def test_commands_without_a_model_say_what_they_use(home, tmp_path, capsys, monkeypatch):

@@ -14,6 +14,7 @@ import pytest
 
 from blip3o_jax.models import decoder_lm
 from blip3o_jax.systems.blip3o import verbs
+from blip3o_jax.systems.parts import cores
 from blip3o_jax.systems.parts import decoding
 from blip3o_jax.systems.parts import painter
 
@@ -167,10 +168,13 @@ def test_a_picture_conditions_a_picture() -> None:
   assert np.abs(shown[0] - plain[0]).max() > 1e-3
 
 
-@pytest.mark.parametrize(("loop", "scale"), [("host", 2.0), ("device", 1.0)])
+@pytest.mark.parametrize(
+  ("loop", "scale", "available"), [("host", 2.0, 1), ("host", 2.0, 4), ("device", 1.0, 2)]
+)
 def test_painting_finds_the_programs_compiled_for_it(
-  compiled: list[str], monkeypatch: pytest.MonkeyPatch, loop: str, scale: float
+  compiled: list[str], monkeypatch: pytest.MonkeyPatch, loop: str, scale: float, available: int
 ) -> None:
+  monkeypatch.setattr(cores, "count", lambda: available)
   monkeypatch.setattr(painter, "default_loop", lambda: loop)
   model = verbs.load(TINY)
   assert model.decoder is not None

@@ -20,6 +20,7 @@ from blip3o_jax.diffusion import eps
 from blip3o_jax.models import autoencoder
 from blip3o_jax.models import unet
 from blip3o_jax.systems import pixels
+from blip3o_jax.systems.parts import cores
 from blip3o_jax.systems.parts import decoder_files
 from blip3o_jax.systems.parts import diffusers_files
 from blip3o_jax.systems.parts import features as feature_space
@@ -159,6 +160,21 @@ def test_images_do_not_depend_on_batch_mates_nor_on_the_loop(
   assert wanted.min() >= 0
   assert wanted.max() <= 1
   assert np.abs(images - 255 * wanted).max() < 0.51
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+@pytest.mark.parametrize("available", [2, 8])
+def test_latents_do_not_depend_on_the_cores(
+  decoder: pixels.PixelTraining, monkeypatch: pytest.MonkeyPatch, available: int, scale: float
+) -> None:
+  features, network = jax.random.normal(jax.random.key(0), (3, 2, 2, 6)), Network.of(decoder)
+  null, noise = features[::-1] * 0.5, np.asarray([5, 6, 7], np.uint32)
+
+  def sample(cores_here: int) -> np.ndarray:
+    monkeypatch.setattr(cores, "count", lambda: cores_here)
+    return painter.sample(network, features, noise, steps=3, scale=scale, null=null)
+
+  np.testing.assert_allclose(sample(available), sample(1), atol=2e-5)
 
 
 @pytest.mark.parametrize("loop", ["host", "device"])

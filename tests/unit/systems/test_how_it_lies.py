@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import blip3o_jax
 from blip3o_jax import layers
 from blip3o_jax import quantized
 from blip3o_jax import sharding
@@ -212,3 +213,10 @@ def test_a_mesh_in_words():
     memory.mesh_of("fdsp=2")
   with pytest.raises(ValueError, match=r"mesh fsdp=3: .*= 3 does not equal"):
     memory.mesh_of("fsdp=3")
+
+
+def test_a_call_that_cannot_be_met_is_refused_before_anything_is_read(tmp_path):
+  with pytest.raises(ValueError, match="weights 'int4': expected 'float' or 'int8'"):
+    blip3o_jax.load(tmp_path, weights="int4")  # type: ignore[arg-type]
+  with pytest.raises(ValueError, match="mesh axis=2: expected AXIS=N"):
+    blip3o_jax.load(tmp_path, mesh="axis=2")
