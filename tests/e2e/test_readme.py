@@ -35,6 +35,7 @@ def test_use(tmp_path, monkeypatch, capsys):
   ran = []
   for block in found:
     if block.startswith("import "):
+      capsys.readouterr()
       exec(compile(block, "README.md", "exec"), {})
       assert re.fullmatch(r"(zero|one|two|three|four)", capsys.readouterr().out.strip())
       assert picture.read(tmp_path / "drawn" / "9.png")["prompt"] == "two green stars"
@@ -49,7 +50,7 @@ def test_use(tmp_path, monkeypatch, capsys):
       assert cli.main(words[1:]) == 0, (line, capsys.readouterr().err)
       ran.append(words[1])
   assert {"generate", "chat", "reconstruct", "show", "evaluate", "compare", "python"} <= set(ran)
-  assert len(picture.read("generated.png")["pictures"]) == 4
+  assert (picture.read("drawn/0003.png")["seed"], picture.read("generated.png")["seed"]) == (10, 0)
 
 
 def test_serve(tmp_path):
