@@ -26,9 +26,12 @@ import blip3o_jax
 home = pathlib.Path(blip3o_jax.__file__).resolve()
 assert home.is_relative_to(pathlib.Path(sys.prefix).resolve()), home
 names = [m.name for m in pkgutil.walk_packages(blip3o_jax.__path__, "blip3o_jax.")]
+# What needs a package that no dependency brings, and some versions of Python have not.
+extras = {"verify.torch.": "torch", "evaluate.torch.": "torchmetrics"}
+extras["evaluate.lmms_model"] = "lmms_eval"
 for name in names:
-  # The oracle needs the test extra, which some versions of Python have not.
-  if importlib.util.find_spec("torch") or not name.startswith("blip3o_jax.verify.torch."):
+  wanted = [p for m, p in extras.items() if name.removeprefix("blip3o_jax.").startswith(m)]
+  if all(importlib.util.find_spec(package) for package in wanted):
     importlib.import_module(name)
 print(len(names), blip3o_jax.__version__)
 """
