@@ -181,6 +181,7 @@ def _jobs(
 
 def _shapes(options: argparse.Namespace) -> int:
   """Scores a model of the embedded set by pixels: drawings, answers, and edits where it can."""
+  from blip3o_jax.systems.parts import memory as memories
   from blip3o_jax.use import opening
   from blip3o_jax.use import present
   from blip3o_jax.use import provenance
@@ -191,7 +192,9 @@ def _shapes(options: argparse.Namespace) -> int:
     raise ValueError(f"shapes scores a model as it is: no --{odd[0].replace('_', '-')}")
   if options.output is not None:
     present.writable(options.output)
-  opened = opening.open_model(options.model, dtype=options.dtype, verb="generate")
+  mesh = memories.mesh_of(options.mesh) if options.mesh else None
+  memory = memories.Memory(mesh, options.offload, options.int8, options.tile)
+  opened = opening.open_model(options.model, dtype=options.dtype, memory=memory, verb="generate")
   number = options.number or KINDS
   found = _scores(opened.model, _verbs(opened.system), number, options.seed)
   told = {

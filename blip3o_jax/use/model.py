@@ -84,7 +84,8 @@ class Model(chatting.Chats):
   """See `blip3o_jax.load`.
 
   Attributes:
-    name: as it was asked for. system: whose model it is. dtype: it computes in.
+    name: as it was asked for. system: whose model it is.
+    dtype: it computes in, with what else changes its results: "float32", "bfloat16+int8+tile512".
     verbs: what it can do, of "generate", "chat", "edit" and "reconstruct".
   """
 

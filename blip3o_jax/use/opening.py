@@ -26,13 +26,14 @@ class Opened:
 
   Attributes:
     name: as it was asked for. directory: where it lies. system: of `SYSTEMS`.
-    dtype: it computes in. model: what `systems.System.load` returns.
+    dtype: it computes in, with what else changes its results: "float32", "bfloat16+int8+tile512".
+    model: what `systems.System.load` returns.
   """
 
   name: str
   directory: Path
   system: str
-  dtype: Dtype
+  dtype: str
   model: Any
 
 
@@ -49,7 +50,9 @@ def open_model(
   if verb and verb not in system.VERBS:
     raise ValueError(unable(called, kind, verb, system.VERBS))
   model = system.load(directory, dtype=dtype, memory=memory)
-  return Opened(called, directory, kind, dtype, model)
+  how = memory or Memory()
+  said = dtype + "+int8" * how.int8 + (f"+tile{how.tile}" if how.tile else "")
+  return Opened(called, directory, kind, said, model)
 
 
 def unable(name: str, system: str, verb: str, verbs: Sequence[str]) -> str:

@@ -3,8 +3,9 @@
     python tests/benchmarks/int8_use.py [--model DIR] [--dtype float32] [--json FILE]
 
 Of the shipped miniature unless told otherwise, a BLIP3-o, on this machine: relative errors of the
-logits after a prompt, of the features of a prompt and of the condition before them; the share of
-greedy ids that are the same, place by place; the levels between the pictures; the bytes of modules.
+logits after a question about a picture, of the features of a prompt and of the condition before
+them; the share of greedy ids of the answers that are the same; the levels between the pictures; the
+bytes of modules.
 `weights` rounds the weights alone, as `blip3o_jax.load` has it; `both` rounds activations too, as
 the frozen language model of a training run may.
 """
@@ -29,26 +30,29 @@ from blip3o_jax.systems.parts import decoding
 from blip3o_jax.systems.parts.network import Network
 from blip3o_jax.systems.parts.network import program
 
-COUNT, LENGTH = 8, 32  # prompts, and ids of an answer
+COUNT, SCENES, LENGTH = 8, 32, 32  # prompts, pictures that are asked about, ids of an answer
 
 
 @program()
 def logits(network: Network, prompt: Mapping[str, Any]) -> Any:
   """Of the id after each prompt, float32[B, V]."""
   module = network.module()
-  state = decoding.begin(module.backbone, module.embed(prompt["tokens"]), prompt, 1)
+  inputs = module.embed(prompt["tokens"], prompt.get("patches"), prompt.get("layout"))
+  state = decoding.begin(module.backbone, inputs, prompt, 1)
   return module.backbone.logits(state.hidden)[:, 0]
 
 
 def given(model: Any, prompts: list[str]) -> dict[str, Any]:
   """What a model says and draws of prompts."""
   own = model._own
-  questions = own._batches.asking(prompts, [None] * len(prompts))
-  rules = decoding.rules(len(prompts), LENGTH, own.tokenizer.size, own._ends())
+  scenes = [shapes.scene_at(1, i, "test") for i in range(SCENES)]
+  pairs = [(q.question, shapes.render(scene)) for scene in scenes for q in shapes.questions(scene)]
+  questions = own._batches.asking(*(list(each) for each in zip(*pairs, strict=True)))
+  rules = decoding.rules(len(questions["tokens"]), LENGTH, own.tokenizer.size, own._ends())
   drawing = own._batches.drawing(prompts, [])
   return {
-    "logits": np.asarray(logits(own.system, questions)),
-    "ids": np.asarray(speaking.answer(own.system, questions, rules)),
+    "logits": np.asarray(logits(own.system, questions))[: len(pairs)],
+    "ids": np.asarray(speaking.answer(own.system, questions, rules))[: len(pairs)],
     "fill": own._ends()[-1],
     "condition": np.asarray(sampling.condition(own.system, drawing), np.float32),
     "features": own.features(prompts, list(range(len(prompts)))),
@@ -99,7 +103,10 @@ def main() -> None:
   plain = blip3o_jax.load(options.model, dtype=options.dtype)
   wanted = given(plain, prompts)
   small = blip3o_jax.load(options.model, dtype=options.dtype, weights="int8")
-  out: dict[str, Any] = {"weights": compared(given(small, prompts), wanted)}
+  out: dict[str, Any] = {
+    "questions": len(wanted["ids"]),
+    "weights": compared(given(small, prompts), wanted),
+  }
   out["bytes"] = {"float": sizes(plain), "int8": sizes(small)}
   rounding_both(small)
   out["both"] = compared(given(small, prompts), wanted)

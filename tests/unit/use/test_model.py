@@ -252,3 +252,23 @@ def test_show_prints_the_metadata(command, capsys):
   assert "  prompt       a cat\n  seed         9\n" in out
   assert cli.main(["show", "in.png"]) == 1
   assert "in.png: a PNG without the text chunk" in capsys.readouterr().err
+
+
+def test_what_changes_the_results_is_part_of_the_type(monkeypatch, tmp_path):
+  """So that pictures of int8 are not taken for those of floats when a call goes on."""
+  from blip3o_jax import systems
+
+  told = []
+  monkeypatch.setattr(systems, "of", lambda _: "blip3o")
+  monkeypatch.setattr(
+    systems.SYSTEMS["blip3o"], "load", lambda path, **how: told.append(how["memory"]) or Own()
+  )
+  made = [
+    blip3o_jax.load(tmp_path, dtype="bfloat16", weights="int8", tile=512),
+    blip3o_jax.load(tmp_path, offload=True),
+  ]
+  assert [model.dtype for model in made] == ["bfloat16+int8+tile512", "float32"]
+  assert [(how.int8, how.tile, how.offload) for how in told] == [
+    (True, 512, False),
+    (False, 0, True),
+  ]
