@@ -80,3 +80,24 @@ def check(recorded: Recorded, request: pytest.FixtureRequest) -> Callable[..., N
     assert error <= SLACK * bar, f"{name}: relative error {error:.2e}, bar {bar:.1e} x {SLACK}"
 
   return run
+
+
+@pytest.fixture
+def one_table(monkeypatch):
+  """PyTorch with our frequencies: the last bit of its own is of the processor it runs on."""
+  from diffusers.models import embeddings
+  import torch
+
+  from blip3o_jax import layers
+  from blip3o_jax.verify.torch import nexus_decoders
+
+  def ours(dim):
+    return torch.from_numpy(layers.sinusoid_frequencies(dim, 10_000.0))
+
+  def embedded(t, dim, flip_sin_to_cos=False, **_):
+    assert flip_sin_to_cos
+    angles = t[:, None].float() * ours(dim)
+    return torch.cat([angles.cos(), angles.sin()], -1)
+
+  monkeypatch.setattr(embeddings, "get_timestep_embedding", embedded)
+  monkeypatch.setattr(nexus_decoders, "frequencies", lambda half=128: ours(2 * half))

@@ -183,19 +183,10 @@ def test_bfloat16_is_near(networks: dict[str, flux.Flux], recording: Tensors) ->
 
 @pytest.mark.torch
 @pytest.mark.parametrize("two_d", [False, True])
-def test_against_diffusers(
-  diffusers_model: Any, check: Check, two_d: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-  """With one table of frequencies: the last bit of PyTorch's own is of the processor it runs on."""
-  from diffusers.models import embeddings
+@pytest.mark.usefixtures("one_table")
+def test_against_diffusers(diffusers_model: Any, check: Check, two_d: bool) -> None:
   import torch
 
-  def embedded(t: Any, dim: int, *, flip_sin_to_cos: bool, **_: Any) -> Any:
-    assert flip_sin_to_cos
-    angles = t[:, None].float() * torch.from_numpy(layers.sinusoid_frequencies(dim, 10_000.0))
-    return torch.cat([angles.cos(), angles.sin()], -1)
-
-  monkeypatch.setattr(embeddings, "get_timestep_embedding", embedded)
   ours = filled(SMALL, {n: v.numpy() for n, v in diffusers_model.state_dict().items()})
   rng = np.random.default_rng(0)
   x, context = (rng.normal(size=s).astype(np.float32) for s in ((2, 12, 16), (2, 9, 12)))

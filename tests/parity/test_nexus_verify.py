@@ -209,6 +209,7 @@ def record() -> Iterator[Callable[..., int]]:
 
 @pytest.mark.torch
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_table")
 def test_torch_of_today_records_the_same(golden, record, tmp_path, check):
   """Transformers and diffusers of today, given the recorded inputs."""
   given, output = tmp_path / "given.safetensors", tmp_path / "again.safetensors"
@@ -229,6 +230,7 @@ def test_torch_of_today_records_the_same(golden, record, tmp_path, check):
 
 @pytest.mark.torch
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_table")
 def test_a_fresh_recording(record, tmp_path, report):
   """Other inputs, recorded by PyTorch: what needs no long program is replayed."""
   output = tmp_path / "fresh.safetensors"

@@ -200,3 +200,14 @@ def test_a_command_keeps_its_programs(start, tmp_path):
   assert lines == ["compiled programs are kept", f"loaded {TINY}"]
   assert any("more" in p.name for p in kept(tmp_path))
   assert not (tmp_path / "site" / "imported").exists()
+
+
+def test_to_import_the_package_starts_no_backend():
+  """Processes join before one is started: what they import must not ask for devices."""
+  code = (
+    "from blip3o_jax import cli, systems; from blip3o_jax.use import model; "
+    "from blip3o_jax.train import loop; from jax._src import xla_bridge; "
+    "assert not xla_bridge.backends_are_initialized()"
+  )
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr

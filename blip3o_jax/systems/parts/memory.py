@@ -49,9 +49,10 @@ class Memory:
     if self.mesh is not None and tuple(self.mesh.axis_names) != sharding.MESH_AXES:
       axes = ", ".join(sharding.MESH_AXES)
       raise ValueError(f"mesh of the axes {self.mesh.axis_names}: expected {axes}")
-    here = jax.process_index()
-    if self.mesh is not None and any(d.process_index != here for d in self.mesh.devices.flat):
-      raise ValueError("mesh: has devices of other processes; a model is used by one process")
+    if self.mesh is not None:  # else no device is asked for: the default stands in signatures
+      here = jax.process_index()
+      if any(d.process_index != here for d in self.mesh.devices.flat):
+        raise ValueError("mesh: has devices of other processes; a model is used by one process")
 
   def around(self) -> contextlib.AbstractContextManager[Any]:
     """What programs run in."""

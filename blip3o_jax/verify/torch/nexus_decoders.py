@@ -267,15 +267,18 @@ def weights(timesteps: torch.Tensor) -> torch.Tensor:
   return bell * (TRAIN_STEPS / bell.sum())
 
 
+def frequencies(half: int = 128) -> torch.Tensor:
+  """float32[half], of the sinusoids; the last bit of `torch.exp` is of the processor it runs on."""
+  return torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32) / half)
+
+
 def _tables() -> Found:
   table = sigmas(TRAIN_STEPS)
-  half = 128
-  frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32) / half)
   out = {
     "sampler.train.sigmas": table,
     "sampler.train.timesteps": table * TRAIN_STEPS,
     "sampler.train.weights": weights(table * TRAIN_STEPS),
-    "sampler.sinusoid_frequencies": frequencies,
+    "sampler.sinusoid_frequencies": frequencies(),
   }
   for steps in recordings.STEPS:
     found = sigmas(steps)
