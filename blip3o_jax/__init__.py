@@ -65,8 +65,7 @@ def load(
 
   if weights not in ("float", "int8"):
     raise ValueError(f"weights {weights!r}: expected 'float' or 'int8'")
-  spread = memories.mesh_of(mesh) if isinstance(mesh, str) else mesh
-  memory = memories.Memory(spread, offload, weights == "int8", tile)
+  memory = memories.asked(mesh, offload=offload, int8=weights == "int8", tile=tile)
   return using.load(model, dtype=dtype, memory=memory, verb=verb)
 
 

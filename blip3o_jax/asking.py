@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING
 from typing import Any
 import warnings
 
-import numpy as np
-
 import blip3o_jax
 
 if TYPE_CHECKING:
@@ -264,6 +262,8 @@ def save(pictures: Sequence["Picture"], output: Path) -> list[Path]:
   elif len(pictures) == 1:
     found = [pictures[0].save(output)]
   else:
+    import numpy as np
+
     from blip3o_jax.train import metrics
 
     made = metrics.grid(np.stack([each.pixels for each in pictures]))

@@ -45,18 +45,21 @@ class Painted:
     if self._before:
       self._before(len(self.batches))
     self.batches.append(list(zip(prompts, seeds, strict=True)))
-    used = {k: v for k, v in {**self.options("generate"), **options}.items() if v}
-    return self._pictures("generate", prompts, seeds, used)
+    return self._pictures("generate", prompts, seeds, options)
 
   def edit(self, shown: Any, instructions: Any, seeds: Any, *, batch: int = 8, **options: Any):
     assert len(shown) == len(instructions) == len(seeds) <= batch
     assert all(isinstance(each, Image.Image) and each.mode == "RGB" for each in shown)
     self.batches.append(list(zip(instructions, seeds, strict=True)))
-    return self._pictures("edit", instructions, seeds, {"steps": 4, "guidance": 2.0, **options})
+    return self._pictures("edit", instructions, seeds, options)
 
-  def _pictures(self, verb: str, prompts: Any, seeds: Any, used: dict[str, Any]) -> list[Picture]:
-    settings = {"verb": verb, **used, "model": self.name, "system": self.system}
-    settings |= {"dtype": self.dtype, "fingerprint": self.fingerprint, "version": "0"}
+  def settings(self, verb: str, options: Any) -> dict[str, Any]:
+    used = {k: v for k, v in {**self.options(verb), **options}.items() if v}
+    named = {"verb": verb, **used, "model": self.name, "system": self.system}
+    return named | {"dtype": self.dtype, "fingerprint": self.fingerprint, "version": "0"}
+
+  def _pictures(self, verb: str, prompts: Any, seeds: Any, options: Any) -> list[Picture]:
+    settings = self.settings(verb, options)
     return [
       Picture(pixels(p, s, self.side), p, s, settings) for p, s in zip(prompts, seeds, strict=True)
     ]

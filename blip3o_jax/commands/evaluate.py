@@ -192,8 +192,8 @@ def _shapes(options: argparse.Namespace) -> int:
     raise ValueError(f"shapes scores a model as it is: no --{odd[0].replace('_', '-')}")
   if options.output is not None:
     present.writable(options.output)
-  mesh = memories.mesh_of(options.mesh) if options.mesh else None
-  memory = memories.Memory(mesh, options.offload, options.int8, options.tile)
+  how = {name: getattr(options, name) for name in ("offload", "int8", "tile")}
+  memory = memories.asked(options.mesh, **how)
   opened = opening.open_model(options.model, dtype=options.dtype, memory=memory, verb="generate")
   number = options.number or KINDS
   found = _scores(opened.model, _verbs(opened.system), number, options.seed)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from blip3o_jax import asking
+from blip3o_jax.evaluate import distances
 
 if TYPE_CHECKING:
   from blip3o_jax import Picture
@@ -34,13 +35,15 @@ def run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
   with asking.bar() as progress:
     told = asking.given(options, DRAWING)
     made = model.reconstruct(images, options.seed, progress=progress, **told)
-  before, after = (model.features(x).reshape(len(x), -1) for x in (images, _of(made)))
+  shown_as, made_as = (
+    model.features(x).reshape(len(x), -1).astype(np.float64) for x in (images, _of(made))
+  )
   beside = []
-  for path, image, picture, *vectors in zip(
-    options.image, images, made, before, after, strict=True
+  for path, image, picture, likeness in zip(
+    options.image, images, made, distances.cosines(shown_as, made_as), strict=True
   ):
     shown = _squashed(image, picture.pixels.shape[:2])
-    found = {"psnr": psnr(shown, picture.pixels), "features": cosine(*vectors)}
+    found = {"psnr": psnr(shown, picture.pixels), "features": float(likeness)}
     beside += [shown, picture.pixels]
     if options.json:
       print(json.dumps({"image": str(path), **found}))
@@ -57,12 +60,6 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
   """Peak signal-to-noise ratio of two pictures uint8[H, W, 3] in dB; infinite where equal."""
   error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
   return 10 * math.log10(255**2 / error) if error else math.inf
-
-
-def cosine(a: np.ndarray, b: np.ndarray) -> float:
-  """Of the angle between two vectors float[D]."""
-  x, y = a.astype(np.float64), b.astype(np.float64)
-  return float(x @ y / (np.linalg.norm(x) * np.linalg.norm(y)))
 
 
 def _of(pictures: Sequence["Picture"]) -> list[Any]:

@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse
 from starlette.responses import Response
 from starlette.responses import StreamingResponse
 
+from blip3o_jax.data.text import chat
 from blip3o_jax.serve import pictures
 from blip3o_jax.serve import remote
 from blip3o_jax.serve import service
@@ -32,7 +33,6 @@ from blip3o_jax.serve.talk_schema import ImagePart
 from blip3o_jax.serve.talk_schema import Message
 from blip3o_jax.serve.talk_schema import TextPart
 
-MARK = "<image>"  # where a picture stands in an answer's text
 IDLE = ("user",)
 _ROLES = {"developer": "system"}
 # Fields and what they may say without asking for anything.
@@ -193,7 +193,7 @@ async def _content(plan: Plan, answer: Answer) -> str | list[dict[str, Any]]:
   if not answer.pictures:
     return answer.text
   parts: list[dict[str, Any]] = []
-  for i, text in enumerate(answer.text.split(MARK)):
+  for i, text in enumerate(answer.text.split(chat.MARK)):
     parts += [{"type": "text", "text": text}] if text.strip() else []
     if i < len(answer.pictures):
       parts.append(await _part(plan, answer.pictures[i]))

@@ -40,8 +40,8 @@ class Chats(abc.ABC):
     """Raises ValueError for a verb that the model has not."""
 
   @abc.abstractmethod
-  def _settings(self, verb: Verb, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What a picture says of how it came to be."""
+  def settings(self, verb: Verb, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a picture says of how it came to be, of JSON, where these options are given."""
 
   @overload
   def chat(
@@ -106,7 +106,7 @@ class Chats(abc.ABC):
       part = slice(first, first + batch)
       replies = self._own.talk(talks[part], seed=seeds[part], **told)
       for talk, own, reply in zip(talks[part], seeds[part], replies, strict=True):
-        made.append(self._answer(talk, own, reply, {**takes, **options}))
+        made.append(self._answer(talk, own, reply, options))
     return made if several else made[0]
 
   def stream(
@@ -130,10 +130,7 @@ class Chats(abc.ABC):
   def _answer(
     self, talk: talking.Conversation, seed: int, reply: talking.Reply, options: Mapping[str, Any]
   ) -> Answer:
-    settings: dict[str, Any] = {}
-    if reply.pictures:
-      used = {name: value for name, value in options.items() if value is not None}
-      settings = self._settings("chat", {k: v for k, v in used.items() if matters(k, v)})
+    settings = self.settings("chat", options) if reply.pictures else {}
     asked_for = "".join(talk[-1].texts)
     pictures = [
       Picture(pixels, asked_for, (seed + i) % (seed_arrays.MOST + 1), settings)
@@ -158,8 +155,3 @@ def seeds_of(seed: int | Sequence[int], count: int, what: str, each: str = "pict
 def private(name: str) -> str:
   """The name that systems have for an option of a person."""
   return "scale" if name == "guidance" else name
-
-
-def matters(name: str, value: Any) -> bool:
-  """Whether an option's value changed what was drawn; 0 pixels leaves it to the model."""
-  return not (name == "max_pixels" and not value)

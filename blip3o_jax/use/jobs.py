@@ -49,10 +49,8 @@ class Model(Protocol):
   """What draws: `use.model.Model`, of which this is asked for."""
 
   name: str
-  system: str
-  dtype: Any
-  fingerprint: str
-  options: Callable[[str], Mapping[str, Any]]
+  options: Callable[[Any], Mapping[str, Any]]
+  settings: Callable[[Any, Mapping[str, Any]], dict[str, Any]]
   generate: Callable[..., list[Picture]]
   edit: Callable[..., list[Picture]]
 
@@ -121,12 +119,9 @@ def expected(model: Model, how: How) -> dict[str, Any]:
     known = ", ".join(takes) or "none"
     raise ValueError(f"{model.name}: {how.verb} has no option {odd[0]!r}; it has: {known}")
   given = {name: value for name, value in how.options.items() if value is not None}
-  settings = {name: value for name, value in {**takes, **given}.items() if value is not None}
-  if not settings.get("max_pixels"):  # which 0 leaves to the model
-    settings.pop("max_pixels", None)
-  fixed = {"verb": how.verb, "system": model.system, "dtype": model.dtype}
-  named = {"fingerprint": model.fingerprint, "model": model.name}
-  return json.loads(json.dumps({**settings, **fixed, **named}, default=str))
+  settings = model.settings(how.verb, given)
+  settings.pop("version", None)  # another version may go on
+  return json.loads(json.dumps(settings, default=str))
 
 
 def _draw(

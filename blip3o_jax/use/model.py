@@ -144,10 +144,8 @@ class Model(chatting.Chats):
         that the model has not or out of its range; after it: a result that is not finite.
     """
     self._check("generate")
-    texts = _list(prompts)
     asked.check_numbers(1, images_per_prompt=images_per_prompt)
-    asked.texts_of(texts, "prompt")
-    texts = [text for text in texts for _ in range(images_per_prompt)]
+    texts = [text for text in _list(prompts, "prompt") for _ in range(images_per_prompt)]
     seeds = chatting.seeds_of(seed, len(texts), "prompts and images_per_prompt")
     more: list[Any] = []
     if len(images):
@@ -178,8 +176,7 @@ class Model(chatting.Chats):
     """
     self._check("edit")
     asked.check_numbers(1, images_per_prompt=images_per_prompt)
-    told = _list(instructions)
-    asked.texts_of(told, "instruction")
+    told = _list(instructions, "instruction")
     shown = _pictures(images)
     shown = shown * len(told) if len(shown) == 1 else shown
     given = asked.all_images(shown, len(told), "instruction")
@@ -249,17 +246,17 @@ class Model(chatting.Chats):
       if progress is not None:
         told["watch"] = _watch(progress, first, len(texts[part]), len(texts))
       pixels += list(draw(part, **told))
-    used = {k: v for k, v in {**takes, **given}.items() if v is not None and chatting.matters(k, v)}
-    settings = self._settings(verb, used)
+    settings = self.settings(verb, given)
     return [Picture(*each, settings) for each in zip(pixels, texts, seeds, strict=True)]
 
-  def _settings(self, verb: Verb, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What a picture says of how it came to be."""
+  def settings(self, verb: Verb, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a picture says of how it came to be, of JSON, where these options are given."""
+    whole = {**self.options(verb), **options}
+    # 0 pixels leave it to the model.
+    used = {k: v for k, v in whole.items() if v is not None and (v or k != "max_pixels")}
     return {
       "verb": verb,
-      **{
-        name: list(value) if isinstance(value, tuple) else value for name, value in options.items()
-      },
+      **{name: list(value) if isinstance(value, tuple) else value for name, value in used.items()},
       "model": self.name,
       "system": self.system,
       "dtype": self.dtype,
@@ -296,10 +293,8 @@ def _watch(progress: Watch, first: int, count: int, pictures: int) -> Callable[[
   return watch
 
 
-def _list(texts: str | Sequence[str]) -> list[str]:
-  if isinstance(texts, str):
-    return [texts]
-  return list(asked.texts_of(texts, "prompt"))
+def _list(texts: str | Sequence[str], what: str) -> list[str]:
+  return asked.texts_of([texts] if isinstance(texts, str) else texts, what)
 
 
 def _pictures(images: Any) -> list[Any]:

@@ -59,6 +59,11 @@ class Memory:
     return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
 
+def asked(mesh: jax.sharding.Mesh | str | None, *, offload: bool, int8: bool, tile: int) -> Memory:
+  """As a person says it: the mesh may be a text, see `mesh_of`."""
+  return Memory(mesh_of(mesh) if isinstance(mesh, str) else mesh, offload, int8, tile)
+
+
 def mesh_of(text: str) -> jax.sharding.Mesh:
   """The mesh of this process's devices that a text such as "fsdp=4,tensor=2" describes.
 

@@ -180,7 +180,10 @@ def test_conversations_are_answered_together():
   with held() as (model, running, client, pool):
     first = pool.submit(ask, client, "one")
     until(lambda: counts(running) == (0, 1))
-    others = [pool.submit(ask, client, text) for text in ("two", "three")]
+    others = []
+    for text in ("two", "three"):  # one after the other, for threads come in any order
+      others.append(pool.submit(ask, client, text))
+      until(lambda: counts(running)[0] == len(others))
     warm = pool.submit(ask, client, "four", temperature=1.0, seed=3)
     until(lambda: counts(running)[0] == 3)
     model.go.set()
