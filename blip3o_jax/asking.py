@@ -210,6 +210,17 @@ def png(text: str) -> Path:
 # The model and pictures ---------------------------------------------------------------------------
 
 
+def lying(options: argparse.Namespace) -> dict[str, Any]:
+  """Keywords of `blip3o_jax.load`: the type, and `add_memory`'s options."""
+  return {
+    "dtype": options.dtype,
+    "mesh": options.mesh,
+    "weights": "int8" if options.int8 else "float",
+    "offload": options.offload,
+    "tile": options.tile,
+  }
+
+
 def load(options: argparse.Namespace, verb: str) -> Any:
   """The model that the options name.
 
@@ -225,15 +236,7 @@ def load(options: argparse.Namespace, verb: str) -> Any:
     text = f"no --model: the miniature that ships with the package ({name}), which knows "
     print(f"{text}{shapes.SUMMARY}", file=sys.stderr)
   start = time.monotonic()
-  model = blip3o_jax.load(
-    options.model,
-    dtype=options.dtype,
-    mesh=options.mesh,
-    weights="int8" if options.int8 else "float",
-    offload=options.offload,
-    tile=options.tile,
-    verb=verb,
-  )
+  model = blip3o_jax.load(options.model, **lying(options), verb=verb)
   print(f"loaded {name} in {time.monotonic() - start:.1f} s", file=sys.stderr)
   return model
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import os
+from pathlib import Path
 import random
 import secrets
 import shutil
@@ -33,6 +34,7 @@ import numpy as np
 import pytest
 
 SIZES_SEED = os.environ["BLIP3O_SIZES_SEED"]
+MAPS = 16_000  # of a process of the tests; one module adds up to 5000
 LOCAL = ("127.", "::1", "localhost", "0.0.0.0", "::")
 
 
@@ -119,6 +121,19 @@ def _no_network() -> Iterator[None]:
   yield
   if GUARD.refused:
     pytest.fail(f"reached for the network: {', '.join(GUARD.refused)}")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_maps() -> Iterator[None]:
+  """Lets compiled programs go before the process has as many memory maps as Linux allows.
+
+  A program that is compiled for the CPU takes three to twelve of them, and jax keeps the last 4096
+  that ran, and their memory; the limit is 65,530 by default, and a process that meets it is ended.
+  """
+  yield
+  maps = Path("/proc/self/maps")
+  if "jax" in sys.modules and maps.exists() and maps.read_bytes().count(b"\n") > MAPS:
+    sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from blip3o_jax.use import present
 from blip3o_jax.use.gathered import Drawn
 
 DRAWING = ("steps", "pixel_steps", "guidance", "sampler", "size", "language")
+MEMORY = ("mesh", "int8", "offload", "tile")
 MINIATURE = "miniature"  # names the model that ships with the package
 PAGE, REPORT = "compare.html", "report"
 LARGE = 300 * 2**20  # bytes of a page, above which browsers are slow to open it
@@ -42,9 +43,10 @@ def run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
     return _score(options)
   if not options.b:
     parser.error("expected two folders of pictures, or two models with --prompts; or --answers")
-  drawing = asking.given(options, (*DRAWING, "max_pixels"))
+  drawing = [n for n in (*DRAWING, *MEMORY, "dtype", "max_pixels") if getattr(options, n)]
   if drawing and not options.prompts:
     parser.error(f"{', '.join(drawing)}: of drawing, which needs --prompts FILE")
+  options.dtype = options.dtype or "float32"
   if options.output.is_file():
     raise ValueError(f"{options.output}: is a file; name a folder")
   folders = [Path(options.a), Path(options.b)]
@@ -83,11 +85,12 @@ def _options(parser: argparse.ArgumentParser, args: Sequence[str]) -> argparse.N
   add("--seed", type=asking.at_least(0, below=2**64), default=0, help=seed)
   quality = "1 to 100: pictures as WebP, for a smaller page (default: as they are)"
   add("--quality", type=asking.at_least(1, below=101), default=0, help=quality)
-  add("--dtype", default="float32", choices=("float32", "bfloat16"))
+  add("--dtype", choices=("float32", "bfloat16"), help="(default float32)")
   add("--json", action="store_true", help="of --answers: prints what a program reads")
   asking.add_number(parser)
   asking.add_shown(parser)
   asking.add_drawing(parser, *DRAWING)
+  asking.add_memory(parser)
   add("--batch", type=asking.at_least(1), default=8, help="pictures drawn at once (default 8)")
   return parser.parse_args(args)
 
@@ -155,7 +158,7 @@ def _drawn(options: argparse.Namespace) -> list[Path]:
     folder = options.output / side
     print(f"{side.upper()}: {name or MINIATURE}", file=sys.stderr)
     # Not kept: the second needs the memory.
-    model: Any = blip3o_jax.load(name, dtype=options.dtype, verb="generate")
+    model: Any = blip3o_jax.load(name, **asking.lying(options), verb="generate")
     say = functools.partial(print, file=sys.stderr, flush=True)
     jobs.run(model, found, folder, how, say=say)
     drawn = {line["file"] for line in manifest.read(folder)}

@@ -228,7 +228,9 @@ def test_models_are_drawn_first_and_not_again(tmp_path, capsys, monkeypatch):
   prompts.write_text("a red wall\na blue wall\n")
   made: list[Painted] = []
 
-  def load(name, *, dtype, verb):
+  def load(name, *, dtype, mesh, weights, offload, tile, verb):
+    assert (dtype, mesh, weights, offload, tile) == ("bfloat16", "fsdp=1", "int8", True, 512)
+    assert verb == "generate"
     made.append(Painted(fingerprint=f"blake3:{name}"))
     return made[-1]
 
@@ -238,6 +240,7 @@ def test_models_are_drawn_first_and_not_again(tmp_path, capsys, monkeypatch):
   out = tmp_path / "out"
   args = ["compare", "miniature", str(tmp_path / "model"), "--prompts", str(prompts)]
   args += ["--output", str(out), "-n", "2", "--steps", "6", "--seed", "5"]
+  args += ["--dtype", "bfloat16", "--mesh", "fsdp=1", "--int8", "--offload", "--tile", "512"]
   assert cli.main(args) == 0
   assert [len(each.batches[0]) for each in made] == [4, 4]
   assert made[0].batches == made[1].batches  # the same prompts and seeds
@@ -256,6 +259,8 @@ def test_models_are_drawn_first_and_not_again(tmp_path, capsys, monkeypatch):
   [
     ["only"],
     ["a", "b", "--steps", "3"],
+    ["a", "b", "--int8"],
+    ["a", "b", "--dtype", "float32"],
     ["a", "b", "--answers", "x"],
     ["a", "b", "--quality", "101"],
   ],
