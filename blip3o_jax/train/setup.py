@@ -312,6 +312,8 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
   """Fields of two nested configs that differ, as "optimizer.lr 0.1 -> 0.2"; lists equal tuples."""
 
   def plain(value: Any) -> Any:
+    if isinstance(value, Mapping):  # of a list; others are flattened
+      return {name: plain(item) for name, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, tuple | list) else value
 
   old, new = trees.flatten(before), trees.flatten(now)

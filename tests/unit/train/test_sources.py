@@ -145,3 +145,12 @@ def test_changes_of_a_config_are_named():
   before = {**now, "batch": 64, "trainable": ["a"], "gone": 1}
   assert changes(before, now) == ["batch 64 -> 32", "gone 1 -> absent"]
   assert not changes({"sizes": [[1, 2], [3]]}, {"sizes": ((1, 2), (3,))})
+  before, now = (
+    {"sets": [{"kinds": ["a"], "of": {"x": []}}]},
+    {"sets": ({"kinds": ("a",), "of": {"x": ()}},)},
+  )
+  assert not changes(before, now)
+  now = {"sets": ({"kinds": ("b",), "of": {"x": ()}},)}
+  assert changes(before, now) == [
+    f"sets {before['sets']} -> [{{'kinds': ['b'], 'of': {{'x': []}}}}]"
+  ]
