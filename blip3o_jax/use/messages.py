@@ -74,8 +74,9 @@ def read(
     raise ValueError(f"{name}: expected a list of messages with role and content, got {kind}")
   if not messages:
     raise ValueError(f"{name}: expected at least one message")
-  if read_before := [each for each in messages if isinstance(each, talking.Message)]:
-    return read_before
+  before = [each for each in messages if isinstance(each, talking.Message)]
+  if len(before) == len(messages):
+    return before
   reader = _Reader(paths, pixels, size)
   found = [reader.message(message, f"{name}[{i}]") for i, message in enumerate(messages)]
   for i, (role, texts, pictures) in enumerate(found):

@@ -143,6 +143,10 @@ WRONG = [
   ({"role": "user"}, "messages: expected a list of messages with role and content, got dict"),
   ([], "messages: expected at least one message"),
   (["hi"], "messages[0]: expected an object, got 'hi'"),
+  (
+    [{"role": "user", "content": "a"}, Message("user", ["b"], [])],
+    "[1]: expected an object, got M",
+  ),
   ([{"content": "a"}], "messages[0].role is absent"),
   ([{"role": None, "content": "a"}], "messages[0].role is absent"),
   ([{"role": "user"}], "messages[0].content is absent"),
