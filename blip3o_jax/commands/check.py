@@ -19,6 +19,7 @@ from blip3o_jax import files
 from blip3o_jax import recipes
 from blip3o_jax.data import checked
 from blip3o_jax.data import checking
+from blip3o_jax.data import licence
 from blip3o_jax.data import opening
 from blip3o_jax.data import sources
 from blip3o_jax.data.checking import Asked
@@ -131,6 +132,8 @@ def _sets(data: Data, name: str, asked: Asked, *, used: bool = False) -> Iterato
     except ValueError as error:
       raise ValueError(f"{said}: {error}") from None
     about: Facts = {"name": said, "path": data.path}
+    if data.source == "files":
+      about["licence"] = str(licence.note(data.path))
     if used:
       about["used"] = {"split": data.split, "records": _used(piece.source, data)}
     yield about | facts, shown

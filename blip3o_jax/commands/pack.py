@@ -10,6 +10,7 @@ import dataclasses
 from pathlib import Path
 
 from blip3o_jax import files
+from blip3o_jax.data import licence
 from blip3o_jax.data import packing
 from blip3o_jax.data import publish
 from blip3o_jax.data import sources
@@ -22,7 +23,9 @@ def run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
   parser.add_argument("--output", required=True, type=Path, metavar="DIR")
   parser.add_argument("--format", default="arrayrecord", choices=("arrayrecord", "tfds"))
   parser.add_argument("--name", default="", help="of the set (default: that of the output)")
-  parser.add_argument("--licence", default="", help="of pictures and texts, for its description")
+  parser.add_argument(
+    "--licence", default="", help="of pictures and texts (default: what the set says)"
+  )
   parser.add_argument("--records-per-shard", type=int, default=8192, metavar="N")
   parser.add_argument("--workers", type=int, default=4, metavar="N", help="shards at a time")
   parser.add_argument(
@@ -39,9 +42,10 @@ def run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
   if options.beam is not None and options.format != "tfds":
     parser.error("--beam: only --format tfds generates with Beam")
   name = options.name or options.output.resolve().name
+  terms = options.licence or licence.note(options.path).name
   if options.format == "tfds":
     beam = [option for option in (options.beam or "").split(",") if option]
-    what = publish.Set(options.path, reading, options.licence, beam=options.beam is not None)
+    what = publish.Set(options.path, reading, terms, beam=options.beam is not None)
     print(publish.prepare(name, what, str(options.output), beam_options=beam))
     return 0
   source = sources.opened(options.path, reading)
@@ -51,7 +55,7 @@ def run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
       "reading": dataclasses.asdict(reading),
       "parts": [dataclasses.astuple(part) for part in source.parts()],
     },
-    "licence": options.licence,
+    "licence": terms,
     "records_per_shard": options.records_per_shard,
   }
   count = packing.count(len(source), options.records_per_shard)

@@ -6,8 +6,9 @@ that came with the files decides, and travels with them.
 
 from collections.abc import Mapping
 from pathlib import Path
-import re
 from typing import Any
+
+from blip3o_jax.data import licence
 
 TEXTS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "COPYING*")
 
@@ -20,22 +21,22 @@ def declared(directory: Path) -> dict[str, str]:
   out = {"files": ", ".join(files)} if files else {}
   card = directory / "README.md"
   head = card.read_text(errors="replace")[:4000] if card.is_file() else ""
-  found = re.search(r"\A---\n(?:.*\n)*?license(?:_name)?: *(.+)\n(?:.*\n)*?---", head)
-  return out | ({"card": found.group(1).strip()} if found else {})
+  found = licence.card(head)
+  return out | ({"card": found} if found else {})
 
 
-def label(licence: Mapping[str, Any]) -> str:
+def label(known: Mapping[str, Any]) -> str:
   """The name of a licence, a `Licence` as a dict, and whether it forbids commercial use."""
-  return licence["name"] + (", NON-COMMERCIAL" if licence["commercial"] is False else "")
+  return known["name"] + (", NON-COMMERCIAL" if known["commercial"] is False else "")
 
 
 def lines(components: Mapping[str, Mapping[str, Any]]) -> list[str]:
   """A line for each component whose licence forbids commercial use, or is not known."""
   out = []
   for name, facts in components.items():
-    licence = facts["licence"]
-    if licence["commercial"] is False:
-      out.append(f"{name}: NON-COMMERCIAL, under the {licence['name']}")
-    elif licence["commercial"] is None:
+    known = facts["licence"]
+    if known["commercial"] is False:
+      out.append(f"{name}: NON-COMMERCIAL, under the {known['name']}")
+    elif known["commercial"] is None:
       out.append(f"{name}: licence unknown here; that of its source holds")
   return out

@@ -73,7 +73,8 @@ def _figure(shown: Shown) -> str:
 
 def _rows(facts: Facts) -> list[tuple[str, str]]:
   """(what it is about, what is to be said of it), several of one thing one after another."""
-  out = [("pictures", text) for text in _pictures(facts["pictures"])]
+  out = [("licence", facts["licence"])] if "licence" in facts else []
+  out += [("pictures", text) for text in _pictures(facts["pictures"])]
   out += [("captions", text) for text in _captions(facts["captions"])]
   out += [("buckets", text) for text in _buckets(facts["buckets"])]
   out += [("duplicates", _copies(of, what)) for what, of in facts["duplicates"].items()]

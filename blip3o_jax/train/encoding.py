@@ -34,6 +34,7 @@ from tqdm import tqdm
 import blip3o_jax
 from blip3o_jax import files
 from blip3o_jax.data import index
+from blip3o_jax.data import licence
 from blip3o_jax.data import opening
 from blip3o_jax.data import packing
 from blip3o_jax.data.batch import Arrays
@@ -43,7 +44,6 @@ from blip3o_jax.data.records import BadRecord
 from blip3o_jax.data.records import Record
 from blip3o_jax.data.records import Source
 from blip3o_jax.data.sources import arrayrecord
-from blip3o_jax.data.sources import mixed
 from blip3o_jax.data.text.tokenizer import Tokenizer
 from blip3o_jax.train import cached
 from blip3o_jax.train import lock
@@ -155,7 +155,7 @@ def encode(run: Run, system: Any, asked: Asked) -> dict[str, Any]:
   network = OnDevices(run, system, encoder, asked.per_device, asked.dtype)
   about = {
     "source": _described(source, data, len(chosen)),
-    "licence": asked.licence or _licence(source),
+    "licence": asked.licence or licence.note(data.path).name,
     "encoder": {
       "fingerprint": network.fingerprint,
       "parameters": run.train.frozen_dtype,
@@ -226,14 +226,6 @@ def _described(source: Source, data: Data, records: int) -> dict[str, Any]:
   parts = [part.fingerprint for part in source.parts()]
   out = {"path": data.path or data.source, "split": "" if data.holdout else data.split}
   return out | {"records": records, "fingerprint": index.digest(parts)}
-
-
-def _licence(source: Source) -> str:
-  """What a source says of its licence."""
-  (piece,) = mixed.pieces(source)
-  if isinstance(piece.source, arrayrecord.ArrayRecordSource):
-    return str(piece.source.manifest.get("licence", ""))
-  return ""
 
 
 def _finished(asked: Asked, about: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -229,18 +229,21 @@ def edit(scene: Scene, kind: EditKind | str) -> Edit | None:
   return None
 
 
-def edit_at(seed: int, index: int, split: str, kind: EditKind | str = "") -> Edit:
+def edit_at(
+  seed: int, index: int, split: str, kind: EditKind | str = "", most: int = MOST_OBJECTS
+) -> Edit:
   """The edit of a record: of scene `index`, or of the next that has one of this kind.
 
   Args:
-    kind: "" takes the kinds in turn, index by index.
+    kind: "" takes the kinds in turn, index by index. most: objects of the scene before it.
 
   Raises:
     ValueError: an unknown split or kind, a negative seed or index.
   """
   chosen = kind or EDITS[index % len(EDITS)]
   for other in replacements(index):
-    found = edit(make_scene(seed, other, split), chosen)
+    scene = make_scene(seed, other, split)
+    found = edit(scene, chosen) if len(scene.objects) <= most else None
     if found:
       return found
   raise ValueError(f"no scene from {index} has an edit of kind {chosen!r}")

@@ -34,6 +34,8 @@ class Mixture:
       empty for captions of any scene.
     edits: kinds of edits, in turn: a record is the instruction, the picture before it and the one
       after it, in place of a caption with its picture; the scenes are `extra["scenes"]`.
+    most: objects of a picture that is edited. Of one there is nothing to choose, and to take it
+      away is no edit.
     descriptions, text_questions: shares of understanding records that ask for a caption of the
       picture, or ask about a caption without a picture; the rest asks about the picture.
     turns: most questions of an understanding record, all about one scene. With 1, a description is
@@ -56,6 +58,7 @@ class Mixture:
   long_captions: float = 0.0
   categories: tuple[str, ...] = ()
   edits: tuple[str, ...] = ()
+  most: int = shapes.MOST_OBJECTS
   descriptions: float = 0.2
   text_questions: float = 0.2
   turns: int = 1
@@ -98,6 +101,13 @@ class Mixture:
       unread = tuple(asked.split())
     why = f"not read with questions {self.questions} and turns {self.turns}"
     config.refuse_unread(self, dict.fromkeys(unread, why))
+    if not 1 <= self.most <= shapes.MOST_OBJECTS or (self.most == 1 and "remove" in self.edits):
+      raise ValueError(
+        f"most {self.most}: expected 1 to {shapes.MOST_OBJECTS} objects, and with edits 'remove' 2 "
+        "or more"
+      )
+    if not self.edits:
+      config.refuse_unread(self, {"most": "read with edits alone"})
     if self.edits:
       other = ("questions", "long_captions", "categories")
       config.refuse_unread(self, dict.fromkeys(other, "not read with edits"))
@@ -213,7 +223,7 @@ class EmbeddedSource:
   def _edit(self, index: int, name: str) -> tuple[tuple[shapes.Scene, ...], Record]:
     mixture = self._mixture
     kind = mixture.edits[index % len(mixture.edits)]
-    made = shapes.edit_at(mixture.seed, index, self._split, kind)
+    made = shapes.edit_at(mixture.seed, index, self._split, kind, mixture.most)
     scenes = (made.before, made.after)
     extra = {"scenes": [dataclasses.asdict(scene) for scene in scenes]}
     return scenes, Record(prompt=made.instruction, extra=extra, kind=kind, name=name)

@@ -200,9 +200,24 @@ def test_records_of_edits():
     (dict(edits=("move",), long_captions=0.5), "long_captions 0.5: not read with edits"),
     (dict(edits=("move",), questions=True), "questions True: not read with edits"),
     (dict(edits=("move",), variants=2), "1 with categories or edits"),
+    (dict(edits=("move", "remove"), most=1), "most 1: expected .* with edits 'remove' 2 or more"),
+    (dict(edits=("move",), most=0), "most 0: expected 1 to 4"),
+    (dict(edits=("move",), most=5), "most 5: expected 1 to 4"),
+    (dict(most=2), "most 2: read with edits alone"),
   ):
     with pytest.raises(ValueError, match=text):
       Mixture(**bad)
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_records_of_edits_of_few_objects(most):
+  kinds = tuple(kind for kind in shapes.EDITS if most > 1 or kind != "remove")
+  source = EmbeddedSource("generator", 60, Mixture(edits=kinds, most=most, seed=3))
+  found = [source.words(i) for i in range(60)]
+  counts = [len(record.extra["scenes"][0]["objects"]) for record in found]
+  assert max(counts) == most
+  assert {record.kind for record in found} == set(kinds)
+  assert min(counts) == 1
 
 
 class Plain:
