@@ -56,14 +56,14 @@ def fetch(url: str, param: str, most: int, allowed: Callable[[Address], bool] = 
     cut.start()
     try:
       found = _get(connection, parts, most, until)
+      if isinstance(found, bytes):
+        return found
+      url = urljoin(url, found)
     except (OSError, ValueError, http.client.HTTPException):
       raise Refused(400, f"{param}: the picture could not be fetched", param=param) from None
     finally:
       cut.cancel()
       connection.close()
-    if isinstance(found, bytes):
-      return found
-    url = urljoin(url, found)
   raise Refused(400, f"{param}: more than {REDIRECTS} redirects", param=param)
 
 

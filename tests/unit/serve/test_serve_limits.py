@@ -238,6 +238,8 @@ class Pages(BaseHTTPRequestHandler):
       status, where = 301, "/for-ever"
     elif self.path == "/file":
       status, where = 302, "file:///etc/passwd"
+    elif self.path == "/nowhere":
+      status, where = 302, "//["
     elif self.path == "/absent":
       status = 404
     elif self.path == "/long":
@@ -286,6 +288,7 @@ def test_a_picture_is_fetched(pages, png):
     ("/private", "may not be asked"),
     ("/for-ever", "redirects"),
     ("/file", "http or https"),
+    ("/nowhere", "could not be fetched"),
     ("/absent", "could not be fetched"),
     ("/long", "could not be fetched"),
   ],
