@@ -41,8 +41,8 @@ def load(
 
   Args:
     model: a directory, released, converted or of a run, or a hub id ("owner/name" where no such
-      directory exists, or "hf://owner/name"), which is fetched; None is the miniature that ships
-      with the package.
+      directory exists, or "hf://owner/name"), which is fetched; None, or "miniature", is the one
+      that ships with the package.
     dtype: that parameters are stored in and computed with.
     mesh: devices over which parameters and batches are spread, as in training: a mesh of jax of
       the axes replica, fsdp and tensor, or its sizes in words, "fsdp=4,tensor=2".
@@ -63,6 +63,8 @@ def load(
   from blip3o_jax.systems.parts import memory as memories
   from blip3o_jax.use import model as using
 
+  if dtype not in ("float32", "bfloat16"):
+    raise ValueError(f"dtype {dtype!r}: expected 'float32' or 'bfloat16'")
   if weights not in ("float", "int8"):
     raise ValueError(f"weights {weights!r}: expected 'float' or 'int8'")
   memory = memories.asked(mesh, offload=offload, int8=weights == "int8", tile=tile)

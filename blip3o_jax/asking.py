@@ -39,8 +39,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
   """The model, its type, the seed, and how pictures are read."""
   parser.add_argument(
     "--model",
-    help="a directory, released, converted or of a run, or a hub id: owner/name (default: the "
-    "miniature that ships with the package)",
+    help="a directory, released, converted or of a run, or a hub id: owner/name (default: "
+    "miniature, which ships with the package)",
   )
   parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
   add_memory(parser)
@@ -107,7 +107,13 @@ def add_texts(parser: argparse.ArgumentParser, what: str) -> None:
   ask = "" if what == "prompt" else "without one, questions are read from the terminal; "
   known = f"the miniature knows: {shapes.SUMMARY} (all words: docs/miniature.md)"
   parser.add_argument(what, nargs="*", type=said, help=ask + known)
-  parser.add_argument("--image", type=Path, help=f"a picture that each {what} begins with")
+  several = " (several times: several)" if what == "question" else ""
+  parser.add_argument(
+    "--image",
+    type=Path,
+    action="append" if what == "question" else "store",
+    help=f"a picture that each {what} begins with{several}",
+  )
   add_shown(parser)
 
 
@@ -167,7 +173,8 @@ def at_least(
       raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
     if not least <= value < below:
       most = "" if below == math.inf else f", below {below}"
-      raise argparse.ArgumentTypeError(f"{text}: expected {least} or more{most}, and finite")
+      finite = "" if kind is int else ", and finite"
+      raise argparse.ArgumentTypeError(f"{text}: expected {least} or more{most}{finite}")
     return value
 
   return read
@@ -227,24 +234,32 @@ def load(options: argparse.Namespace, verb: str) -> Any:
   Raises:
     ValueError: its system has not the verb.
   """
+  with loading(options.model):
+    return blip3o_jax.load(options.model, **lying(options), verb=verb)
+
+
+@contextlib.contextmanager
+def loading(model: str | None) -> Iterator[None]:
+  """Says which model is loaded, and how long it took."""
   from blip3o_jax.miniature import shipped
 
-  name = shipped.NAME if options.model is None else options.model
-  if options.model is None:
+  name = shipped.NAME if model is None else model
+  if model is None:
     from blip3o_jax.data import shapes
 
     text = f"no --model: the miniature that ships with the package ({name}), which knows "
     print(f"{text}{shapes.SUMMARY}", file=sys.stderr)
   start = time.monotonic()
-  model = blip3o_jax.load(options.model, **lying(options), verb=verb)
+  yield
   print(f"loaded {name} in {time.monotonic() - start:.1f} s", file=sys.stderr)
-  return model
 
 
 def open_image(path: Path, friendly: bool) -> Any:
   """The picture of a file as RGB, see `images.rgb`."""
   from blip3o_jax.data import images
 
+  if path.is_dir():
+    raise IsADirectoryError(f"{path}: is a folder; expected the file of a picture")
   if not path.is_file():
     raise FileNotFoundError(f"{path}: no such image file")
   with warnings.catch_warnings(action="ignore"):  # Pillow's, of damaged EXIF and of large photos

@@ -2,12 +2,15 @@
 
 import argparse
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Sequence
+import difflib
 import functools
 import importlib
 import os
 import sys
 from typing import Any
+from typing import NoReturn
 
 import blip3o_jax
 from blip3o_jax import joining
@@ -55,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("\n`blip3o VERB --help` shows the options of a verb; `blip3o --version` the version.")
     return 0 if args else 2
   if args[0] not in verbs:
-    print(f"blip3o: {args[0]!r} is not one of {', '.join(verbs)}", file=sys.stderr)
+    near = _nearest(args[0], verbs)
+    print(f"blip3o: {args[0]!r} is not one of {', '.join(verbs)}{near}", file=sys.stderr)
     return 2
   if not {"-h", "--help"} & set(args):
     runtime.prepare(programs=args[0] in COMPILES)
@@ -135,8 +139,26 @@ def train(args: list[str]) -> int:
   return os.EX_TEMPFAIL if done.interrupted else 0  # the table of codes: docs/training.md
 
 
+class Parser(argparse.ArgumentParser):
+  """argparse's, whose errors are one line, with the nearest name of an option that is not there."""
+
+  def error(self, message: str) -> NoReturn:
+    """Ends with the status 2."""
+    head, _, rest = message.partition("unrecognized arguments: ")
+    if rest and not head:
+      flag = rest.partition(" ")[0].partition("=")[0]
+      known = [name for action in self._actions for name in action.option_strings]
+      message += _nearest(flag, known) if flag.startswith("-") else ""
+    self.exit(2, f"{self.prog}: {message} ({self.prog} --help shows what there is)\n")
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+  found = difflib.get_close_matches(name, list(known), 1)
+  return f"; did you mean {found[0]}?" if found else ""
+
+
 def _describe(verb: str, what: str) -> argparse.ArgumentParser:
-  return argparse.ArgumentParser(
+  return Parser(
     prog=f"blip3o {verb}",
     description=what,
     epilog=f"example:\n  {EXAMPLES[verb]}",

@@ -31,7 +31,7 @@ def run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
   """Answers questions one after the other; returns the exit status."""
   _add_options(parser)
   options = parser.parse_args(args)
-  images = [asking.open_image(options.image, options.friendly)] if options.image else []
+  images = [asking.open_image(path, options.friendly) for path in options.image or ()]
   model = asking.load(options, "chat")
   talk = Talk(model, options, images)
   if options.question:

@@ -29,7 +29,6 @@ from blip3o_jax.use.gathered import Drawn
 
 DRAWING = ("steps", "pixel_steps", "guidance", "sampler", "size", "language")
 MEMORY = ("mesh", "int8", "offload", "tile")
-MINIATURE = "miniature"  # names the model that ships with the package
 PAGE, REPORT = "compare.html", "report"
 LARGE = 300 * 2**20  # bytes of a page, above which browsers are slow to open it
 
@@ -49,6 +48,8 @@ def run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
   options.dtype = options.dtype or "float32"
   if options.output.is_file():
     raise ValueError(f"{options.output}: is a file; name a folder")
+  if not options.prompts and Path(options.a).resolve() == Path(options.b).resolve():
+    raise ValueError(f"{options.a}: is A and B; name two folders")
   folders = [Path(options.a), Path(options.b)]
   if options.prompts:
     folders = _drawn(options)
@@ -60,9 +61,10 @@ def run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
     side: {"name": name, "settings": gathered.settings(drawn)}
     for side, name, drawn in zip("ab", names, shown, strict=True)
   }
-  marks = [about[side]["settings"].get("fingerprint") for side in "ab"]
-  if marks[0] is not None and marks[0] == marks[1]:
-    print("warning: A and B were drawn by the same weights", file=sys.stderr)
+  if about["a"]["settings"] == about["b"]["settings"] != {}:
+    print(
+      "warning: A and B were drawn by the same weights, with the same settings", file=sys.stderr
+    )
   path = options.output / PAGE
   known = compare.write(path, pairs, options.seed, about, options.quality)
   size = path.stat().st_size
@@ -76,7 +78,7 @@ def run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
 def _options(parser: argparse.ArgumentParser, args: Sequence[str]) -> argparse.Namespace:
   add = parser.add_argument
   add("a", nargs="?", metavar="A", help="a folder of pictures; a model with --prompts")
-  add("b", nargs="?", metavar="B", help=f"the other; of models {MINIATURE} is the one that ships")
+  add("b", nargs="?", metavar="B", help="the other; of models miniature is the one that ships")
   add("--answers", nargs="+", type=Path, metavar="FILE", help="that raters downloaded: counts them")
   add("--prompts", type=Path, metavar="FILE", help="as of blip3o generate; A and B are models")
   where = "of pages, reports and pictures (default comparison)"
@@ -146,9 +148,9 @@ def _drawn(options: argparse.Namespace) -> list[Path]:
 
   found = prompts.jobs(options.prompts, seed=options.seed, number=options.number)
   present.writable(options.output)
-  names = [None if n == MINIATURE and not Path(n).exists() else n for n in (options.a, options.b)]
+  names = (options.a, options.b)
   for name in names:
-    if name is not None:
+    if not opening.is_miniature(name):
       kind = systems.of(hub.local_directory(name))
       if "generate" not in systems.SYSTEMS[kind].VERBS:
         raise ValueError(opening.unable(name, kind, "generate", systems.SYSTEMS[kind].VERBS))
@@ -156,7 +158,7 @@ def _drawn(options: argparse.Namespace) -> list[Path]:
   folders = []
   for side, name in zip("ab", names, strict=True):
     folder = options.output / side
-    print(f"{side.upper()}: {name or MINIATURE}", file=sys.stderr)
+    print(f"{side.upper()}: {name}", file=sys.stderr)
     # Not kept: the second needs the memory.
     model: Any = blip3o_jax.load(name, **asking.lying(options), verb="generate")
     say = functools.partial(print, file=sys.stderr, flush=True)

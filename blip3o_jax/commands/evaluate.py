@@ -7,6 +7,7 @@ measure folders of pictures; each has a --help of its own.
 """
 
 import argparse
+from collections.abc import Mapping
 from collections.abc import Sequence
 import functools
 import hashlib
@@ -194,9 +195,9 @@ def _shapes(options: argparse.Namespace) -> int:
     present.writable(options.output)
   how = {name: getattr(options, name) for name in ("offload", "int8", "tile")}
   memory = memories.asked(options.mesh, **how)
-  opened = opening.open_model(options.model, dtype=options.dtype, memory=memory, verb="generate")
+  with asking.loading(options.model):
+    opened = opening.open_model(options.model, dtype=options.dtype, memory=memory, verb="generate")
   number = options.number or KINDS
-  found = _scores(opened.model, _verbs(opened.system), number, options.seed)
   told = {
     "benchmark": SHAPES,
     "model": opened.name,
@@ -209,6 +210,9 @@ def _shapes(options: argparse.Namespace) -> int:
     "seed": options.seed,
   }
   if options.output is not None:
+    present.same_settings(options.output, told)
+  found = _scores(opened.model, _verbs(opened.system), number, options.seed)
+  if options.output is not None:
     for name, value in (("settings.json", told), ("scores.json", {**told, "scores": found})):
       files.write_text(options.output / name, json.dumps(value, indent=1) + "\n")
   if options.json:
@@ -217,11 +221,19 @@ def _shapes(options: argparse.Namespace) -> int:
   for part, rates in found.items():
     print(f"{part}:")
     for name, rate in rates.items():
-      span = f"{rate['low']:.2f} to {rate['high']:.2f}"
-      print(
-        f"  {name:<20} {rate['rate']:.2f}  ({span}, {rate['correct']:.0f} of {rate['count']:.0f})"
-      )
+      print(f"  {name:<20} {_said(rate, name)}")
+  if options.output is not None:
+    print(options.output / "scores.json", file=sys.stderr)
   return 0
+
+
+def _said(rate: Mapping[str, float], name: str) -> str:
+  """A rate with its 95 % interval; `overall` is the mean of the kinds, not the share of all."""
+  if not rate["count"]:
+    return "none asked"
+  of = f"{rate['correct']:.0f} of {rate['count']:.0f}"
+  of = f"mean of the kinds; {of}" if name == "overall" else of
+  return f"{rate['rate']:.2f}  ({rate['low']:.2f} to {rate['high']:.2f}, {of})"
 
 
 def _verbs(system: str) -> tuple[str, ...]:
@@ -241,6 +253,7 @@ def _scores(
   from blip3o_jax.data import shapes
   from blip3o_jax.miniature import scores
 
+  say = functools.partial(print, file=sys.stderr, flush=True)
   prompts = scores.test_prompts(number)
   side = shapes.SIZE
   first = model.generate([prompts[0]["prompt"]], [seed])
@@ -249,9 +262,12 @@ def _scores(
     raise ValueError(
       f"the model draws {wide} x {high} pixels; the embedded set has {side} x {side}"
     )
+  say(f"drawing {len(prompts)} prompts")
   found = {"drawings": scores.generation(model, prompts, seed=seed)[0]}
   if "chat" in verbs:
+    say(f"asking {number * len(shapes.KINDS)} questions")
     found["questions"] = scores.understanding(model, number)[0]
   if "edit" in verbs:
+    say(f"editing {number * len(shapes.EDITS)} pictures")
     found["edits"] = scores.editing(model, scores.edits_of(number), seed=seed)[0]
   return found

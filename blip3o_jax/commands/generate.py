@@ -27,7 +27,9 @@ def run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
   )
   asking.add_share(parser)
   options = parser.parse_args(args)
-  if bool(options.prompt) == (options.prompts is not None):
+  if options.prompt and options.prompts is not None:
+    parser.error("prompts, and --prompts FILE as well: expected one of them")
+  if not options.prompt and options.prompts is None:
     parser.error("expected prompts, or --prompts FILE")
   if options.prompts is not None:
     if options.output.suffix.lower() == ".png":

@@ -5,6 +5,7 @@ Only this machine can ask it, unless --host says otherwise. See docs/serving.md.
 
 import argparse
 from collections.abc import Sequence
+import functools
 import ipaddress
 import os
 from pathlib import Path
@@ -42,15 +43,17 @@ def run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
     ) from None
 
   settings = _settings(options)
-  if not is_loopback(options.host):
-    what = "with the key" if settings.key else "and use the model, without a key"
-    print(f"--host {options.host}: other machines can ask this server {what}", file=sys.stderr)
   with serving.listen(options.host, options.port) as listening:
+    if not is_loopback(options.host):
+      what = "with the key" if settings.key else "and use the model, without a key"
+      print(f"--host {options.host}: other machines can ask this server {what}", file=sys.stderr)
     model = asking.load(options, "")
     port = listening.getsockname()[1]
     shown = f"[{options.host}]" if ":" in options.host else options.host
     print(f"{settings.name}: http://{shown}:{port}", flush=True)
-    ended = serving.run(application.create(model, settings), listening)
+    say = functools.partial(print, file=sys.stderr, flush=True)
+    say("warming up: programs are compiled, and requests get 503 until it is ready")
+    ended = serving.run(application.create(model, settings), listening, say)
   if not ended:  # its thread is inside of a step, and would hold the process
     os._exit(0)
   return 0
@@ -75,7 +78,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
   parser.add_argument("--name", help="of the model, for clients (default: the directory's or id)")
   parser.add_argument("--host", default="127.0.0.1", help="to listen at (default: this machine)")
-  parser.add_argument("--port", type=at_least(0, below=2**16), default=8000, help="0 is any free")
+  parser.add_argument(
+    "--port", type=at_least(0, below=2**16), default=8000, help="0 is any free (default 8000)"
+  )
   parser.add_argument(
     "--allow-host",
     action="append",

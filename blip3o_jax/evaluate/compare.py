@@ -15,6 +15,7 @@ import io
 import json
 import math
 from pathlib import Path
+import re
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from blip3o_jax.evaluate import page
 
 TEMPLATE = Path(__file__).with_name("compare.html")
 ANSWERS = "blip3o answers 1"
+HEAD = 2**14  # characters of a page, in which it says what it is
 # The two criteria of the paper's human study, with what each asks for.
 QUESTIONS = {
   "quality": (
@@ -77,12 +79,20 @@ def write(
     about: of JSON, what the answers say of A and B, sealed so that it does not meet the eye: `a`
       and `b`, with a name each.
     quality: of WebP, 1 to 100; 0 keeps pictures as they are, as PNG.
+
+  Raises:
+    ValueError: the file is there, and is another comparison.
   """
   ids = [pair.id for pair in pairs]
   placed = sides(seed, ids)
   text = [json.dumps([pair.id, pair.prompt]) for pair in pairs]
   sealed = base64.b64encode(json.dumps(about).encode()).decode()
   known = hashlib.sha256(json.dumps([seed, *text, sealed]).encode()).hexdigest()[:16]
+  if path.exists() and (before := comparison_of(path)) != known:
+    raise ValueError(
+      f"{path}: is another comparison ({before or 'none of ours'}), whose answers would not belong "
+      "to this one; name another --output"
+    )
   header = {
     "comparison": known,
     "seed": str(seed),  # JavaScript has no whole numbers beyond 2**53
@@ -104,6 +114,13 @@ def write(
       )
     out.write(after)
   return known
+
+
+def comparison_of(path: Path) -> str:
+  """The fingerprint of the comparison that a page shows; "" for another file."""
+  with path.open(encoding="utf-8", errors="replace") as page:
+    found = re.search(r'"comparison": "([0-9a-f]{16})"', page.read(HEAD))
+  return found[1] if found else ""
 
 
 def _json(value: Any) -> str:

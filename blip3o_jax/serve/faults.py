@@ -114,6 +114,9 @@ def invalid(errors: Any) -> Refused:
   message = str(first["msg"]).removeprefix("Value error, ")
   if first["type"] == "json_invalid":
     return Refused(400, f"the body is not JSON: {first['ctx']['error']}", code="invalid_json")
+  if first["type"] == "model_attributes_type" and not where:
+    what = "expected an object of JSON, sent with Content-Type: application/json"
+    return Refused(400, what, code="invalid_json")
   param = ".".join(where)[:200].encode("ascii", "replace").decode() or None
   named = f"{param}: {message}" if param else message
   return Refused(400, named, param=param, code="invalid_value")

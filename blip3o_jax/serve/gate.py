@@ -80,7 +80,8 @@ class Gate:
       kind, _, key = headers.get("authorization", b"").partition(b" ")
       right = hmac.compare_digest(key.strip(), settings.key.encode())
       if kind.lower() != b"bearer" or not right:
-        raise Refused(401, "a key is needed: Authorization: Bearer KEY", code="invalid_api_key")
+        what = "this key is not the server's" if key else "a key is needed"
+        raise Refused(401, f"{what}: Authorization: Bearer KEY", code="invalid_api_key")
     if not works:
       return
     if self._service.draining:

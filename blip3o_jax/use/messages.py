@@ -158,6 +158,8 @@ class _Reader:
     if not self._paths:
       raise ValueError(f"{name}: no file is opened here; expected a data URL")
     path = Path(value)
+    if path.is_dir():
+      raise IsADirectoryError(f"{name}: {str(value)[:200]!r}: a folder; expected a picture's file")
     if not path.is_file():
       raise FileNotFoundError(f"{name}: {str(value)[:200]!r}: no such image file")
     with warnings.catch_warnings(action="ignore"):  # Pillow's, of damaged EXIF and of large photos

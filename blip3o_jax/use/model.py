@@ -237,6 +237,8 @@ class Model(chatting.Chats):
     asked.check_numbers(1, batch=batch)
     takes = self.options(verb)
     given = {name: value for name, value in options.items() if value is not None}
+    if "size" in given and "size" not in takes:
+      raise ValueError("size: this model draws pictures of one size only; leave it out")
     asked.check_options(verb, given, tuple(takes))
     told = {chatting.private(name): value for name, value in given.items()}
     self._fingerprint.start()
@@ -300,7 +302,7 @@ def _list(texts: str | Sequence[str], what: str) -> list[str]:
 def _pictures(images: Any) -> list[Any]:
   """One picture, or several, as a list."""
   if isinstance(images, str | Path):
-    raise ValueError(f"images: expected a picture or a list of them, got the text {str(images)!r}")
+    raise ValueError(f"images: expected a picture (PIL.Image.open) or a list, got {str(images)!r}")
   one = not hasattr(images, "__len__") or (isinstance(images, np.ndarray) and images.ndim < 4)
   return [images] if one else list(images)
 

@@ -18,6 +18,7 @@ from blip3o_jax.weights import hub
 from blip3o_jax.weights import store
 
 CHUNK = 2**24  # bytes that are read at once
+MINIATURE = "miniature"  # names the model that ships, where no directory is called so
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,7 @@ def open_model(
   name: str | Path | None, *, dtype: Dtype = "float32", memory: Memory | None = None, verb: str = ""
 ) -> Opened:
   """Args, Raises: as `blip3o_jax.load`; `memory`: how it lies."""
+  name = None if is_miniature(name) else name
   if name is None:
     shipped.verify()
   directory = shipped.directory() if name is None else hub.local_directory(str(name))
@@ -53,6 +55,11 @@ def open_model(
   how = memory or Memory()
   said = dtype + "+int8" * how.int8 + (f"+tile{how.tile}" if how.tile else "")
   return Opened(called, directory, kind, said, model)
+
+
+def is_miniature(name: str | Path | None) -> bool:
+  """Whether a name is that of the model that ships with the package."""
+  return name is None or (str(name) == MINIATURE and not Path(name).exists())
 
 
 def unable(name: str, system: str, verb: str, verbs: Sequence[str]) -> str:

@@ -61,6 +61,11 @@ class Picture:
     write(target, self.png())
     return target
 
+  def __repr__(self) -> str:
+    """In a line, without the pixels."""
+    height, width = self.pixels.shape[:2]
+    return f"Picture({width} x {height}, prompt {self.prompt!r}, seed {self.seed})"
+
   def _repr_png_(self) -> bytes:
     """What a notebook shows."""
     return self.png()
@@ -85,9 +90,12 @@ def read(path: str | Path) -> dict[str, Any]:
   """The metadata of a PNG that this package wrote; no pixel is decoded.
 
   Raises:
-    FileNotFoundError: no such file. ValueError: no PNG, or one without metadata of this package.
+    FileNotFoundError, IsADirectoryError: no such file. ValueError: no PNG, or one without metadata
+      of this package.
   """
   target = Path(path)
+  if target.is_dir():
+    raise IsADirectoryError(f"{target}: is a folder; expected a PNG")
   if not target.is_file():
     raise FileNotFoundError(f"{target}: no such file")
   try:

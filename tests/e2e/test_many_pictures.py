@@ -62,5 +62,7 @@ def test_the_scorer_of_the_embedded_set(tmp_path, capsys):
   assert overall["count"] == 12
   assert overall["low"] <= overall["rate"] <= overall["high"]
   assert overall["rate"] > 0.5
+  assert cli.main(["evaluate", "shapes", "-n", "1", "--output", str(tmp_path)]) == 1
+  assert "has another number: 2, and 1 is asked for" in capsys.readouterr().err
   settings = json.loads((tmp_path / "settings.json").read_text())
   assert settings["fingerprint"] == blip3o_jax.load().fingerprint

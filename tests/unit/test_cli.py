@@ -119,7 +119,22 @@ def test_a_wrong_option_is_refused(verb, capsys):
   with pytest.raises(SystemExit) as status:
     cli.main([verb, "--no-such-option"])
   assert status.value.code == 2
-  assert "blip3o" in capsys.readouterr().err
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith(f"blip3o {verb}: ")
+
+
+def test_the_nearest_name_is_named(capsys):
+  for words, near in (
+    (["generate", "x", "--stpes", "5"], "unrecognized arguments: --stpes 5; did you mean --steps?"),
+    (["generate", "x", "--stpes=5"], "unrecognized arguments: --stpes=5; did you mean --steps?"),
+    (["generate", "x", "--zzz"], "unrecognized arguments: --zzz ("),
+    (["show", "x", "y", "--json", "-q"], "unrecognized arguments: -q ("),
+  ):
+    with pytest.raises(SystemExit):
+      cli.main(words)
+    assert near in capsys.readouterr().err
+  assert cli.main(["generat"]) == 2
+  assert "; did you mean generate?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,27 @@ def test_a_directory_and_nothing_are_models():
   assert small.verbs == verbs.VERBS
 
 
+def test_the_miniature_by_its_name(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert blip3o_jax.load("miniature").name == shipped.NAME
+  (tmp_path / "miniature").mkdir()
+  (tmp_path / "miniature" / "config.json").write_text('{"model_type": "bert"}')
+  with pytest.raises(ValueError, match="bert"):  # a directory of this name wins
+    blip3o_jax.load("miniature")
+
+
+@pytest.mark.parametrize(
+  ("options", "said"),
+  [
+    ({"dtype": "float16"}, "dtype 'float16': expected 'float32' or 'bfloat16'"),
+    ({"weights": "int4"}, "weights 'int4': expected 'float' or 'int8'"),
+  ],
+)
+def test_types_that_there_are_not(options, said):
+  with pytest.raises(ValueError, match=said):
+    blip3o_jax.load(TINY, **options)
+
+
 def test_a_folder_of_no_system_is_refused(tmp_path):
   (tmp_path / "config.json").write_text('{"model_type": "bert"}')
   with pytest.raises(ValueError, match="bert"):

@@ -117,7 +117,7 @@ def _ids(report: Report, names: Sequence[str], entries: Sequence[Entry] | None) 
   report.of(layout.SOME_WRONG, twice, "files have an id that another has too; each is counted")
   if entries is None:
     if names and len(by_id) != TOTAL:
-      report.add(layout.LEFT_OUT, f"{len(by_id)} items; the benchmark has {TOTAL}")
+      report.add(layout.LEFT_OUT, f"{len(by_id)} of the benchmark's {TOTAL} items are there")
     return
   wanted = [entry.key for entry in entries]
   lacks = [key for key in wanted if key not in by_id]

@@ -163,7 +163,7 @@ def _against(
   """Finds what differs from the prompts; returns {folder: the prompt of the file}."""
   if entries is None:
     if found and len(found) != TOTAL:
-      report.add(layout.LEFT_OUT, f"{len(found)} prompts; the benchmark has {TOTAL}")
+      report.add(layout.LEFT_OUT, f"{len(found)} of the benchmark's {TOTAL} prompts are there")
     return {}
   wanted = {int(entry.key): entry for entry in entries}
   numbers = {int(name): name for name in found}

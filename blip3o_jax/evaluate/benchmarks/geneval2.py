@@ -95,7 +95,7 @@ def check(pictures: Path, entries: Sequence[Entry] | None, asked: Asked) -> Repo
 def _prompts(report: Report, prompts: list[str], entries: Sequence[Entry] | None) -> None:
   if entries is None:
     if len(prompts) != TOTAL:
-      report.add(layout.LEFT_OUT, f"{len(prompts)} prompts; the benchmark has {TOTAL}")
+      report.add(layout.LEFT_OUT, f"{len(prompts)} of the benchmark's {TOTAL} prompts are there")
     return
   wanted = [entry.prompt for entry in entries]
   lacks = [prompt for prompt in wanted if prompt not in set(prompts)]

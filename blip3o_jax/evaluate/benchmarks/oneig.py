@@ -149,7 +149,7 @@ def _folder(
     report.of(layout.SOME_WRONG, more, "files have the id of no prompt; diversity counts them")
   elif category in TOTALS and len(by_id) != TOTALS[category]:
     report.add(
-      layout.LEFT_OUT, f"{len(by_id)} prompts of {place}; the benchmark has {TOTALS[category]}"
+      layout.LEFT_OUT, f"{len(by_id)} of the {TOTALS[category]} prompts of {place} are there"
     )
   return {
     f"{place}/{names[0]}": f"{category}/{key}"

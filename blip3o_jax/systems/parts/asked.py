@@ -59,7 +59,7 @@ def texts_of(values: Sequence[str], what: str, words: Sequence[str] = ()) -> lis
   strange = [w for w in dict.fromkeys(re.findall(r"[^\W_]+", said)) if w not in known]
   if strange:
     logging.warning(
-      "this model was trained with %d words and takes others for some of them: %s%s",
+      "words that this model does not know (it was trained with %d), taken for others: %s%s",
       len(known),
       ", ".join(strange[:12]),
       " ..." if len(strange) > 12 else "",

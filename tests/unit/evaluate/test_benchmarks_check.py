@@ -39,7 +39,7 @@ def geneval(tmp_path):
 def test_a_good_folder_of_geneval(geneval):
   folder, prompts = geneval
   assert check("geneval", folder, prompts) == []
-  one(check("geneval", folder), layout.LEFT_OUT, "4 prompts; the benchmark has 553")
+  one(check("geneval", folder), layout.LEFT_OUT, "4 of the benchmark's 553 prompts are there")
 
 
 def rewrite(home: Path) -> None:

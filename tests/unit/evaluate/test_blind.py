@@ -268,4 +268,23 @@ def test_models_are_drawn_first_and_not_again(tmp_path, capsys, monkeypatch):
 def test_usage(args, capsys):
   with pytest.raises(SystemExit):
     cli.main(["compare", *args])
-  assert "usage" in capsys.readouterr().err
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith("blip3o compare: ")
+
+
+def test_two_comparisons_are_not_put_into_one_place(tmp_path, capsys):
+  prompts = ["a red wall", "a blue wall"]
+  a, b = draw(tmp_path / "a", prompts), draw(tmp_path / "b", prompts, 50)
+  out = tmp_path / "out"
+  args = ["compare", str(a), str(b), "--output", str(out)]
+  assert cli.main(args) == 0
+  page = (out / "compare.html").read_bytes()
+  assert cli.main(args) == 0  # the same again
+  assert cli.main([*args, "--seed", "1"]) == 1
+  assert "compare.html: is another comparison" in capsys.readouterr().err
+  assert (out / "compare.html").read_bytes() == page
+  (out / "compare.html").write_text("mine")
+  assert cli.main(args) == 1
+  assert "is another comparison (none of ours)" in capsys.readouterr().err
+  assert cli.main(["compare", str(a), str(a / ".." / "a"), "--output", str(out)]) == 1
+  assert "is A and B; name two folders" in capsys.readouterr().err

@@ -160,6 +160,9 @@ def test_bodies_that_are_no_json(client):
   for body in (b"{", b"\xff", b"[" * 100_000, b"1" * 5000):
     response = client.post(URL, content=body, headers={"Content-Type": "application/json"})
     assert refused(response, None)
+  untyped = client.post(URL, content=b'{"prompt": "a"}', headers={"Content-Type": "text/plain"})
+  assert refused(untyped, None)
+  assert "Content-Type: application/json" in untyped.json()["error"]["message"]
 
 
 def test_a_stream_shows_previews_before_each_picture(client):

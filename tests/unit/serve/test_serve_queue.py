@@ -251,6 +251,21 @@ def test_until_it_is_warm_it_says_so():
       done.result(20)
 
 
+def test_whoever_started_it_is_told():
+  from blip3o_jax.serve import serving
+
+  lines: list[str] = []
+  app = server(StandIn()).config.app
+  running = serving.Server(app, tell=lines.append)
+  with futures.ThreadPoolExecutor(1) as pool:
+    done = pool.submit(running.run, [serving.listen("127.0.0.1", 0)])
+    until(lambda: lines)
+    assert lines == [f"{app.state.service.settings.name}: ready"]
+    running.drain()
+    done.result(20)
+  assert lines[1:] == ["ending: what was taken is finished; a second signal ends at once"]
+
+
 def test_a_model_that_cannot_draw_ends_the_server():
   from blip3o_jax.serve import serving
 
@@ -270,3 +285,10 @@ def test_an_address_that_is_taken_is_an_error_with_its_name():
     port = taken.getsockname()[1]
     with pytest.raises(OSError, match=f"127.0.0.1, port {port}: "):
       serving.listen("127.0.0.1", port)
+
+
+def test_a_host_that_there_is_not_is_named():
+  from blip3o_jax.serve import serving
+
+  with pytest.raises(OSError, match=r"host 127\.0\.0\.1\.1\.1: "):
+    serving.listen("127.0.0.1.1.1", 0)

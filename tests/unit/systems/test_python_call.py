@@ -192,9 +192,9 @@ def test_words_that_a_model_does_not_know(few, model, warned):
   assert not warned()
   few._batches.drawing(["a Crimson circle", "a red città, a red square 4x"], [])
   (line,) = warned()
-  assert line.endswith("takes others for some of them: crimson, città, square, 4x")
+  assert line.endswith("taken for others: crimson, città, square, 4x")
   few._batches.asking(["is there a cat?"], [None])
-  assert "some of them: cat" in warned()[0]
+  assert "taken for others: cat" in warned()[0]
   # A model of any words is given them as they are.
   upper = model._batches.drawing(["A RED circle"], [])["tokens"]
   assert not np.array_equal(upper, model._batches.drawing(["a red circle"], [])["tokens"])

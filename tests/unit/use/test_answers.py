@@ -248,6 +248,8 @@ def test_questions_stand_each_for_itself(call, own, tmp_path):
   system = ("system", "Be kind.", 0)
   assert [said(own, i) for i in (0, 1)] == [[system, ("user", c, 1)] for c in "ab"]
   assert own.asked[0][1] == {"seed": [0]}
+  assert call("c", "--image", "in.png", "--image", "in.png")[0] == 0
+  assert said(own, 0) == [("user", "c", 2)]
   words = ["--length", 9, "--temperature", 0, "--top-k", 0, "--top-p", 0.5, "--seed", 4]
   words += ["--repetition-penalty", 1.2, "--stop", "x", "--stop", "y", "--max-pixels", 784]
   assert call("a", *words, "--guidance", 2)[0] == 0
@@ -325,7 +327,7 @@ def test_wrong_words_of_the_command(call, own, capsys):
   for words in ("--length 0", "--temperature -1", "--output x.jpg", "--top-k x"):
     with pytest.raises(SystemExit):
       call("a", *words.split())
-    assert "error: argument" in capsys.readouterr().err
+    assert "blip3o chat: argument" in capsys.readouterr().err
   status, _, err = call("a", "--top-p", 1.5)
   assert status == 1
   assert "top_p 1.5" in err

@@ -110,7 +110,7 @@ def test_pictures_go_with_their_prompts(model, own):
     ),
     ("generate", ("a",), {"scale": 2.0}, "with the option scale; it takes steps, guidance"),
     ("edit", ([GREY, GREY], "x"), {}, "1 instructions but 2 images"),
-    ("edit", ("x.png", "x"), {}, "images: expected a picture or a list of them"),
+    ("edit", ("x.png", "x"), {}, "images: expected a picture .PIL.Image.open. or a list"),
     ("reconstruct", ([None],), {}, "image 1: expected a picture, got None"),
   ],
 )
@@ -167,6 +167,7 @@ def test_a_png_keeps_what_it_was_asked_for(model, tmp_path):
   np.testing.assert_array_equal(np.asarray(Image.open(path)), made.pixels)
   assert made._repr_png_() == path.read_bytes()
   assert made.image.size == (32, 16)
+  assert repr(made) == f"Picture(32 x 16, prompt 'ein Käfer, 红', seed {2**64 - 1})"
   with pytest.raises(ValueError, match=r"a\.jpg: expected a name that ends in \.png"):
     made.save(tmp_path / "a.jpg")
 
@@ -183,6 +184,8 @@ def test_a_png_of_others_is_refused(tmp_path):
   ):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
       picture.read(tmp_path / name)
+  with pytest.raises(IsADirectoryError, match="is a folder; expected a PNG"):
+    picture.read(tmp_path)
 
 
 def test_a_fingerprint_is_of_names_and_bytes(tmp_path):
@@ -237,6 +240,8 @@ def test_what_the_commands_hand_over(command, own, capsys):
   assert out[1:4] == [f"made/000{i}.png" for i in range(3)]
   assert out[4].startswith("in.png: PSNR ")
   assert Image.open("reconstructed.png").size == (2 * 32 + 2, 16)
+  assert command("edit", "made", "make it red") == 1
+  assert "made: is a folder; expected the file of a picture" in capsys.readouterr().err
   for wrong in ("0x5", "12x", "x", "1x2x3"):
     with pytest.raises(SystemExit):
       command("generate", "a cat", "--size", wrong)

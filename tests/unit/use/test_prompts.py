@@ -122,7 +122,7 @@ def test_the_command_draws_a_file_and_goes_on(tmp_path, monkeypatch, capsys):
   ("words", "said"),
   [
     ([], "expected prompts, or --prompts FILE"),
-    (["a cat", "--prompts", "p.txt"], "expected prompts, or --prompts FILE"),
+    (["a cat", "--prompts", "p.txt"], "prompts, and --prompts FILE as well"),
     (["--prompts", "p.txt", "--output", "x.png"], "--prompts needs --output DIR"),
     (["--prompts", "p.txt"], "--prompts needs --output DIR"),
     (["--prompts", "absent.txt", "--output", "x"], "absent.txt: no such file of prompts"),
