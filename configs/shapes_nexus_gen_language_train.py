@@ -27,8 +27,9 @@ from blip3o_jax.train.run import Train
 from blip3o_jax.train.run import to_config
 
 BATCH = 32
-# What a record of the mixture is, and its share. A quarter of the edits are of pictures of one
-# object: to make a thing red is learned there, where nothing is to be chosen, and hardly elsewhere.
+# What a record of the mixture is, and its share. A quarter of the rows are edits of a picture of
+# one object: to make a thing red is learned there, where nothing is to be chosen, and hardly
+# elsewhere.
 SHARES = {"draw": 0.06, "tune": 0.08, "talk": 0.14, "one": 0.26, "two": 0.2, "edit": 0.26}
 # Vectors of this tower have a variance of 126 a channel where those of the release have about 1:
 # this weight makes of a guess of their mean what the release's makes of one there.

@@ -125,15 +125,14 @@ def _sets(data: Data, name: str, asked: Asked, *, used: bool = False) -> Iterato
     data = dataclasses.replace(data, reading=dataclasses.replace(data.reading, layout=found))
   source = opening.open_source(data)
   pieces = mixed.pieces(source)
+  terms = {"licence": str(licence.note(data.path))} if data.source == "files" else {}
   for piece in pieces:
     said = f"{name} ({piece.name.rpartition('.')[2]})" if len(pieces) > 1 else name
     try:
       facts, shown = checking.check(piece.source, layout, asked)
     except ValueError as error:
       raise ValueError(f"{said}: {error}") from None
-    about: Facts = {"name": said, "path": data.path}
-    if data.source == "files":
-      about["licence"] = str(licence.note(data.path))
+    about: Facts = {"name": said, "path": data.path, **terms}
     if used:
       about["used"] = {"split": data.split, "records": _used(piece.source, data)}
     yield about | facts, shown

@@ -22,9 +22,8 @@ from PIL import Image
 from blip3o_jax.data import shapes
 from blip3o_jax.data.shapes.scenes import GRID
 from blip3o_jax.miniature import scores
-from blip3o_jax.systems.nexus_gen import batches
-from blip3o_jax.systems.nexus_gen import speaking
 from blip3o_jax.systems.nexus_gen import verbs
+from blip3o_jax.systems.nexus_gen.how import How
 
 BATCH = 64
 CHOOSES = ("recolour", "replace", "remove")
@@ -40,10 +39,9 @@ def predicted(model: verbs.Model, edits: Sequence[shapes.Edit], images: np.ndarr
   """The vectors float32[n, 16, D] of what comes of each edit."""
   out = []
   for i in range(0, len(edits), BATCH):
-    shown = [[Image.fromarray(image)] for image in images[i : i + BATCH]]
+    shown = [Image.fromarray(image) for image in images[i : i + BATCH]]
     texts = [edit.instruction for edit in edits[i : i + BATCH]]
-    rows = model._batches.drawing(texts, shown, model.cfg.form.language)
-    out.append(np.asarray(speaking.predict(model.network, batches.batch(rows)))[: len(texts)])
+    out.append(model._vectors(texts, shown, How()))
   return np.concatenate(out)
 
 
