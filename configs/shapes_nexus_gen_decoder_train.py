@@ -5,7 +5,7 @@
     blip3o train --config=configs/shapes_nexus_gen_decoder_train.py:decoder=editing,work=DIR \
       --workdir=DIR/editing
 
-Each needs DIR/start, the run DIR/language, and DIR/told/DECODER: the vectors that the language
+Each needs DIR/start, the run DIR/choosing, and DIR/told/DECODER: the vectors that the language
 model predicts of captions, or of edits with those of the reference, and the pictures. With `live`
 they are computed in every step, which is also what the cache is made of.
 
@@ -37,7 +37,7 @@ from blip3o_jax.train.run import Train
 from blip3o_jax.train.run import to_config
 
 TASKS = {"generation": "generate", "editing": "edit"}
-STEPS = {"generation": 5000, "editing": 6000}
+STEPS = {"generation": 7000, "editing": 6000}
 RECORDS = {"generation": 24_000, "editing": 32_000}
 LENGTHS = {"generation": 104, "editing": 88}
 SCENES = {
@@ -63,7 +63,7 @@ def get_config(arg: str = "") -> ConfigDict:
   home = f"{options.work}/start"
   edits = stage == "editing"
   model = dataclasses.replace(start.begun(Path(home), stage), loss=nexus_gen.Loss(drop=0.1))
-  sources = ["language"]
+  sources = ["choosing"]
   if not edits:
     parts: tuple[nexus.Part, ...] = ("visual", "language", "generator", "autoencoder", "constants")
     model = dataclasses.replace(model, parts=parts, told="predicted")

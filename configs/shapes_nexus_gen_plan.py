@@ -5,6 +5,7 @@ and the autoencoder of the miniature BLIP3-o that ships with the package:
 
     start       DIR/start: these, the language model two layers deeper, in the released layout
     language    answers, and vectors that are predicted of captions and edits     all cores
+    choosing    the same, mostly of which of several objects is edited            all cores
     told        what it predicts of other captions and edits, kept                all cores
     generation  the generation decoder on what was predicted of captions          all cores
     editing     the editing decoder on what was predicted of edits, beside the
@@ -29,6 +30,7 @@ from blip3o_jax.miniature.plans import Plan
 
 CONFIGS = {
   "language": "shapes_nexus_gen_language_train",
+  "choosing": "shapes_nexus_gen_language_train",
   "generation": "shapes_nexus_gen_decoder_train",
   "editing": "shapes_nexus_gen_decoder_train",
 }
@@ -36,14 +38,20 @@ PHASES: dict[Kind, tuple[Phase, ...]] = {
   "shipped": tuple(
     ((stage,),)
     for stage in (
-      *("start", "language", "told", "generation", "editing"),
+      *("start", "language", "choosing", "told", "generation", "editing"),
       *("export", "score", "report"),
     )
   )
 }
 TITLE = "Nexus-Gen, the miniature"
 # A run -> the curve that it belongs to.
-RUNS = {"language": "understanding", "generation": "generation", "editing": "editing"}
+RUNS = {
+  "language": "understanding",
+  "choosing": "understanding",
+  "generation": "generation",
+  "editing": "editing",
+}
+LANGUAGE = ("language", "choosing")
 SIDE = 64
 FITTED = 256  # pictures that the head is fitted on
 MORE = 2  # layers: to find what is asked for and to copy the rest are things of their own
@@ -64,9 +72,11 @@ def get_plan() -> Plan:
 
 
 def arguments(stage: str, work: Path) -> Mapping[str, Any]:
-  """Words of a training stage's config: which of the decoders it is."""
+  """Words of a training stage's config: which run, or which of the decoders, it is."""
   del work
-  return {} if stage == "language" else {"decoder": stage}
+  if stage in LANGUAGE:
+    return {"choosing": stage == "choosing"}
+  return {"decoder": stage}
 
 
 def summary(found: Mapping[str, Any]) -> str:
@@ -163,7 +173,7 @@ def curve(call: Call) -> Found:
 
   def rate(name: str, step: int) -> float:
     model = _model(call.work / name, step)
-    if name == "language":
+    if name in LANGUAGE:
       return scores.understanding(model, count, seed=seed)[0]["overall"]["rate"]
     if name == "generation":
       return scores.mean(scores.generation(model, asked, seed=seed)[0], shapes.CATEGORIES)

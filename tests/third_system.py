@@ -67,6 +67,8 @@ class Sew:
 
 
 class Model:
+  words = ()
+
   def __init__(self, quilt, words):
     self.quilt, self.sew = quilt, Sew(None, words, LENGTH)
 

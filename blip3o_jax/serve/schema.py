@@ -125,6 +125,7 @@ class ServedModel(BaseModel):
   size: str | None = Field(description="the same, as requests write it")
   steps: int | None = Field(description="num_inference_steps, unless given")
   guidance: float | None = Field(description="guidance_scale, unless given")
+  words: list[str] = Field(description="all that it knows, in small letters; empty for any")
   picture_tokens: int
   prompts: list[str]
   questions: list[str]

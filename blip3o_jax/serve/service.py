@@ -25,6 +25,7 @@ from blip3o_jax.serve.worker import Worker
 
 Out = TypeVar("Out")
 IGNORED = "X-Ignored-Fields"
+UNKNOWN = "X-Unknown-Words"
 NAMED = 20  # of them, at most
 
 
@@ -132,6 +133,7 @@ class Service:
         size=None if side is None else f"{side[1]}x{side[0]}",
         steps=draws.get("steps"),
         guidance=draws.get("guidance"),
+        words=list(model.words),
         picture_tokens=facts.tokens,
         prompts=list(self.settings.prompts),
         questions=list(self.settings.questions),
@@ -150,13 +152,16 @@ def of(request: Request) -> Service:
   return found
 
 
-def ignored(names: Sequence[str]) -> dict[str, str]:
-  """The header that names fields without effect."""
+def noted(own: Service, fields: Sequence[str], texts: Sequence[str]) -> dict[str, str]:
+  """Headers that name fields without effect, and words of texts that the model does not know."""
+  named = {IGNORED: fields, UNKNOWN: own.model.unknown_words(*texts)}
+  return {header: ", ".join(_plain(names)) for header, names in named.items() if names}
+
+
+def _plain(names: Sequence[str]) -> list[str]:
+  """The first of some names, as a header may hold them."""
   words = [name.encode("ascii", "replace").decode()[:50] for name in names[:NAMED]]
-  clean = [
-    "".join(c if c.isalnum() or c in "_-.[]" else "?" for c in word) or "?" for word in words
-  ]
-  return {IGNORED: ", ".join(clean)} if clean else {}
+  return ["".join(c if c.isalnum() or c in "_-.[]" else "?" for c in word) or "?" for word in words]
 
 
 async def aside(call: Callable[..., Out], *args: Any) -> Out:

@@ -79,12 +79,13 @@ async def start(request: Request, body: ChatRequest) -> Plan:
   talk, pixels = await _conversation(own, body.messages)
   job, mailbox = own.job("stream" if body.stream else "chat", options, pixels=pixels)
   job.add(messages=talk, seed=secrets.randbelow(2**32) if body.seed is None else body.seed)
+  idle = [*body.unknown, *(name for name in IDLE if getattr(body, name) is not None)]
   return Plan(
     own,
     bool(body.stream),
     bool(body.stream_options and body.stream_options.include_usage),
     own.follow(job, mailbox, request),
-    service.ignored([*body.unknown, *(n for n in IDLE if getattr(body, n) is not None)]),
+    service.noted(own, idle, _texts([m for m in body.messages if m.role == "user"])),
   )
 
 
@@ -118,10 +119,8 @@ def _options(own: Service, body: ChatRequest) -> dict[str, Any]:
 
 async def _conversation(own: Service, messages: Sequence[Message]) -> tuple[Conversation, int]:
   """The conversation with its pictures decoded, and how many pixels they have."""
-  whole = [m.content for m in messages if isinstance(m.content, str)]
+  own.check_text("".join(_texts(messages)), "messages", empty=True)
   cut = [part for m in messages if not isinstance(m.content, str) for part in m.content]
-  texts = whole + [part.text for part in cut if isinstance(part, TextPart)]
-  own.check_text("".join(texts), "messages", empty=True)
   shown = [part for part in cut if isinstance(part, ImagePart)]
   if len(shown) > own.settings.limits.images:
     raise Refused(
@@ -147,6 +146,17 @@ async def _conversation(own: Service, messages: Sequence[Message]) -> tuple[Conv
         parts.append({"type": "text", "text": part.text})
     talk.append({"role": role, "content": parts})
   return talk, pixels
+
+
+def _texts(messages: Sequence[Message]) -> list[str]:
+  """All that messages say."""
+  out: list[str] = []
+  for message in messages:
+    if isinstance(message.content, str):
+      out.append(message.content)
+    else:
+      out += [part.text for part in message.content if isinstance(part, TextPart)]
+  return out
 
 
 async def _picture(own: Service, url: str, param: str) -> Any:

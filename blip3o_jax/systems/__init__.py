@@ -162,6 +162,7 @@ class System(Protocol):
   def load(self, directory: Path, *, dtype: Dtype, memory: Memory | None = None) -> Any:
     """A loaded model with the verbs of VERBS, as `use.model` calls them; `memory`: how it lies.
 
+    `words`: all that it knows, in small letters; empty for any.
     `takes(verb) -> {option: what it is unless given}` of each verb, and for a model that can
     reconstruct `encode(images) -> float32[n, ...]`, what its pixel decoder is given of them.
     `generate(prompts, seeds, **options) -> uint8[n, H, W, 3]`, options of the command that were

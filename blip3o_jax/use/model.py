@@ -87,11 +87,13 @@ class Model(chatting.Chats):
     name: as it was asked for. system: whose model it is.
     dtype: it computes in, with what else changes its results: "float32", "bfloat16+int8+tile512".
     verbs: what it can do, of "generate", "chat", "edit" and "reconstruct".
+    words: all that a model of few words knows, in small letters; empty for a model of any words.
   """
 
   def __init__(self, opened: opening.Opened, verbs: Sequence[str]):
     self.name, self.system, self.dtype = opened.name, opened.system, opened.dtype
     self.verbs = tuple(verbs)
+    self.words: tuple[str, ...] = tuple(opened.model.words)
     self._own = opened.model
     self._fingerprint = opening.Fingerprint(opened.directory)
 
@@ -112,6 +114,10 @@ class Model(chatting.Chats):
   def tokens(self, text: str) -> int:
     """How many tokens a text is to the model, without what its template adds."""
     return len(self._own.tokenizer.encode(text))
+
+  def unknown_words(self, *texts: str) -> list[str]:
+    """Those of texts that are none of `words`, in small letters: they are taken for others."""
+    return asked.unknown(texts, self.words)
 
   # Pictures --------------------------------------------------------------------------------------
 

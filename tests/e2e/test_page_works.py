@@ -195,3 +195,24 @@ def test_the_shipped_miniature(opened: Open) -> None:
   page.click("[aria-label='Reconstruct this picture'] >> nth=0")
   page.click("#work-go")
   wait_for(page, "#pairs .open", 2)
+
+
+def test_words_that_the_model_does_not_know_are_said_while_they_are_typed(opened: Open) -> None:
+  model = StandIn(("generate", "chat", "edit"))
+  model.words = ("a", "red", "circle", "what", "is", "it")
+  page = opened(model)
+  note = page.locator("#prompt-words")
+  page.fill("#prompt", "A red circle, a crimson CIRCLE: круг")
+  assert note.inner_text() == "Not among the 6 words of this model: crimson, круг"
+  assert note.get_attribute("title") == "It knows a, red, circle, what, is, it."
+  page.fill("#prompt", "a red circle")
+  assert note.is_hidden()
+  page.click("#tab-ask")
+  page.fill("#question", "what is <image> the?")
+  assert page.locator("#question-words").inner_text().endswith(": image, the")
+  page.keyboard.press("Enter")
+  page.wait_for_selector(".assistant >> text=you said")
+  assert page.locator("#question-words").is_hidden()  # the field is empty again
+  page.click("#tab-rework")
+  page.fill("#told", "paint it red")
+  assert page.locator("#told-words").inner_text().endswith(": paint")

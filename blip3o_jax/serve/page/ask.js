@@ -2,9 +2,10 @@
 
 import { events, Fault, request } from "./api.js";
 import { sendOnEnter } from "./drawing.js";
-import { by, examples, icon, iconButton, make, showFault } from "./elements.js";
+import { by, examples, fill, icon, iconButton, make, showFault } from "./elements.js";
 import { ofFile, takeFiles } from "./files.js";
 import { copy, dataUrl, drop, ofDataUrl, opener, shown } from "./pictures.js";
+import { noteWords } from "./words.js";
 
 export class Ask {
   #app;
@@ -31,6 +32,7 @@ export class Ask {
   /** What the model is, once it is known. */
   start(model) {
     by("ask-sample").closest("p").hidden = !model.verbs.includes("generate");
+    noteWords(by("question"), "question-words", model.words);
     examples(by("questions"), model.questions, (question) => this.#example(question));
   }
 
@@ -67,7 +69,7 @@ export class Ask {
   }
 
   #example(question) {
-    by("question").value = question;
+    fill(by("question"), question);
     by("question").focus();
     if (this.#running) return;
     if (this.#shown.length || this.#turns.length) this.#submit();
@@ -105,8 +107,7 @@ export class Ask {
     this.#add("user", [...this.#shown.map((picture) => ({ picture })), { text }]);
     this.#shown = [];
     this.#showShown();
-    by("question").value = "";
-    grow(by("question"));
+    fill(by("question"), "");
     this.#answer();
   }
 

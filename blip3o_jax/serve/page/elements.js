@@ -23,6 +23,12 @@ export function make(tag, own = {}, ...children) {
   return made;
 }
 
+/** Puts a text into a field, as if it was typed. */
+export function fill(field, text) {
+  field.value = text;
+  field.dispatchEvent(new Event("input", { bubbles: true }));
+}
+
 /** A drawing of the sprite in index.html. */
 export function icon(name) {
   const svg = document.createElementNS(SVG, "svg");

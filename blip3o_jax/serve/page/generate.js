@@ -11,8 +11,9 @@ import {
   Toggle,
   wrong,
 } from "./drawing.js";
-import { by, count, examples, iconButton, make, sayAloud, showFault } from "./elements.js";
+import { by, count, examples, fill, iconButton, make, sayAloud, showFault } from "./elements.js";
 import { drop } from "./pictures.js";
+import { noteWords } from "./words.js";
 
 const COUNTS = 8;
 const KEPT = 40; // prompts in the gallery
@@ -45,8 +46,9 @@ export class Generate {
   start(model) {
     setNumber("steps", model.options.generate.steps);
     setNumber("guidance", model.options.generate.guidance);
+    noteWords(by("prompt"), "prompt-words", model.words);
     examples(by("prompts"), model.prompts, (text) => {
-      by("prompt").value = text;
+      fill(by("prompt"), text);
       if (!this.#toggle.running) this.#submit();
     });
     tellShort();
@@ -76,7 +78,7 @@ export class Generate {
     const n = countAsked();
     let first = seed + 1;
     for (let i = 0; i < n; i++) if (taken.has(first + i)) [first, i] = [first + i + 1, -1];
-    by("prompt").value = run.prompt;
+    fill(by("prompt"), run.prompt);
     by("seed").value = first;
     by("fresh").checked = false;
     if (run.steps !== undefined) setNumber("steps", run.steps);

@@ -14,6 +14,7 @@ import {
 import { by, iconButton, make, sayAloud, showFault } from "./elements.js";
 import { ofFile, takeFiles } from "./files.js";
 import { copy, drop, fileName, markSmall, opener } from "./pictures.js";
+import { noteWords } from "./words.js";
 
 const KEPT = 20; // results
 // Options of a model, by their names in requests.
@@ -56,6 +57,7 @@ export class Rework {
     by("told-field").hidden = verb !== "edit";
     by("work-sample").closest("p").hidden = !model.verbs.includes("generate");
     this.#toggle.idle = verb === "edit" ? "Edit" : "Reconstruct";
+    noteWords(by("told"), "told-words", model.words);
     if (verb === "edit") {
       by("work-title").textContent = "Change a picture";
       by("work-about").textContent =

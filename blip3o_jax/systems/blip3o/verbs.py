@@ -58,6 +58,7 @@ class Model:
     cfg, settings: sizes and settings.
     system, decoder: the networks (decoder None without pixels).
     tokenizer: of the directory.
+    words: see `systems.System.load`.
   """
 
   def __init__(
@@ -69,6 +70,7 @@ class Model:
     tokenizer: Tokenizer,
   ):
     self.cfg, self.settings, self.tokenizer = cfg, settings, tokenizer
+    self.words = settings.words
     self.system, self.decoder = system, decoder
     self._batches = batches.Batches(cfg, settings, tokenizer)
     self._null: np.ndarray | None = None

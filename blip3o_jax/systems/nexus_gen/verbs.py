@@ -72,6 +72,7 @@ class Model:
   Attributes:
     cfg, settings: sizes and settings. network: of `model.NexusGen`, the parts that its files hold.
     tokenizer: of the directory. choice: how the ids of answers are chosen. home: the directory.
+    words: see `systems.System.load`.
   """
 
   def __init__(
@@ -83,7 +84,7 @@ class Model:
     choice: answer_files.Choice,
     home: Path = Path("."),
   ):
-    self.cfg, self.settings, self.network = cfg, settings, network
+    self.cfg, self.settings, self.network, self.words = cfg, settings, network, settings.words
     self.tokenizer, self.choice, self.home = tokenizer, choice, home
     self._batches = batches.Batches(cfg, settings, tokenizer)
 

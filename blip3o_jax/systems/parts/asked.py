@@ -54,17 +54,22 @@ def texts_of(values: Sequence[str], what: str, words: Sequence[str] = ()) -> lis
       raise ValueError(f"{what} {i + 1} is empty; say what is wanted")
   if not words:
     return list(values)
-  known, texts = set(words), [text.lower() for text in values]
-  said = " ".join(texts).replace(chat.MARK, " ")
-  strange = [w for w in dict.fromkeys(re.findall(r"[^\W_]+", said)) if w not in known]
-  if strange:
+  texts = [text.lower() for text in values]
+  if strange := unknown(texts, words):
     logging.warning(
       "words that this model does not know (it was trained with %d), taken for others: %s%s",
-      len(known),
+      len(words),
       ", ".join(strange[:12]),
       " ..." if len(strange) > 12 else "",
     )
   return texts
+
+
+def unknown(texts: Iterable[str], words: Collection[str]) -> list[str]:
+  """Words of texts, in small letters, that a model of few `words` does not know; empty for any."""
+  known = frozenset(words)
+  said = " ".join(texts).lower().replace(chat.MARK, " ")
+  return [w for w in dict.fromkeys(re.findall(r"[^\W_]+", said)) if known and w not in known]
 
 
 def images_of(

@@ -63,14 +63,16 @@ class StandIn:
   """A model with the methods that a server needs.
 
   Attributes:
-    calls: (verb, seeds or conversations, options) of each call. pause: seconds of a step.
-    go: an event without which no step is done. steps: that were done in all.
+    words: see `blip3o_jax.Model`. calls: (verb, seeds or conversations, options) of each call.
+    pause: seconds of a step. go: an event without which no step is done.
+    steps: that were done in all.
   """
 
   system, fingerprint = "blip3o", "blake3:" + "0123456789abcdef" * 4
 
   def __init__(self, verbs: tuple[str, ...] = ("generate", "chat", "reconstruct")):
     self.verbs, self.calls, self.pause = verbs, [], 0.0
+    self.words: tuple[str, ...] = ()
     self.go, self.steps = threading.Event(), 0
     self.go.set()
 
@@ -84,6 +86,9 @@ class StandIn:
 
   def tokens(self, text: str) -> int:
     return len(text.split())
+
+  def unknown_words(self, *texts: str) -> list[str]:
+    return [w for text in texts for w in text.split() if self.words and w not in self.words]
 
   def features(self, images: Any) -> np.ndarray:
     return np.zeros((len(images), 2, 2, 8), np.float32)

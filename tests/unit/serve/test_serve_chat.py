@@ -34,6 +34,14 @@ def test_an_answer(client, model):
   assert model.calls[-1][1:] == ([{"role": "user", "content": "hello"}], {"length": 256})
 
 
+def test_words_of_users_that_the_model_does_not_know_are_named(client, model):
+  model.words = ("hello",)
+  asked = {"role": "user", "content": [{"type": "text", "text": "hello you"}]}
+  talk = [asked, {"role": "assistant", "content": "words"}, {"role": "user", "content": "there"}]
+  answer = client.post(URL, json={"messages": talk})
+  assert answer.headers["x-unknown-words"] == "you, there"
+
+
 def test_pictures_and_turns_reach_the_model(client, model, png):
   shown = {"type": "image_url", "image_url": {"url": url(png), "detail": "low"}}
   talk = [
@@ -64,6 +72,7 @@ def test_options_reach_the_model(client, model):
     extra_body={"top_k": -1},
   )
   assert answer.headers["x-ignored-fields"] == "extra, user"
+  assert "x-unknown-words" not in answer.headers
   assert model.calls[-1][2] == {
     "length": 9,
     "temperature": 0.5,

@@ -107,6 +107,17 @@ def test_what_changes_nothing_is_named_in_a_header(client):
   assert "x-ignored-fields" not in quiet.headers
 
 
+def test_words_that_the_model_does_not_know_are_named_in_a_header(client, model):
+  assert "x-unknown-words" not in draw(client, prompt="a crimson circle").headers
+  model.words = ("a", "red", "circle")
+  assert "x-unknown-words" not in draw(client, prompt="a red circle").headers
+  answer = draw(client, prompt="a crimson круг circle", style="vivid")
+  assert answer.headers["x-unknown-words"] == "crimson, ????"
+  assert answer.headers["x-ignored-fields"] == "style"
+  told = client.get("/v1/models").json()["data"][0]["blip3o"]
+  assert told["words"] == ["a", "red", "circle"]
+
+
 @pytest.mark.parametrize(
   ("field", "value"),
   [

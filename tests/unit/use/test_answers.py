@@ -25,6 +25,8 @@ TAKES = {**talking.takes(0.5, decoding.Limits(top_k=7, penalty=1.1)), "scale": N
 class Own:
   """A system's model that says the last words again, letter by letter; to "draw" with pictures."""
 
+  words: tuple[str, ...] = ()
+
   def __init__(self) -> None:
     self.asked: list[tuple[Any, dict[str, Any]]] = []
     self.heard = 0

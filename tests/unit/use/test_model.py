@@ -22,6 +22,8 @@ VERBS = ("generate", "edit", "reconstruct")
 class Own:
   """A system's model that keeps what it is asked for; a picture is its seed and its place."""
 
+  words: tuple[str, ...] = ()
+
   def __init__(self) -> None:
     self.asked: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
 
@@ -215,6 +217,17 @@ def command(model, monkeypatch, tmp_path):
   monkeypatch.chdir(tmp_path)
   GREY.save("in.png")
   return lambda *args: cli.main([*args[:1], "--model", "x", *args[1:]])
+
+
+def test_words_that_a_model_of_few_does_not_know(own, tmp_path):
+  assert blip3o_jax.load().unknown_words("A Crimson circle", "crimson <image> blob") == [
+    "crimson",
+    "blob",
+  ]
+  assert "crimson" not in blip3o_jax.load().words
+  any_word = using.Model(opening.Opened("here", tmp_path, "toy", "float32", own), VERBS)
+  assert any_word.words == ()
+  assert any_word.unknown_words("a crimson circle") == []
 
 
 def test_what_the_commands_hand_over(command, own, capsys):
