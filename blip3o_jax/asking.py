@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
+import dataclasses
 import math
 from pathlib import Path
 import re
@@ -111,7 +112,7 @@ def add_texts(parser: argparse.ArgumentParser, what: str) -> None:
   parser.add_argument(
     "--image",
     type=Path,
-    action="append" if what == "question" else "store",
+    action="append",
     help=f"a picture that each {what} begins with{several}",
   )
   add_shown(parser)
@@ -264,6 +265,14 @@ def open_image(path: Path, friendly: bool) -> Any:
     raise FileNotFoundError(f"{path}: no such image file")
   with warnings.catch_warnings(action="ignore"):  # Pillow's, of damaged EXIF and of large photos
     return images.decode(path.read_bytes(), str(path), friendly=friendly)
+
+
+def made_of(pictures: Sequence["Picture"], paths: Sequence[Path]) -> list["Picture"]:
+  """Pictures whose metadata name the files, without folders, that they were made of, one each."""
+  return [
+    dataclasses.replace(made, settings={**made.settings, "image": path.name})
+    for made, path in zip(pictures, paths, strict=True)
+  ]
 
 
 def save(pictures: Sequence["Picture"], output: Path) -> list[Path]:

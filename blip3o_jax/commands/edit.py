@@ -30,5 +30,5 @@ def run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
       progress=progress,
       **asking.given(options, (*DRAWING, "max_pixels")),
     )
-  asking.save(pictures, options.output)
+  asking.save(asking.made_of(pictures, [options.image] * len(pictures)), options.output)
   return 0

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import functools
 from pathlib import Path
 import sys
+from typing import Any
 
 from blip3o_jax import asking
 
@@ -31,12 +32,13 @@ def run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
     parser.error("prompts, and --prompts FILE as well: expected one of them")
   if not options.prompt and options.prompts is None:
     parser.error("expected prompts, or --prompts FILE")
+  if len(options.image or ()) > 1:
+    parser.error("--image several times: a prompt begins with one picture")
   if options.prompts is not None:
     if options.output.suffix.lower() == ".png":
       parser.error("--prompts needs --output DIR, a folder")
     return _many(options)
-  count = len(options.prompt)
-  shown = [asking.open_image(options.image, options.friendly)] * count if options.image else []
+  shown = _shown(options, len(options.prompt))
   model = asking.load(options, "generate")
   with asking.bar() as progress:
     pictures = model.generate(
@@ -47,8 +49,16 @@ def run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
       progress=progress,
       **asking.given(options, (*DRAWING, "max_pixels")),
     )
-  asking.save(pictures, options.output)
+  asking.save(
+    asking.made_of(pictures, options.image * len(pictures)) if options.image else pictures,
+    options.output,
+  )
   return 0
+
+
+def _shown(options: argparse.Namespace, count: int) -> list[Any]:
+  """The picture before each of so many prompts; none where none is given."""
+  return [asking.open_image(path, options.friendly) for path in options.image or ()] * count
 
 
 def _many(options: argparse.Namespace) -> int:
@@ -60,7 +70,7 @@ def _many(options: argparse.Namespace) -> int:
 
   shown = None
   if options.image:
-    image = asking.open_image(options.image, options.friendly)
+    (image,) = _shown(options, 1)
     shown = image.copy
   found = prompts.jobs(options.prompts, seed=options.seed, number=options.number, shown=shown)
   present.writable(options.output)

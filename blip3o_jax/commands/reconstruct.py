@@ -35,6 +35,7 @@ def run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
   with asking.bar() as progress:
     told = asking.given(options, DRAWING)
     made = model.reconstruct(images, options.seed, progress=progress, **told)
+  made = asking.made_of(made, options.image)
   shown_as, made_as = (
     model.features(x).reshape(len(x), -1).astype(np.float64) for x in (images, _of(made))
   )

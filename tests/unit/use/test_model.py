@@ -241,13 +241,22 @@ def test_what_the_commands_hand_over(command, own, capsys):
   assert [i.size for i in images] == [GREY.size] * 2
   drawn = {"size": (512, 768), "steps": 20, "scale": 1.5, "language": "zh"}
   assert options == {**drawn, "decoder": "generator", "max_pixels": 7840}
-  assert len(picture.read("o.png")["pictures"]) == 2
+  edited = picture.read("o.png")["pictures"]
+  assert [(f["prompt"], f["image"]) for f in edited] == [
+    ("make it red", "in.png"),
+    ("and blue", "in.png"),
+  ]
   assert command("generate", "a cat", "-n", "3", "--output", "made", *size) == 0
   assert own.asked.pop() == ("generate", (["a cat"] * 3, [0, 1, 2]), drawn)
   found = [picture.read(f"made/000{i}.png") for i in range(3)]
   assert [(f["prompt"], f["seed"]) for f in found] == [("a cat", i) for i in range(3)]
   assert command("reconstruct", "in.png", "--size", "64") == 0
   assert own.asked.pop()[2] == {"size": (64, 64)}
+  assert picture.read("reconstructed.png")["image"] == "in.png"
+  assert command("generate", "a cat", "--image", "in.png", "--output", "shown.png", *size) == 0
+  assert own.asked.pop()[2]["images"][0].size == GREY.size
+  assert picture.read("shown.png")["image"] == "in.png"
+  assert "image" not in found[0]
   out = capsys.readouterr().out.splitlines()
   assert out[0] == "o.png"
   assert out[1:4] == [f"made/000{i}.png" for i in range(3)]
@@ -255,6 +264,9 @@ def test_what_the_commands_hand_over(command, own, capsys):
   assert Image.open("reconstructed.png").size == (2 * 32 + 2, 16)
   assert command("edit", "made", "make it red") == 1
   assert "made: is a folder; expected the file of a picture" in capsys.readouterr().err
+  with pytest.raises(SystemExit):
+    command("generate", "a cat", "--image", "in.png", "--image", "in.png")
+  assert "--image several times: a prompt begins with one picture" in capsys.readouterr().err
   for wrong in ("0x5", "12x", "x", "1x2x3"):
     with pytest.raises(SystemExit):
       command("generate", "a cat", "--size", wrong)
