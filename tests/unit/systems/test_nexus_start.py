@@ -1,8 +1,19 @@
-"""What a miniature starts from: a deeper language model, whose new layers change nothing."""
+"""What a miniature starts from: a deeper language model, whose new layers change nothing; an
+adapter that takes vectors as if they were white."""
+
+from pathlib import Path
+import re
 
 import numpy as np
+from safetensors.numpy import load_file
 
+from blip3o_jax import config
+from blip3o_jax.data import shapes
+from blip3o_jax.miniature import plans
 from blip3o_jax.systems.nexus_gen import start
+from blip3o_jax.systems.nexus_gen import verbs
+
+CONFIGS = Path(__file__).parents[3] / "configs"
 
 READ, WRITES, NORM = "self_attn.q_proj.weight", "mlp.down_proj.weight", "input_layernorm.weight"
 
@@ -25,3 +36,46 @@ def test_layers_are_added_behind_the_last_and_add_nothing():
       np.testing.assert_array_equal(
         out[f"model.layers.{i}.{name}"], given[f"model.layers.1.{name}"]
       )
+
+
+def test_an_adapter_takes_vectors_as_if_they_were_white():
+  rng = np.random.default_rng(0)
+  mixed = rng.normal(size=(6, 6)) * [30, 9, 5, 3, 2, 1.5]
+  vectors = (rng.normal(size=(4000, 6)) @ mixed.T + 100).astype(np.float32)
+  first = start._white(vectors, np.eye(6, dtype=np.float32))
+  found = vectors @ first["kernel"] + first["bias"]
+  np.testing.assert_allclose(found.mean(0), 0, atol=0.01)
+  variances = np.linalg.eigvalsh(np.cov(vectors.T))
+  left = np.linalg.eigvalsh(np.cov(found.T))
+  np.testing.assert_allclose(left, variances / (variances + start.LEAST * variances[-1]), rtol=0.01)
+  turned = rng.normal(size=(6, 4)).astype(np.float32)
+  other = start._white(vectors, turned)
+  np.testing.assert_allclose(
+    vectors @ other["kernel"] + other["bias"], found @ turned, rtol=1e-3, atol=1e-3
+  )
+
+
+def test_the_miniature_starts_with_a_generation_decoder_that_is_fitted_and_stays_so(tmp_path):
+  plan = plans.read(CONFIGS, "nexus_gen")
+  plan.made["start"](plans.Call(tmp_path, plans.REHEARSED, config.load))
+  home = tmp_path / "start"
+  stored = load_file(home / "generation_decoder.safetensors")
+  loaded = verbs.load(home)
+  assert set(loaded.cfg.parts) >= {"visual", "language", "generator", "autoencoder", "constants"}
+  pictures = shapes.render_many([shapes.scene(1, i, "generator") for i in range(64)])
+  seen = loaded.seen(pictures).reshape(-1, loaded.cfg.backbone.dim)
+  rough, white = (
+    seen @ stored["adapter.0.weight"].T + bias for bias in (0, stored["adapter.0.bias"])
+  )
+  # Other pictures than those of the fit: what is the same of all vectors is next to nothing now.
+  assert np.square(rough.mean(0)).sum() > 100 * np.square(white.mean(0)).sum()
+  assert np.square(white.mean(0)).sum() < 0.1 * white.var(0).sum()
+  for decoder, fitted in (("generation", False), ("editing", True)):
+    cfg = config.load(
+      f"{CONFIGS}/shapes_nexus_gen_decoder_train.py:live,decoder={decoder},work={tmp_path}"
+    )
+    (pattern,) = cfg.trainable
+    part = {"generation": "generator", "editing": "editor"}[decoder]
+    assert bool(re.fullmatch(pattern, f"{part}/adapter/linear_in/kernel")) == fitted
+    assert re.fullmatch(pattern, f"{part}/adapter/linear_out/kernel")
+    assert re.fullmatch(pattern, f"{part}/dit/double/attn/q/kernel")
