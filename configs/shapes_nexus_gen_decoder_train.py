@@ -80,6 +80,7 @@ def get_config(arg: str = "") -> ConfigDict:
   else:
     told = f"{options.work}/told/{stage}"
     data = dataclasses.replace(data, path=told, features=True, cache=True)
+  every = max(1, steps // 8)
   train = Train(
     steps=steps,
     batch=64,
@@ -89,7 +90,7 @@ def get_config(arg: str = "") -> ConfigDict:
     ema_decay=0.995,
     init_from=(home, *(f"{options.work}/{source}" for source in sources)),
     optimizer=Optimizer(name="muon", lr=1.5e-3, lr_end=1e-4, muon_lr=5e-3, warmup_steps=50),
-    checkpoint=Checkpoint(every_steps=max(1, steps // 8), keep=1, keep_every=max(1, steps // 4)),
+    checkpoint=Checkpoint(every_steps=every, keep=1, keep_every=2 * every),
     log=Log(every=10),
   )
   out = to_config("nexus_gen", model, train, data)

@@ -89,6 +89,7 @@ def get_config(arg: str = "") -> ConfigDict:
       for name, weight in SHARES[run].items()
     ),
   )
+  every = max(1, steps // 8)
   rate = 3e-3 if options.choosing else 4e-3
   train = Train(
     steps=steps,
@@ -97,7 +98,7 @@ def get_config(arg: str = "") -> ConfigDict:
     trainable=("backbone/.*", "vision_head/.*", "slots/.*"),
     init_from=(home, f"{options.work}/language") if options.choosing else (home,),
     optimizer=Optimizer(name="muon", lr=rate / 2, lr_end=1e-5, muon_lr=rate, warmup_steps=50),
-    checkpoint=Checkpoint(every_steps=max(1, steps // 8), keep=1, keep_every=max(1, steps // 4)),
+    checkpoint=Checkpoint(every_steps=every, keep=1, keep_every=2 * every),
     log=Log(every=10),
   )
   out = to_config("nexus_gen", model, train, data)
