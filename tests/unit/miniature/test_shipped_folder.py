@@ -61,6 +61,8 @@ def test_a_file_too_many_is_named(home):
 class Echo:
   """A model that computes nothing."""
 
+  words = ()
+
   def takes(self, verb: str) -> dict[str, Any]:
     return {}
 
