@@ -37,8 +37,8 @@ from blip3o_jax.train.run import Train
 from blip3o_jax.train.run import to_config
 
 TASKS = {"generation": "generate", "editing": "edit"}
-STEPS = {"generation": 7000, "editing": 6000}
-RECORDS = {"generation": 24_000, "editing": 32_000}
+STEPS = {"generation": 3500, "editing": 3000}
+RECORDS = {"generation": 12_000, "editing": 16_000}
 LENGTHS = {"generation": 104, "editing": 88}
 SCENES = {
   "generation": Mixture(categories=shapes.CATEGORIES, seed=1),

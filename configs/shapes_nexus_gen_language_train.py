@@ -32,7 +32,7 @@ from blip3o_jax.train.run import Train
 from blip3o_jax.train.run import to_config
 
 BATCH = 32
-STEPS = {"language": 16_000, "choosing": 20_000}
+STEPS = {"language": 6000, "choosing": 10_000}
 # What a record of the mixture is, and its share. A quarter of the first run's rows are edits of a
 # picture of one object: to make a thing red is learned there, where nothing is to be chosen, and
 # hardly elsewhere.
