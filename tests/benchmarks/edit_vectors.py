@@ -1,10 +1,11 @@
 """What the miniature Nexus-Gen's language model tells of edits, before a decoder paints it.
 
-    python tests/benchmarks/edit_vectors.py DIR [--number 100]
+    python tests/benchmarks/edit_vectors.py DIR [--number 100] [--paint]
 
 DIR is the model or the run of its language model. Each predicted vector is named by the nearest
 mean of the vectors that the vision tower sees: of each kind of object, and of the empty cell. An
-edit is right where all 16 cells are.
+edit is right where all 16 cells are. With --paint also what the editing decoder of a model makes of
+the predicted vectors, and of those that the tower sees of the pictures that should come out.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from PIL import Image
 
 from blip3o_jax.data import shapes
 from blip3o_jax.data.shapes.scenes import GRID
+from blip3o_jax.evaluate.shapes import edits as edit_scorer
 from blip3o_jax.miniature import scores
 from blip3o_jax.systems.nexus_gen import verbs
 from blip3o_jax.systems.nexus_gen.how import How
@@ -79,10 +81,24 @@ def fault(edit: shapes.Edit, told: Sequence[tuple[str, str] | None]) -> str:
   return "others change as well" if target in changed else "another changes"
 
 
+def painted(
+  model: verbs.Model, edits: Sequence[shapes.Edit], images: np.ndarray, told: np.ndarray
+) -> str:
+  """The rates of edits that the editing decoder paints, told these vectors, edit i with seed i."""
+  out = []
+  for i in range(0, len(edits), BATCH):
+    reference = model.reference([Image.fromarray(image) for image in images[i : i + BATCH]])
+    seeds = range(i, i + len(reference))
+    out.append(model._paint(told[i : i + BATCH], seeds, How(), "editor", reference))
+  rates = edit_scorer.score_edits(np.concatenate(out), edits)
+  return ", ".join(f"{kind} {rates[kind]['rate']:.2f}" for kind in (*shapes.EDITS, "overall"))
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("model", type=Path, metavar="DIR")
   parser.add_argument("--number", type=int, default=100, help="edits of each kind (default 100)")
+  parser.add_argument("--paint", action="store_true", help="paint them, too")
   options = parser.parse_args()
   model = verbs.load(options.model)
   edits = scores.edits_of(options.number)
@@ -110,6 +126,9 @@ def main() -> None:
   print("recolourings of several that are wrong:")
   for what, number in faults.most_common():
     print(f"  {what:<40} {number}")
+  if options.paint:
+    print("painted of what is predicted:", painted(model, edits, before, vectors))
+    print("painted of what should be:", painted(model, edits, before, seen[len(edits) :]))
 
 
 if __name__ == "__main__":
