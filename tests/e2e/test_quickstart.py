@@ -128,7 +128,17 @@ def test_rehearsal(said, tmp_path, options, stages):
   check_curve(said, command, work, [0, 2])
 
 
-NEXUS = ("start", "language", "choosing", "told", "generation", "editing", "export", "score", "report")
+NEXUS = (
+  "start",
+  "language",
+  "choosing",
+  "told",
+  "generation",
+  "editing",
+  "export",
+  "score",
+  "report",
+)
 
 
 @pytest.mark.long
