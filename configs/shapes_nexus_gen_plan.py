@@ -51,9 +51,8 @@ RUNS = {
   "generation": "generation",
   "editing": "editing",
 }
-LANGUAGE = ("language", "choosing")
 SIDE = 64
-FITTED = 256  # pictures that the head is fitted on
+FITTED = 256  # pictures that head and adapter are fitted on
 MORE = 2  # layers: to find what is asked for and to copy the rest are things of their own
 Found = dict[str, Any]
 
@@ -74,7 +73,7 @@ def get_plan() -> Plan:
 def arguments(stage: str, work: Path) -> Mapping[str, Any]:
   """Words of a training stage's config: which run, or which of the decoders, it is."""
   del work
-  if stage in LANGUAGE:
+  if RUNS[stage] == "understanding":
     return {"choosing": stage == "choosing"}
   return {"decoder": stage}
 
@@ -173,7 +172,7 @@ def curve(call: Call) -> Found:
 
   def rate(name: str, step: int) -> float:
     model = _model(call.work / name, step)
-    if name in LANGUAGE:
+    if RUNS[name] == "understanding":
       return scores.understanding(model, count, seed=seed)[0]["overall"]["rate"]
     if name == "generation":
       return scores.mean(scores.generation(model, asked, seed=seed)[0], shapes.CATEGORIES)

@@ -7,8 +7,9 @@
 # memory. It is bounded by maps first: each array length that `jnp.sin` or `+` meets is compiled by
 # itself and takes two, which stay when the result is dropped and collected. Functions under
 # `jax.jit` take theirs for each shape, and give them back when the function is collected. What is
-# kept is small, so nothing in the process's memory shows it. `vm.max_map_count` is 65,530 by default; a process that meets it can map
-# nothing more, whatever memory is free (that is not shown here).
+# kept is small, so nothing in the process's memory shows it. `vm.max_map_count` is 65,530 by
+# default; a process that meets it can map nothing more, whatever memory is free (that is not shown
+# here).
 #
 #                                                 maps for each shape
 #   jnp.sin(x), 300 lengths, results dropped              2
@@ -56,7 +57,6 @@ def grown(call, first):
 
 limit = Path("/proc/sys/vm/max_map_count").read_text().strip()
 print(f"Python {sys.version.split()[0]}, jax {jax.__version__}, vm.max_map_count here {limit}")
-start = maps()
 eager = grown(jnp.sin, 100)
 function = jax.jit(lambda x: jnp.tanh(x) * 2)
 jitted = grown(function, 1000)

@@ -38,27 +38,26 @@ def run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
     if options.output.suffix.lower() == ".png":
       parser.error("--prompts needs --output DIR, a folder")
     return _many(options)
-  shown = _shown(options, len(options.prompt))
+  shown = _shown(options)
   model = asking.load(options, "generate")
   with asking.bar() as progress:
     pictures = model.generate(
       options.prompt,
       options.seed,
       images_per_prompt=options.number,
-      images=shown,
+      images=shown * len(options.prompt),
       progress=progress,
       **asking.given(options, (*DRAWING, "max_pixels")),
     )
-  asking.save(
-    asking.made_of(pictures, options.image * len(pictures)) if options.image else pictures,
-    options.output,
-  )
+  if options.image:
+    pictures = asking.made_of(pictures, options.image * len(pictures))
+  asking.save(pictures, options.output)
   return 0
 
 
-def _shown(options: argparse.Namespace, count: int) -> list[Any]:
-  """The picture before each of so many prompts; none where none is given."""
-  return [asking.open_image(path, options.friendly) for path in options.image or ()] * count
+def _shown(options: argparse.Namespace) -> list[Any]:
+  """The picture that each prompt begins with; none where none is given."""
+  return [asking.open_image(path, options.friendly) for path in options.image or ()]
 
 
 def _many(options: argparse.Namespace) -> int:
@@ -68,10 +67,7 @@ def _many(options: argparse.Namespace) -> int:
   from blip3o_jax.use import prompts
   from blip3o_jax.use.job import How
 
-  shown = None
-  if options.image:
-    (image,) = _shown(options, 1)
-    shown = image.copy
+  shown = next((image.copy for image in _shown(options)), None)
   found = prompts.jobs(options.prompts, seed=options.seed, number=options.number, shown=shown)
   present.writable(options.output)
   how = How(

@@ -96,7 +96,7 @@ def start(request: Request, body: Drawing, verb: Verb, images: Sequence[PilImage
     body.response_format == "url",
     _usage(own, text, len(images), count),
     own.follow(job, mailbox, request),
-    service.noted(own, [*body.unknown, *idle], [text]),
+    own.noted([*body.unknown, *idle], [text]),
   )
 
 

@@ -116,6 +116,11 @@ class Service:
     """Hands a job to the worker; see `following.follow`."""
     return following.follow(self.worker, job, mailbox, request, self.settings.timeout)
 
+  def noted(self, fields: Sequence[str], texts: Sequence[str]) -> dict[str, str]:
+    """Headers that name fields without effect, and words of texts that the model does not know."""
+    named = {IGNORED: fields, UNKNOWN: self.model.unknown_words(*texts)}
+    return {header: ", ".join(_plain(names)) for header, names in named.items() if names}
+
   def entry(self) -> ModelEntry:
     """The model as /v1/models lists it."""
     model, limits, facts = self.model, self.settings.limits, self.facts
@@ -150,12 +155,6 @@ def of(request: Request) -> Service:
   """The service of the application that was asked."""
   found: Service = request.app.state.service
   return found
-
-
-def noted(own: Service, fields: Sequence[str], texts: Sequence[str]) -> dict[str, str]:
-  """Headers that name fields without effect, and words of texts that the model does not know."""
-  named = {IGNORED: fields, UNKNOWN: own.model.unknown_words(*texts)}
-  return {header: ", ".join(_plain(names)) for header, names in named.items() if names}
 
 
 def _plain(names: Sequence[str]) -> list[str]:

@@ -85,7 +85,7 @@ async def start(request: Request, body: ChatRequest) -> Plan:
     bool(body.stream),
     bool(body.stream_options and body.stream_options.include_usage),
     own.follow(job, mailbox, request),
-    service.noted(own, idle, _texts([m for m in body.messages if m.role == "user"])),
+    own.noted(idle, _texts([m for m in body.messages if m.role == "user"])),
   )
 
 

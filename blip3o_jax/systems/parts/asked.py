@@ -67,9 +67,11 @@ def texts_of(values: Sequence[str], what: str, words: Sequence[str] = ()) -> lis
 
 def unknown(texts: Iterable[str], words: Collection[str]) -> list[str]:
   """Words of texts, in small letters, that a model of few `words` does not know; empty for any."""
+  if not words:
+    return []
   known = frozenset(words)
   said = " ".join(texts).lower().replace(chat.MARK, " ")
-  return [w for w in dict.fromkeys(re.findall(r"[^\W_]+", said)) if known and w not in known]
+  return [w for w in dict.fromkeys(re.findall(r"[^\W_]+", said)) if w not in known]
 
 
 def images_of(

@@ -21,15 +21,14 @@ def shared() -> Iterator[tuple[StandIn, Running]]:
 
 @pytest.fixture
 def model(shared: tuple[StandIn, Running]) -> StandIn:
-  """The stand-in behind `client`, without calls so far, that knows any word."""
+  """The stand-in behind `client`, without calls so far."""
   shared[0].calls.clear()
-  shared[0].words = ()
   return shared[0]
 
 
 @pytest.fixture
 def client(shared: tuple[StandIn, Running]) -> Iterator[httpx.Client]:
-  """A client of the shared server."""
+  """A client of the shared server, whose model knows any word until a test says otherwise."""
   shared[0].words = ()
   with httpx.Client(base_url=shared[1].url, timeout=20) as found:
     yield found
