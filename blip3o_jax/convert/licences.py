@@ -5,10 +5,12 @@ that came with the files decides, and travels with them.
 """
 
 from collections.abc import Mapping
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from blip3o_jax.data import licence
+from blip3o_jax.systems.parts import layout
 
 TEXTS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "COPYING*")
 
@@ -25,6 +27,16 @@ def declared(directory: Path) -> dict[str, str]:
   return out | ({"card": found} if found else {})
 
 
+def of(known: layout.Licence, said: Mapping[str, str]) -> dict[str, Any]:
+  """A component's licence as a dict: what is `known`, or else what its card says, see `declared`.
+
+  Whether a licence that only the card names forbids commercial use is left to its reader.
+  """
+  if known == layout.Licence() and "card" in said:
+    known = layout.Licence(f"{said['card']} (its card)")
+  return dataclasses.asdict(known)
+
+
 def label(known: Mapping[str, Any]) -> str:
   """The name of a licence, a `Licence` as a dict, and whether it forbids commercial use."""
   return known["name"] + (", NON-COMMERCIAL" if known["commercial"] is False else "")
@@ -37,6 +49,6 @@ def lines(components: Mapping[str, Mapping[str, Any]]) -> list[str]:
     known = facts["licence"]
     if known["commercial"] is False:
       out.append(f"{name}: NON-COMMERCIAL, under the {known['name']}")
-    elif known["commercial"] is None:
+    elif known == dataclasses.asdict(layout.Licence()):
       out.append(f"{name}: licence unknown here; that of its source holds")
   return out

@@ -76,9 +76,11 @@ def make(
       odd[piece.tensor] = odd.get(piece.tensor, 0) + result.odd
     line = (piece.path, piece.layer, piece.dtype, piece.torch_shape, result.digest)
     told.setdefault(name, []).append(line)
+  said = licences.declared(found.directory)
   for name, facts in components.items():
     facts["fingerprint"] = stream.fingerprint(told[name], algorithm)
-    facts["licence"] = dataclasses.asdict(system.licence(name, found.cfg, facts["parameters"]))
+    known = system.licence(name, found.cfg, facts["parameters"])
+    facts["licence"] = licences.of(known, said)
   parts: dict[int, tuple[Any, set[str]]] = {}
   for piece, _ in done:
     parts.setdefault(id(piece.part), (piece.part, set()))[1].add(piece.tensor)
@@ -89,7 +91,7 @@ def make(
     "source": str(found.directory.absolute()),
     "components": components,
     "not_finite": odd,
-    "licences": licences.declared(found.directory),
+    "licences": said,
     "config": dataclasses.asdict(found.cfg) if found.cfg else None,
     "parts": [entry(found.system, p, taken | set(tied), cast) for p, taken in parts.values()],
   }
@@ -254,8 +256,10 @@ def describe(directory: str | Path) -> dict[str, Any]:
   found = look(path)
   system = systems.SYSTEMS[found.system]
   components = _count(found.leaves, system.COMPONENTS)
+  said = licences.declared(path)
   for name, facts in components.items():
-    facts["licence"] = dataclasses.asdict(system.licence(name, found.cfg, facts["parameters"]))
+    known = system.licence(name, found.cfg, facts["parameters"])
+    facts["licence"] = licences.of(known, said)
   left = leftovers(found.parts)
   dropped = [f"not read: {name}, {count} tensor(s)" for name, (count, _) in left.items()]
   return {

@@ -177,6 +177,7 @@ def prose(card: Mapping[str, Any]) -> str:
   read = scores["understanding"]
   versions = ", ".join(f"{name} {number}" for name, number in card["versions"].items())
   sections = [
+    "---\nlicense: apache-2.0\n---",
     "# The trained miniature of blip3o_jax\n\n"
     "A complete BLIP3-o of 64-pixel pictures in the layout of the released checkpoints, in half\n"
     "precision. It was trained from nothing on scenes of coloured shapes that the package draws,\n"

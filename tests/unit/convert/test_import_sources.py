@@ -275,6 +275,12 @@ def test_licences_travel(tmp_path, said):
   (source / "README.md").write_text("---\nlanguage: en\nlicense: apache-2.0\n---\n# A model\n")
   arrays = bring(source, tmp_path / "out", said)
   assert arrays.manifest["licences"] == {"files": "LICENSE", "card": "apache-2.0"}
+  told = {facts["licence"]["name"] for facts in arrays.manifest["components"].values()}
+  assert told == {"apache-2.0 (its card)"}
+  assert not any("licence unknown" in line for line in said)
+  (source / "README.md").unlink()
+  bring(source, tmp_path / "bare", said)
+  assert any("backbone: licence unknown here" in line for line in said)
   out = back(tmp_path / "out", tmp_path / "back")
   assert (out / "LICENSE").read_text() == "as is"
   assert "backbone: unknown" in (out / exporter.LICENCES).read_text()

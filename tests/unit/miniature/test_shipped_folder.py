@@ -1,5 +1,6 @@
 """The folder of the shipped miniature: absent, whole, damaged; and the commands without --model."""
 
+import json
 from pathlib import Path
 import shutil
 from typing import Any
@@ -9,7 +10,9 @@ import pytest
 
 from blip3o_jax import cli
 from blip3o_jax import systems
+from blip3o_jax.convert import manifest
 from blip3o_jax.data import shapes
+from blip3o_jax.miniature import ship
 from blip3o_jax.miniature import shipped
 from blip3o_jax.systems import blip3o
 from blip3o_jax.systems.parts import talking
@@ -32,6 +35,16 @@ def test_a_whole_folder(home):
   assert set(found) >= {"config.json", "diffusion-decoder/unet/config.json"}
   assert shipped.SUMS not in found
   assert shipped.directory() == home
+
+
+def test_the_page_of_the_shipped_folder_is_that_of_its_card_and_names_its_licence():
+  folder = shipped.directory()
+  card = json.loads((folder / shipped.CARD).read_text())
+  assert (folder / shipped.PROSE).read_text() == ship.prose(card)
+  found = shipped.verify()
+  assert {name: found[name] for name in card["sha256"]} == card["sha256"]
+  told = manifest.describe(folder)["components"]
+  assert {facts["licence"]["name"] for facts in told.values()} == {"apache-2.0 (its card)"}
 
 
 def test_an_installation_without_it(tmp_path, monkeypatch, capsys):
