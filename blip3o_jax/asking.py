@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
 import dataclasses
+import hashlib
 import math
 from pathlib import Path
 import re
@@ -267,10 +268,19 @@ def open_image(path: Path, friendly: bool) -> Any:
     return images.decode(path.read_bytes(), str(path), friendly=friendly)
 
 
+def image_of(path: Path, *, whole: bool = False) -> dict[str, str]:
+  """What metadata say of a picture's file: its name without folders, and with `whole` its sha256.
+
+  That sum tells a call that goes on whether the picture is still the one that it began with.
+  """
+  digest = {"image_sha256": hashlib.sha256(path.read_bytes()).hexdigest()} if whole else {}
+  return {"image": path.name, **digest}
+
+
 def made_of(pictures: Sequence["Picture"], paths: Sequence[Path]) -> list["Picture"]:
-  """Pictures whose metadata name the files, without folders, that they were made of, one each."""
+  """Pictures whose metadata name the files that they were made of, one each; see `image_of`."""
   return [
-    dataclasses.replace(made, settings={**made.settings, "image": path.name})
+    dataclasses.replace(made, settings={**made.settings, **image_of(path)})
     for made, path in zip(pictures, paths, strict=True)
   ]
 

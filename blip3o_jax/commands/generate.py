@@ -68,7 +68,10 @@ def _many(options: argparse.Namespace) -> int:
   from blip3o_jax.use.job import How
 
   shown = next((image.copy for image in _shown(options)), None)
-  found = prompts.jobs(options.prompts, seed=options.seed, number=options.number, shown=shown)
+  image = asking.image_of(*options.image, whole=True) if options.image else None
+  found = prompts.jobs(
+    options.prompts, seed=options.seed, number=options.number, shown=shown, image=image
+  )
   present.writable(options.output)
   how = How(
     options=asking.given(options, (*DRAWING, "max_pixels")),

@@ -29,6 +29,7 @@ class Job:
     shown: gives the picture that is edited, or that the model sees before the prompt.
     about: of JSON, is kept with the picture.
     sidecar: the file, below the output folder, of the metadata that a format cannot hold.
+    image: what the metadata says of the picture that is shown, see `asking.image_of`.
   """
 
   file: str
@@ -37,6 +38,7 @@ class Job:
   shown: Callable[[], Image.Image] | None = None
   about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   sidecar: str = ""
+  image: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   @property
   def metadata(self) -> dict[str, Any]:
@@ -46,7 +48,8 @@ class Job:
       side = math.isqrt(len(self.seeds))
       seeds = {"seeds": list(self.seeds), "grid": [side, side]}
     about = files.without_nulls(json.loads(json.dumps(self.about)))
-    return {"prompt": self.prompt, **seeds, **({"about": about} if about else {})}
+    more = {"about": about} if about else {}
+    return {"prompt": self.prompt, **seeds, **self.image, **more}
 
 
 @dataclasses.dataclass(frozen=True)

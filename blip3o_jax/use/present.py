@@ -49,7 +49,7 @@ def is_there(output: Path, job: Job, asked: Mapping[str, Any]) -> bool:
     found = metadata(output, job)
   except (ValueError, OSError) as error:
     raise ValueError(f"{path} is there, but not from this package: {error}") from None
-  wanted = {**asked, **job.metadata}
+  wanted = {"image_sha256": None, **asked, **job.metadata}  # a prompt without a picture has none
   for name, value in wanted.items():
     if name not in FREE and found.get(name) != value:
       raise ValueError(

@@ -1,6 +1,7 @@
 """A file of prompts as jobs: a picture a line, or several."""
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,12 @@ PROMPTS = ("prompt", "Prompt", "caption", "text")
 
 
 def jobs(
-  path: Path, *, seed: int = 0, number: int = 1, shown: Callable[[], Image.Image] | None = None
+  path: Path,
+  *,
+  seed: int = 0,
+  number: int = 1,
+  shown: Callable[[], Image.Image] | None = None,
+  image: Mapping[str, str] | None = None,
 ) -> list[Job]:
   """The jobs of a file: text, JSONL, JSON, or the metadata that GenEval publishes.
 
@@ -26,6 +32,7 @@ def jobs(
 
   Args:
     number: pictures of each row. shown: gives a picture that the model sees before each prompt.
+    image: what the metadata says of it, see `Job`.
 
   Raises:
     FileNotFoundError, ValueError: a file or a row that is not as it should be, by its line.
@@ -46,7 +53,7 @@ def jobs(
     about = {"row": rest} if rest else {}
     for i in range(number):
       file = f"{name}.png" if number == 1 else f"{name}-{i}.png"
-      found.append(Job(file, prompt, (first + i,), shown, about))
+      found.append(Job(file, prompt, (first + i,), shown, about, image=image or {}))
   return found
 
 

@@ -1,5 +1,6 @@
 """Files of prompts as jobs; what is wrong in one is told by its line."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import blip3o_jax
 from blip3o_jax import cli
 from blip3o_jax.use import manifest
+from blip3o_jax.use import picture
 from blip3o_jax.use import prompts
 
 
@@ -96,7 +98,7 @@ def test_the_command_draws_a_file_and_goes_on(tmp_path, monkeypatch, capsys):
   path = written(tmp_path / "p.txt", "a cat\na dog\na cow\n")
   shown = tmp_path / "shown.png"
   Image.new("RGB", (8, 8)).save(shown)
-  models = [Painted(), Painted(), Painted()]
+  models = [Painted() for _ in range(5)]
   left = iter(models)
   monkeypatch.setattr(blip3o_jax, "load", lambda *args, **more: next(left))
   words = ["generate", "--model", "mine", "--prompts", str(path), "--output", str(tmp_path / "out")]
@@ -105,7 +107,7 @@ def test_the_command_draws_a_file_and_goes_on(tmp_path, monkeypatch, capsys):
     assert cli.main([*words, "--process", str(i), "--processes", "2"]) == 0
   assert cli.main(words) == 0
   # Files 0, 2, 4 of six, then the others, then none.
-  assert [[seed for batch in m.batches for _, seed in batch] for m in models] == [
+  assert [[seed for batch in m.batches for _, seed in batch] for m in models[:3]] == [
     [7, 9, 11],
     [8, 10, 12],
     [],
@@ -116,6 +118,16 @@ def test_the_command_draws_a_file_and_goes_on(tmp_path, monkeypatch, capsys):
   lines = manifest.read(tmp_path / "out")
   assert [line["seed"] for line in lines] == list(range(7, 13))
   assert {line["steps"] for line in lines} == {6}
+  digest = hashlib.sha256(shown.read_bytes()).hexdigest()
+  assert {(line["image"], line["image_sha256"]) for line in lines} == {("shown.png", digest)}
+  told = picture.read(tmp_path / "out" / "00001-1.png")
+  assert (told["image"], told["image_sha256"]) == ("shown.png", digest)
+  # Another picture of the same name, or none, is something else.
+  Image.new("RGB", (8, 8), "red").save(shown)
+  capsys.readouterr()
+  for other in (words, [word for word in words if word not in ("--image", str(shown))]):
+    assert cli.main(other) == 1
+    assert "is there with another image_sha256" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
