@@ -5,7 +5,7 @@
     blip3o train --config=configs/shapes_nexus_gen_decoder_train.py:decoder=editing,work=DIR \
       --workdir=DIR/editing
 
-Each needs DIR/start, the run DIR/choosing, and DIR/told/DECODER: the vectors that the language
+Each needs DIR/start, the run DIR/language, and DIR/told/DECODER: the vectors that the language
 model predicts of captions, or of edits with those of the reference, and the pictures. With `live`
 they are computed in every step, which is also what the cache is made of.
 
@@ -36,9 +36,16 @@ from blip3o_jax.train.optimizer import Optimizer
 from blip3o_jax.train.run import Train
 from blip3o_jax.train.run import to_config
 
+# What the start has fitted stays: a step of Muon would move the mean of vectors, many times larger
+# than what tells them apart, by more than that.
+TRAINED = {
+  "generation": "generator/(?!adapter/linear_in/).*",
+  "editing": "editor/(?!merger/(norm_in|linear_in)/).*",
+}
 TASKS = {"generation": "generate", "editing": "edit"}
-STEPS = {"generation": 3500, "editing": 3000}
-RECORDS = {"generation": 12_000, "editing": 16_000}
+STEPS = {"generation": 1500, "editing": 2400}
+RECORDS = {"generation": 10_000, "editing": 16_000}
+DROP = {"generation": 0.1, "editing": 0.0}  # only drawings are guided
 LENGTHS = {"generation": 104, "editing": 88}
 SCENES = {
   "generation": Mixture(categories=shapes.CATEGORIES, seed=1),
@@ -62,8 +69,8 @@ def get_config(arg: str = "") -> ConfigDict:
   steps = round(STEPS[stage] * options.times)
   home = f"{options.work}/start"
   edits = stage == "editing"
-  model = dataclasses.replace(start.begun(Path(home), stage), loss=nexus_gen.Loss(drop=0.1))
-  sources = ["choosing"]
+  model = dataclasses.replace(start.begun(Path(home), stage), loss=nexus_gen.Loss(drop=DROP[stage]))
+  sources = ["language"]
   if not edits:
     parts: tuple[nexus.Part, ...] = ("visual", "language", "generator", "autoencoder", "constants")
     model = dataclasses.replace(model, parts=parts, told="predicted")
@@ -84,9 +91,7 @@ def get_config(arg: str = "") -> ConfigDict:
   train = Train(
     steps=steps,
     batch=64,
-    # What the start has fitted stays: a step of Muon would move the mean of vectors, many times
-    # larger than what tells them apart, by more than that.
-    trainable=("editor/.*" if edits else "generator/(?!adapter/linear_in/).*",),
+    trainable=(TRAINED[stage],),
     ema_decay=0.995,
     init_from=(home, *(f"{options.work}/{source}" for source in sources)),
     optimizer=Optimizer(name="muon", lr=1.5e-3, lr_end=1e-4, muon_lr=5e-3, warmup_steps=50),

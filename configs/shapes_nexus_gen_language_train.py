@@ -2,14 +2,14 @@
 
     blip3o train --config=configs/shapes_nexus_gen_language_train.py:work=DIR \
       --workdir=DIR/language
-    blip3o train --config=configs/shapes_nexus_gen_language_train.py:choosing,work=DIR \
-      --workdir=DIR/choosing
 
 DIR/start is what it begins with; `bash launch/quickstart.sh --system nexus_gen` makes it. The
 vision tower stays frozen: what is predicted are its vectors.
 
-The second run goes on from the first. Of that, edits of one object come right, and of several the
-wrong one is changed: most of the rows of the second are edits of pictures of several.
+An instruction stands before the picture that it is about (`prompts.Form.pictures`), and each place
+of the picture names what it becomes (`Mixture.places`). Without either, 6000 steps learn the
+changes and not which of several objects is changed, and 10,000 more of edits of two to four objects
+half of that (docs/miniature.md).
 """
 
 import dataclasses
@@ -32,47 +32,40 @@ from blip3o_jax.train.run import Train
 from blip3o_jax.train.run import to_config
 
 BATCH = 32
-STEPS = {"language": 6000, "choosing": 10_000}
-# What a record of the mixture is, and its share. A quarter of the first run's rows are edits of a
-# picture of one object: to make a thing red is learned there, where nothing is to be chosen, and
-# hardly elsewhere.
-SHARES = {
-  "language": {"draw": 0.06, "tune": 0.08, "talk": 0.14, "one": 0.26, "two": 0.2, "edit": 0.26},
-  "choosing": {"draw": 0.04, "tune": 0.1, "talk": 0.12, "one": 0.06, "two": 0.34, "edit": 0.34},
-}
+STEPS = 3000
+# What a record of the mixture is, and its share. Some rows are edits of a picture of one object: to
+# make a thing red is learned there, where nothing is to be chosen.
+SHARES = {"draw": 0.06, "tune": 0.08, "talk": 0.14, "one": 0.14, "two": 0.29, "edit": 0.29}
 # Of two objects: to add one there is nothing to choose.
 CHOICES = ("recolour", "replace", "remove", "recolour", "replace", "move")
 # Vectors of this tower have a variance of 126 a channel where those of the release have about 1:
 # this weight makes of a guess of their mean what the release's makes of one there.
 IMAGE = 0.05
+TEXT = 10.0
 
 
 def get_config(arg: str = "") -> ConfigDict:
   """The config.
 
   Args:
-    arg: work=DIR, the folder of the miniature; choosing, the second run; times=N, so many times the
-      steps.
+    arg: work=DIR, the folder of the miniature; times=N, so many times the steps.
   """
-  options = config.parse_arg(arg, work="work", choosing=False, times=1.0)
-  run = "choosing" if options.choosing else "language"
-  steps = round(STEPS[run] * options.times)
+  options = config.parse_arg(arg, work="work", times=1.0)
+  steps = round(STEPS * options.times)
   home = f"{options.work}/start"
   model = dataclasses.replace(
     start.begun(Path(home), "language"),
     parts=("visual", "language"),
-    loss=nexus_gen.Loss(text=3.0, image=IMAGE),
+    loss=nexus_gen.Loss(text=TEXT, image=IMAGE),
   )
   alone = tuple(kind for kind in shapes.EDITS if kind != "remove")
-  two = CHOICES if options.choosing else shapes.EDITS
-  more = 10 * options.choosing  # other scenes than the first run's
   scenes = {
-    "draw": Mixture(seed=more),
-    "tune": Mixture(categories=shapes.CATEGORIES, seed=1 + more),
-    "talk": Mixture(questions=True, turns=3, descriptions=0.1, text_questions=0.1, seed=more),
-    "one": Mixture(edits=alone, most=1, seed=5 + more),
-    "two": Mixture(edits=two, most=2, seed=6 + more),
-    "edit": Mixture(edits=shapes.EDITS, seed=3 + more),
+    "draw": Mixture(),
+    "tune": Mixture(categories=shapes.CATEGORIES, seed=1),
+    "talk": Mixture(questions=True, turns=3, descriptions=0.1, text_questions=0.1),
+    "one": Mixture(edits=alone, most=1, places=1.0, seed=5),
+    "two": Mixture(edits=CHOICES, most=2, places=1.0, seed=6),
+    "edit": Mixture(edits=shapes.EDITS, places=1.0, seed=3),
   }
   data = Data(
     source="shapes",
@@ -86,18 +79,17 @@ def get_config(arg: str = "") -> ConfigDict:
       Ingredient(
         name=name, weight=weight, split="world" if name == "talk" else "", shapes=scenes[name]
       )
-      for name, weight in SHARES[run].items()
+      for name, weight in SHARES.items()
     ),
   )
   every = max(1, steps // 8)
-  rate = 3e-3 if options.choosing else 4e-3
   train = Train(
     steps=steps,
     batch=BATCH,
-    accumulate=2,  # what 16 rows keep stays in a core's cache
+    accumulate=4,  # what 8 rows keep stays in a core's cache
     trainable=("backbone/.*", "vision_head/.*", "slots/.*"),
-    init_from=(home, f"{options.work}/language") if options.choosing else (home,),
-    optimizer=Optimizer(name="muon", lr=rate / 2, lr_end=1e-5, muon_lr=rate, warmup_steps=50),
+    init_from=(home,),
+    optimizer=Optimizer(name="muon", lr=2e-3, lr_end=1e-5, muon_lr=4e-3, warmup_steps=50),
     checkpoint=Checkpoint(every_steps=every, keep=1, keep_every=2 * every),
     log=Log(every=10),
   )

@@ -5,7 +5,6 @@ and the autoencoder of the miniature BLIP3-o that ships with the package:
 
     start       DIR/start: these, the language model two layers deeper, in the released layout
     language    answers, and vectors that are predicted of captions and edits     all cores
-    choosing    the same, mostly of which of several objects is edited            all cores
     told        what it predicts of other captions and edits, kept                all cores
     generation  the generation decoder on what was predicted of captions          all cores
     editing     the editing decoder on what was predicted of edits, beside the
@@ -30,7 +29,6 @@ from blip3o_jax.miniature.plans import Plan
 
 CONFIGS = {
   "language": "shapes_nexus_gen_language_train",
-  "choosing": "shapes_nexus_gen_language_train",
   "generation": "shapes_nexus_gen_decoder_train",
   "editing": "shapes_nexus_gen_decoder_train",
 }
@@ -38,8 +36,7 @@ PHASES: dict[Kind, tuple[Phase, ...]] = {
   "shipped": tuple(
     ((stage,),)
     for stage in (
-      *("start", "language", "choosing", "told", "generation", "editing"),
-      *("export", "score", "report"),
+      *("start", "language", "told", "generation", "editing", "export", "score", "report"),
     )
   )
 }
@@ -47,7 +44,6 @@ TITLE = "Nexus-Gen, the miniature"
 # A run -> the curve that it belongs to.
 RUNS = {
   "language": "understanding",
-  "choosing": "understanding",
   "generation": "generation",
   "editing": "editing",
 }
@@ -71,11 +67,9 @@ def get_plan() -> Plan:
 
 
 def arguments(stage: str, work: Path) -> Mapping[str, Any]:
-  """Words of a training stage's config: which run, or which of the decoders, it is."""
+  """Words of a training stage's config: which of the decoders it is."""
   del work
-  if RUNS[stage] == "understanding":
-    return {"choosing": stage == "choosing"}
-  return {"decoder": stage}
+  return {"decoder": stage} if stage in ("generation", "editing") else {}
 
 
 def summary(found: Mapping[str, Any]) -> str:
@@ -110,6 +104,8 @@ def start(call: Call) -> Found:
     size=SIDE,
     penalty=1.0,  # an answer of one word often repeats the question's
     words=shapes.EDIT_WORDS,
+    # What is seen of a picture can know then which object the instruction is about.
+    pictures="after",
   )
   scenes = [shapes.scene(0, i, "generator") for i in range(FITTED)]
   pictures = shapes.render_many(scenes)

@@ -131,7 +131,6 @@ def test_rehearsal(said, tmp_path, options, stages):
 NEXUS = (
   "start",
   "language",
-  "choosing",
   "told",
   "generation",
   "editing",

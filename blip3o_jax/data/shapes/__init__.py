@@ -27,6 +27,7 @@ from blip3o_jax.data.shapes.questions import questions
 from blip3o_jax.data.shapes.questions import text_question
 from blip3o_jax.data.shapes.reading import placed
 from blip3o_jax.data.shapes.reading import shown
+from blip3o_jax.data.shapes.reading import standing
 from blip3o_jax.data.shapes.reading import told
 from blip3o_jax.data.shapes.render import render
 from blip3o_jax.data.shapes.render import render_many
@@ -90,6 +91,7 @@ __all__ = [
   "scene_at",
   "scene_of",
   "shown",
+  "standing",
   "test_prompts",
   "text_question",
   "told",

@@ -73,6 +73,13 @@ def placed(columns: bool) -> tuple[str, ...]:
   return tuple(_COLUMNS[col] if columns else NUMBERS[row + 1] for row, col in cells)
 
 
+def standing(scene: Scene, shapes: bool) -> tuple[str, ...]:
+  """What stands in each cell, row by row: the word of its colour, or its shape; `no` of nothing."""
+  there = {(o.row, o.col): o.shape if shapes else o.color for o in scene.objects}
+  every = range(GRID)
+  return tuple(there.get((row, col), NOTHING) for row in every for col in every)
+
+
 def _words(found: Sequence[_Told]) -> tuple[str, ...]:
   every = [*found, *[_Told(NOTHING, NOTHING)] * (MOST_OBJECTS - len(found))]
   return tuple(w for o in every for w in (o.color, o.shape, *o.place))

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import itertools
 from pathlib import Path
+from typing import Any
 import zlib
 
 import numpy as np
@@ -44,7 +45,8 @@ class Mixture:
       for a picture (`shapes.told`), or of a picture that is to be drawn again (`shapes.shown`), as
       `extra["reads"]`; only with several turns.
     places: share of understanding records with a picture that have a word for the row or the column
-      of each of its cells (`shapes.placed`), as `extra["places"]`; only with several turns.
+      of each of its cells (`shapes.placed`), as `extra["places"]`; only with several turns. Of
+      edits, share with a word for what each cell of the picture becomes (`shapes.standing`).
     growing: a curriculum where `Data.shuffle` is off: the first growing[0] pictures that
       conversations are about have one object, the next growing[1] at most two, and so on; captions
       one more. With nothing to choose from, colour and shape are learned at once; of two objects
@@ -78,8 +80,9 @@ class Mixture:
       raise ValueError(
         f"variants {self.variants}: expected 1 or more, and 1 with categories or edits"
       )
+    placed = self.places and not self.edits
     if self.turns < 1 or (
-      self.turns == 1 and (self.growing or self.reading or self.seeing or self.places)
+      self.turns == 1 and (self.growing or self.reading or self.seeing or placed)
     ):
       raise ValueError(
         f"turns {self.turns}, growing {self.growing}, reading {self.reading}, seeing "
@@ -97,8 +100,8 @@ class Mixture:
       raise ValueError("descriptions and text_questions together exceed 1")
     unread: tuple[str, ...] = ("categories",) if self.turns > 1 else ()
     if not self.questions:
-      asked = "descriptions text_questions turns reading seeing places growing kinds"
-      unread = tuple(asked.split())
+      asked = "descriptions text_questions turns reading seeing growing kinds"
+      unread = (*asked.split(), *(() if self.edits else ("places",)))
     why = f"not read with questions {self.questions} and turns {self.turns}"
     config.refuse_unread(self, dict.fromkeys(unread, why))
     if not 1 <= self.most <= shapes.MOST_OBJECTS or (self.most == 1 and "remove" in self.edits):
@@ -201,7 +204,7 @@ class EmbeddedSource:
     if mixture.questions and mixture.turns > 1:
       return self._conversation(number, variant, name, long, what, tells)
     if mixture.edits:
-      return self._edit(index, name)
+      return self._edit(index, name, long)
     asks = mixture.questions and what >= mixture.descriptions
     if asks:
       alone = what < mixture.descriptions + mixture.text_questions
@@ -220,12 +223,15 @@ class EmbeddedSource:
       return (scene,), Record(prompt=DESCRIBE, answer=text, kind=kind, name=name)
     return (scene,), Record(prompt=text, kind=kind, name=name)
 
-  def _edit(self, index: int, name: str) -> tuple[tuple[shapes.Scene, ...], Record]:
+  def _edit(self, index: int, name: str, names: float) -> tuple[tuple[shapes.Scene, ...], Record]:
     mixture = self._mixture
     kind = mixture.edits[index % len(mixture.edits)]
     made = shapes.edit_at(mixture.seed, index, self._split, kind, mixture.most)
     scenes = (made.before, made.after)
-    extra = {"scenes": [dataclasses.asdict(scene) for scene in scenes]}
+    extra: dict[str, Any] = {"scenes": [dataclasses.asdict(scene) for scene in scenes]}
+    if names < mixture.places:
+      shaped = index // len(mixture.edits) % 2 == 1
+      extra["places"] = shapes.standing(made.after, shaped)
     return scenes, Record(prompt=made.instruction, extra=extra, kind=kind, name=name)
 
   def _caption(self, scene: shapes.Scene, variant: int, long: float) -> str:

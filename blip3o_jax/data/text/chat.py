@@ -331,3 +331,16 @@ def _warn(what: str, lost: str) -> None:
   number = str(_seen[what])
   if number.strip("0") == "1":
     logging.warning("%s: %s%s", what, lost, "" if number == "1" else f" ({number} so far)")
+
+
+def single_ids(tokenizer: Tokenizer, words: Sequence[str]) -> list[int]:
+  """The ids of words that are one token each: what one hidden vector can predict.
+
+  Raises:
+    ValueError: a word of several tokens.
+  """
+  encoded = [tokenizer.encode(word) for word in words]
+  for word, ids in zip(words, encoded, strict=True):
+    if len(ids) != 1:
+      raise ValueError(f"{word!r} is {len(ids)} tokens, but one hidden vector predicts one token")
+  return [ids[0] for ids in encoded]

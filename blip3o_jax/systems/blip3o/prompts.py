@@ -128,20 +128,7 @@ def reading_row(
   """
   if len(words) != len(fill):
     raise ValueError(f"{len(words)} words to be read at {len(fill)} places")
-  return [*prompt, *fill], [chat.IGNORED] * len(prompt) + single_ids(tokenizer, words)
-
-
-def single_ids(tokenizer: Tokenizer, words: Sequence[str]) -> list[int]:
-  """The ids of words that are one token each: what one hidden vector can predict.
-
-  Raises:
-    ValueError: a word of several tokens.
-  """
-  encoded = [tokenizer.encode(word) for word in words]
-  for word, ids in zip(words, encoded, strict=True):
-    if len(ids) != 1:
-      raise ValueError(f"{word!r} is {len(ids)} tokens, but one hidden vector predicts one token")
-  return [ids[0] for ids in encoded]
+  return [*prompt, *fill], [chat.IGNORED] * len(prompt) + chat.single_ids(tokenizer, words)
 
 
 def counts(tokenizer: Tokenizer, task: str, image_tokens: int, form: Form) -> str:

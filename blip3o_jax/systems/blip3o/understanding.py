@@ -109,7 +109,7 @@ class Understand:
     labels = np.full(self._bucket, chat.IGNORED, np.int32)
     labels[-len(predicted) :] = predicted
     if places := record.extra.get("places", ()):
-      labels[out["tokens"] == tokenizer.image_pad] = prompts.single_ids(tokenizer, places)
+      labels[out["tokens"] == tokenizer.image_pad] = chat.single_ids(tokenizer, places)
     pictures = pictures[: ids.count(tokenizer.vision_start)]  # turns that were cut had the others
     tokens, segments, grids = out["tokens"][None], out["segments"][None], [p.grid for p in pictures]
     merge = self._cfg.visual.merge

@@ -7,6 +7,7 @@ T tokens, I pictures of N patches of all rows.
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
+import functools
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ class Batches:
   ) -> dict[str, Any]:
     """A row for each caption, or for each instruction with its pictures, in the template.
 
-    An instruction with marks (`chat.MARK`) has its pictures there, else they stand before it.
+    An instruction with marks (`chat.MARK`) has its pictures there, else where the settings say.
 
     Args:
       shown: as many. max_pixels: of a picture; 0 is what the model says.
@@ -67,8 +68,9 @@ class Batches:
     Raises:
       ValueError: other marks than pictures; see `asked.patches`.
     """
+    editing = functools.partial(prompts.editing, order=self._settings.pictures)
     said = [
-      _marked(text, len(own), f"instruction {i + 1}", prompts.editing)
+      _marked(text, len(own), f"instruction {i + 1}", editing)
       if own
       else prompts.generating(text, language)
       for i, (text, own) in enumerate(zip(texts, shown, strict=True))

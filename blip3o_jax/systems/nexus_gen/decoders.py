@@ -86,6 +86,11 @@ class Merger(nnx.Module):
       ValueError: a number of vectors that is no square.
     """
     both = [target] if reference is None else [target, reference]
+    x = jax.nn.silu(self.norm_mid(self.linear_in(self.mixed(both))))
+    return self.norm_out(self.linear_out(x))
+
+  def mixed(self, both: list[jax.Array]) -> jax.Array:
+    """What is projected, of all vectors in turn, after they have seen each other: [B, n + r, D]."""
     x = layers.constrain_tokens(jnp.concatenate(both, 1).astype(self.cfg.dtype))
     positions = merger_positions([v.shape[1] for v in both], self.base_grid)
     angles = decoder_lm.rotary_angles(self.cfg, jnp.asarray(positions)[:, None])
@@ -94,8 +99,7 @@ class Merger(nnx.Module):
       return layer.finish(x, attention(*layer.project(x, angles))), ()
 
     x, _ = layers.scan(self.layers, x, apply, remat=self.cfg.remat)
-    x = jax.nn.silu(self.norm_mid(self.linear_in(self.norm_in(x))))
-    return self.norm_out(self.linear_out(x))
+    return self.norm_in(x)
 
 
 class Constants(nnx.Module):

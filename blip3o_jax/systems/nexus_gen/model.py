@@ -173,7 +173,7 @@ class NexusGen(nnx.Module):
     )
     self.visual = qwen_vision.QwenVision(cfg.visual, rngs=rngs) if has("visual") else None
     self.generator = decoders.Generator(lm.dim, cfg.flux, rngs=rngs) if has("generator") else None
-    self.editor = _editor(cfg, rngs) if has("editor") else None
+    self.editor = editor(cfg, rngs) if has("editor") else None
     self.autoencoder = (
       autoencoder.Autoencoder(cfg.autoencoder, rngs=rngs) if has("autoencoder") else None
     )
@@ -325,7 +325,8 @@ class NexusGen(nnx.Module):
     return found
 
 
-def _editor(cfg: Config, rngs: nnx.Rngs) -> decoders.Editor:
+def editor(cfg: Config, rngs: nnx.Rngs) -> decoders.Editor:
+  """The editing decoder of a config; abstract under `nnx.eval_shape`."""
   return decoders.Editor(
     cfg.backbone,
     cfg.flux,

@@ -15,6 +15,7 @@ QUESTION = "Please give a brief description of the image."  # where none is aske
 SPECIAL = chat.QWEN
 
 Language = Literal["en", "zh"]
+Order = Literal["before", "after"]
 GENERATE: dict[Language, str] = {
   "en": "Generate an image according to the following description: {}",
   "zh": "根据以下描述生成一张图像：{}",
@@ -37,11 +38,14 @@ class Form:
     language: of the templates around captions and instructions.
     max_pixels: of a picture that the language model is shown (Nexus-Gen spec 4).
     resample: filter of an editing reference, "bicubic" as it was trained, "bilinear" as inference.
+    pictures: where those stand that an instruction without marks is about, before it as the release
+      has them, or after it, where all that is seen of them can know what is asked.
   """
 
   language: Language = "en"
   max_pixels: int = 262_640
   resample: images.Filter = "bicubic"
+  pictures: Order = "before"
 
 
 def generating(caption: str, language: Language = "en") -> list[str]:
@@ -49,8 +53,10 @@ def generating(caption: str, language: Language = "en") -> list[str]:
   return [GENERATE[language].format(caption)]
 
 
-def editing(instruction: str, pictures: int = 1) -> list[str]:
-  """What a user says who wants pictures changed, cut where they stand: before it, all of them."""
+def editing(instruction: str, pictures: int = 1, order: Order = "before") -> list[str]:
+  """What a user says who wants pictures changed, cut where they stand, all before it or after."""
+  if order == "after":
+    return [f"{instruction} ", *[""] * pictures]
   return [*[""] * pictures, f" {instruction}"]
 
 
@@ -72,4 +78,5 @@ def counts(tokenizer: chat.Tokenizer, task: str, form: Form, places: int) -> str
   """
   told = (GENERATE, GENERATED, EDITED, SYSTEM, tokenizer.fingerprint)
   digest = hashlib.blake2b(repr(told).encode(), digest_size=8).hexdigest()
-  return f"nexus_gen {task}, {form.language}, {places} places a picture, {digest}"
+  said = f"{form.language}, pictures {form.pictures}"
+  return f"nexus_gen {task}, {said}, {places} places a picture, {digest}"

@@ -16,6 +16,7 @@ from blip3o_jax import layers
 from blip3o_jax.models import autoencoder
 from blip3o_jax.models import flux
 from blip3o_jax.systems.nexus_gen import decoders
+from blip3o_jax.systems.nexus_gen import prompts
 from blip3o_jax.systems.nexus_gen import sizes
 from blip3o_jax.systems.nexus_gen.model import Config
 from blip3o_jax.systems.parts import known
@@ -33,6 +34,7 @@ class Settings:
     steps: of the sampler of pixels. scale, edit_scale: of guidance, for each decoder (spec 7).
     size: pixels a side of what is painted. penalty: on tokens that were there before (spec 2.7).
     words: all that a model of few words knows, in small letters; empty for a model of any words.
+    pictures: where those of an instruction stand that has no marks, see `prompts.Form`.
   """
 
   min_pixels: int = 3136
@@ -43,6 +45,7 @@ class Settings:
   size: int = 512
   penalty: float = 1.05
   words: tuple[str, ...] = ()
+  pictures: prompts.Order = "before"
 
 
 # config.json beside the fields of the language model, which `qwen_files` knows.

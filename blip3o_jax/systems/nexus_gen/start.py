@@ -14,6 +14,7 @@ from typing import Any
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
@@ -43,7 +44,7 @@ Tensors = dict[str, np.ndarray]
 PICTURES = "preprocessor_config.json"
 # What a layer adds to what passes it by: with these at 0 a layer changes nothing.
 WRITES = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
-FIRST = "generator/adapter/linear_in"
+FIRST = {"generator": "adapter/linear_in", "editor": "merger/linear_in"}  # that is fitted
 LEAST = 1e-3  # of the largest variance of vectors: what varies less is left small
 LAYER = re.compile(r"(.*layers\.)(\d+)(\..*)")
 
@@ -51,11 +52,12 @@ LAYER = re.compile(r"(.*layers\.)(\d+)(\..*)")
 def write(
   source: Path, folder: Path, settings: released.Settings, pictures: np.ndarray, *, more: int
 ) -> model.Config:
-  """Writes a folder in the released layout, without an editing decoder, for stages to start from.
+  """Writes a folder in the released layout for stages to start from.
 
   The language model gets `more` layers behind its own, which at first change nothing. The head of
   vectors is fitted: it gives a picture's vectors of what the language model has at their places.
-  So is what the generation decoder, otherwise new, does first: see `_white`.
+  So is what each decoder, otherwise new, projects vectors with, see `_white`; the editing one has
+  the language model's first layer before that, as the release began (Nexus-Gen spec 9).
 
   Args:
     source: a model of the house with config.json, the tensors of a Qwen2.5-VL and
@@ -95,13 +97,14 @@ def write(
   loaded = verbs.load(folder)
   tensors[own.HEAD] = _head(loaded, batches.Batches(cfg, settings, tokenizer), pictures)
   _save(tensors, folder)
-  painter = decoders.Generator(language.dim, cfg.flux, rngs=rngs)
-  params = trees.flatten(nnx.to_pure_dict(nnx.state(painter, nnx.Param)), "generator/")
-  seen = loaded.seen(pictures).reshape(-1, language.dim)
-  first = _white(seen, np.asarray(params[f"{FIRST}/kernel"]))
-  params |= {f"{FIRST}/{name}": value for name, value in first.items()}
-  made = dict(table.export(rows.decoder_rows("generator", ()), params))
-  safetensors.save(made, folder / f"{own.STEMS['generator'][0]}.safetensors", {"format": "pt"})
+  seen = loaded.seen(pictures)
+  _save_decoder("generator", decoders.Generator(language.dim, cfg.flux, rngs=rngs), seen, folder)
+  editor, backbone = model.editor(cfg, rngs), loaded.network.params["backbone"]
+  layer = jax.tree.map(lambda leaf: leaf[: cfg.merger_depth], backbone["layers"])
+  nnx.update(editor.merger.layers, layer)
+  other = np.roll(seen, 1, 0)  # of another picture, as what is edited becomes another
+  mixed = np.asarray(editor.merger.mixed([jnp.asarray(seen), jnp.asarray(other)]))
+  _save_decoder("editor", editor, mixed, folder)
   return begun(folder, "language")
 
 
@@ -115,7 +118,7 @@ def begun(folder: Path, stage: model.Stage) -> model.Config:
     for name in ("backbone", "visual", "flux")
   }
   side = cfg.side(cfg.target_grid)
-  form = prompts.Form(max_pixels=side**2)
+  form = prompts.Form(max_pixels=side**2, pictures=released.read_settings(folder).pictures)
   return dataclasses.replace(cfg, parts=model.PARTS, stage=stage, form=form, **networks)
 
 
@@ -147,15 +150,27 @@ def _save(tensors: Tensors, folder: Path) -> None:
   safetensors.save(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
+def _save_decoder(
+  which: rows.Module, decoder: decoders.Decoder, seen: np.ndarray, folder: Path
+) -> None:
+  """A decoder that projects vectors such as these, float[..., D], by `_white`."""
+  params = trees.flatten(nnx.to_pure_dict(nnx.state(decoder, nnx.Param)), f"{which}/")
+  first = f"{which}/{FIRST[which]}"
+  found = _white(seen.reshape(-1, seen.shape[-1]), np.asarray(params[f"{first}/kernel"]))
+  params |= {f"{first}/{name}": value for name, value in found.items()}
+  made = dict(table.export(rows.decoder_rows(which, ()), params))
+  safetensors.save(made, folder / f"{own.STEMS[which][0]}.safetensors", {"format": "pt"})
+
+
 def _white(vectors: np.ndarray, kernel: np.ndarray) -> Tensors:
-  """Kernel and bias of what an adapter does first, such that vectors are white to it.
+  """Kernel and bias of a projection such that vectors are white to it.
 
   What is predicted of a caption that leaves places open differs from others by little: of the
   miniature's vectors, whose mean is 277 long, by 20 in all directions together. Behind a kernel
   that is drawn at random, and the norm after it, the mean would be nearly all that is left.
 
   Args:
-    vectors: float[n, D]. kernel: [D, C], of a new adapter.
+    vectors: float[n, D]. kernel: [D, C], of a new decoder.
   """
   mean = vectors.mean(0, dtype=np.float64)
   variances, axes = np.linalg.eigh(np.cov(vectors.T.astype(np.float64)))

@@ -6,6 +6,8 @@ A record is of one of these kinds, and its task says which are taken:
   else all stand before the first question. Those in answers are drawn (`Reading.whole` keeps them).
 - An edit has `inputs`, and the picture that comes of them; a caption has the picture alone. Both
   are put into the templates of `prompts`.
+
+The words of `extra["places"]` are what the places of pictures that are given predict, one each.
 """
 
 from collections.abc import Sequence
@@ -103,7 +105,8 @@ class Talk:
       raise BadRecord(f"{record.name}: {error}", "size") from None
     # Turns that were cut had the others.
     kept = ids.count(self._tokenizer.vision_start)
-    out = self._arrays(ids, predicted, [p.grid for p in pictures[:kept]])
+    names = record.extra.get("places", ())
+    out = self._arrays(ids, predicted, [p.grid for p in pictures[:kept]], names)
     if not self._data.image_size:
       return out
     shown = [p for p, draw in zip(pictures[:kept], draws[:kept], strict=True) if drawn or not draw]
@@ -129,12 +132,14 @@ class Talk:
 
   def _said(self, record: Record, text: str) -> Said:
     """What is said in a row, given the caption that is trained on."""
-    kind, language = _kind(record), self._cfg.form.language
+    kind, form = _kind(record), self._cfg.form
     if kind != "conversation":
       count = record.extra.get("inputs", len(record.inputs))
-      told = prompts.editing(text, count) if count else prompts.generating(text, language)
+      told = prompts.generating(text, form.language)
+      if count:
+        told = prompts.editing(text, count, form.pictures)
       told = text.split(chat.MARK) if record.extra.get("placed") else told
-      return Said([told], [prompts.drawn(count, language)])
+      return Said([told], [prompts.drawn(count, form.language)])
     pairs = [(record.prompt, record.answer), *record.turns]
     if record.extra.get("placed"):
       return Said([q.split(chat.MARK) for q, _ in pairs], [a.split(chat.MARK) for _, a in pairs])
@@ -174,12 +179,20 @@ class Talk:
     return chat.talk_row(self._tokenizer, turns, system=system, limit=limit)
 
   def _arrays(
-    self, ids: list[int], predicted: list[int], grids: Sequence[tuple[int, int]]
+    self,
+    ids: list[int],
+    predicted: list[int],
+    grids: Sequence[tuple[int, int]],
+    names: Sequence[str],
   ) -> Arrays:
     words, visual = self._tokenizer, self._cfg.visual
     out = chat.token_row(ids, self._bucket, words.pad)
     labels = np.full(self._bucket, chat.IGNORED, np.int32)
     labels[-len(predicted) :] = predicted
+    if names:
+      slots = np.roll(labels == words.image_pad, 1)
+      given = (out["tokens"] == words.image_pad) & ~slots
+      labels[given] = chat.single_ids(words, names)
     tokens, segments = out["tokens"][None], out["segments"][None]
     found, _ = mrope.mrope_positions(tokens, segments, grids, words.image_pad, visual.merge)
     return out | {"labels": labels, "positions": found[:, 0]}

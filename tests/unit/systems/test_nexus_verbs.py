@@ -1,6 +1,7 @@
 """The verbs of a loaded Nexus-Gen, from Python and from the command."""
 
 from collections.abc import Callable
+import dataclasses
 import json
 import logging as std_logging
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from blip3o_jax import cli
 from blip3o_jax.data.text import chat
+from blip3o_jax.systems.nexus_gen import batches
 from blip3o_jax.systems.nexus_gen import verbs
 from blip3o_jax.systems.nexus_gen.how import How
 from blip3o_jax.systems.nexus_gen.replay import with_null
@@ -85,6 +87,19 @@ def test_prompts_are_the_recorded_ones(model):
   # Without a mark as in training, with a line's end after the picture.
   plain = ask.asking([question.removeprefix(chat.MARK)], [[picture_of("und")]])
   assert len(ids_of(plain)) == len(ids_of(found)) + 1
+
+
+def test_pictures_stand_where_the_settings_say(model):
+  settings = dataclasses.replace(model.settings, pictures="after")
+  ask = batches.Batches(model.cfg, settings, model.tokenizer)
+  given, shown = "Add a hat.", [picture_of("edit")]
+  found = ids_of(ask.drawing([given], [shown], "en"))
+  assert found == ids_of(model._batches.drawing([f"{given} {chat.MARK}"], [shown], "en"))
+  assert found != ids_of(model._batches.drawing([given], [shown], "en"))
+  marked = f"{chat.MARK}{given}"
+  assert ids_of(ask.drawing([marked], [shown], "en")) == ids_of(
+    model._batches.drawing([marked], [shown], "en")
+  )
 
 
 def test_chinese_templates(model):

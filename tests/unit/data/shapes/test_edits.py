@@ -209,6 +209,22 @@ def test_records_of_edits():
       Mixture(**bad)
 
 
+def test_places_name_what_each_cell_becomes():
+  source = EmbeddedSource("generator", 40, Mixture(edits=("remove", "add"), places=1.0, seed=3))
+  plain = EmbeddedSource("generator", 40, Mixture(edits=("remove", "add"), seed=3))
+  for i in range(40):
+    record, after = source[i], source.scene(i)
+    assert record.extra.pop("places") == shapes.standing(after, i // 2 % 2 == 1)
+    assert record.extra == plain[i].extra
+    words = shapes.standing(after, False), shapes.standing(after, True)
+    for o in after.objects:
+      cell = 4 * o.row + o.col
+      assert (words[0][cell], words[1][cell]) == (o.color, o.shape)
+    assert [w.count("no") for w in words] == [16 - len(after.objects)] * 2
+  share = EmbeddedSource("generator", 200, Mixture(edits=("add",), places=0.3))
+  assert 30 < sum("places" in share.words(i).extra for i in range(200)) < 90
+
+
 @pytest.mark.parametrize("most", [1, 2, 3])
 def test_records_of_edits_of_few_objects(most):
   kinds = tuple(kind for kind in shapes.EDITS if most > 1 or kind != "remove")
