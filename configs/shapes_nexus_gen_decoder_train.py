@@ -43,8 +43,8 @@ TRAINED = {
   "editing": "editor/(?!merger/(norm_in|linear_in)/).*",
 }
 TASKS = {"generation": "generate", "editing": "edit"}
-STEPS = {"generation": 1500, "editing": 2400}
-RECORDS = {"generation": 10_000, "editing": 16_000}
+STEPS = {"generation": 3500, "editing": 3000}
+RECORDS = {"generation": 12_000, "editing": 16_000}
 DROP = {"generation": 0.1, "editing": 0.0}  # only drawings are guided
 LENGTHS = {"generation": 104, "editing": 88}
 SCENES = {
