@@ -48,7 +48,7 @@ RUNS = {
   "editing": "editing",
 }
 SIDE = 64
-FITTED = 256  # pictures that head and adapter are fitted on
+FITTED = 256  # pictures that the head and both decoders are fitted on
 MORE = 2  # layers: to find what is asked for and to copy the rest are things of their own
 Found = dict[str, Any]
 

@@ -79,8 +79,7 @@ def make(
   said = licences.declared(found.directory)
   for name, facts in components.items():
     facts["fingerprint"] = stream.fingerprint(told[name], algorithm)
-    known = system.licence(name, found.cfg, facts["parameters"])
-    facts["licence"] = licences.of(known, said)
+    facts["licence"] = licences.of(system.licence(name, found.cfg, facts["parameters"]), said)
   parts: dict[int, tuple[Any, set[str]]] = {}
   for piece, _ in done:
     parts.setdefault(id(piece.part), (piece.part, set()))[1].add(piece.tensor)
@@ -258,8 +257,7 @@ def describe(directory: str | Path) -> dict[str, Any]:
   components = _count(found.leaves, system.COMPONENTS)
   said = licences.declared(path)
   for name, facts in components.items():
-    known = system.licence(name, found.cfg, facts["parameters"])
-    facts["licence"] = licences.of(known, said)
+    facts["licence"] = licences.of(system.licence(name, found.cfg, facts["parameters"]), said)
   left = leftovers(found.parts)
   dropped = [f"not read: {name}, {count} tensor(s)" for name, (count, _) in left.items()]
   return {

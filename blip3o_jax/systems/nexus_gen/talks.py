@@ -135,10 +135,12 @@ class Talk:
     kind, form = _kind(record), self._cfg.form
     if kind != "conversation":
       count = record.extra.get("inputs", len(record.inputs))
-      told = prompts.generating(text, form.language)
-      if count:
+      if record.extra.get("placed"):
+        told = text.split(chat.MARK)
+      elif count:
         told = prompts.editing(text, count, form.pictures)
-      told = text.split(chat.MARK) if record.extra.get("placed") else told
+      else:
+        told = prompts.generating(text, form.language)
       return Said([told], [prompts.drawn(count, form.language)])
     pairs = [(record.prompt, record.answer), *record.turns]
     if record.extra.get("placed"):
