@@ -1,6 +1,7 @@
 """Checkpoints that are not what was written: what is damage, and how it is said."""
 
 from collections.abc import Sequence
+import errno
 import logging
 import sys
 from typing import Any
@@ -10,6 +11,7 @@ import jax
 
 # What a disk without room makes the checkpoint library say.
 ROOM = ("No space left", "File too large", "Disk quota exceeded", "RESOURCE_EXHAUSTED")
+ERRNOS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 class DamagedError(ValueError):
@@ -51,9 +53,21 @@ def quietly(found: Any) -> None:
 
 
 def not_late(record: logging.LogRecord) -> bool:
-  """Whether an event loop says something else than that a write after the failed one failed too."""
+  """Whether an event loop says something else than that a write after the failed one failed too.
+
+  The library is named where the task is of its own function; where that only hands a file to a
+  thread, a disk without room is what tells.
+  """
   said = record.getMessage()
-  return not ("exception was never retrieved" in said and "orbax" in said)
+  if "exception was never retrieved" not in said:
+    return True
+  error = record.exc_info[1] if record.exc_info else None
+  return not ("orbax" in said or is_full(error))
+
+
+def is_full(error: BaseException | None) -> bool:
+  """Whether an error is of a disk that has no room."""
+  return isinstance(error, OSError) and error.errno in ERRNOS
 
 
 def text(error: Exception) -> str:

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
 import dataclasses
-import errno
 import itertools
 import signal
 import threading
@@ -26,6 +25,7 @@ from blip3o_jax.data.loader import Loader
 from blip3o_jax.data.pipeline import Pipeline
 from blip3o_jax.systems.parts import loading
 from blip3o_jax.train import checkpoint
+from blip3o_jax.train import damage
 from blip3o_jax.train import distributed
 from blip3o_jax.train import goodput
 from blip3o_jax.train import lock
@@ -328,7 +328,7 @@ def _naming(workdir: epath.Path) -> Iterator[None]:
   try:
     yield
   except OSError as error:
-    if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT) or error.filename:
+    if not damage.is_full(error) or error.filename:
       raise
     text = f"{workdir}: {error.strerror}; the run stopped, make room and start it again"
     raise OSError(text) from error

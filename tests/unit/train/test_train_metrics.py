@@ -1,6 +1,10 @@
 """Reduction of metrics, the lines that survive a resume, grids."""
 
+import asyncio
+import errno
+import gc
 import json
+import os
 import sys
 import time
 import types
@@ -90,3 +94,20 @@ def test_the_share_of_the_peak_is_of_chips_that_are_known(kind, share):
     "images_per_second",
     "samples_per_second_per_device",
   }
+
+
+@pytest.mark.parametrize(("number", "heard"), [(errno.EFBIG, False), (errno.EBADF, True)])
+def test_a_write_that_nobody_waits_for_is_heard_unless_the_disk_is_full(caplog, number, heard):
+  """As the checkpoint library leaves it: of two writes in threads the first to fail is raised."""
+
+  def fail() -> None:
+    raise OSError(number, os.strerror(number))
+
+  async def both() -> None:
+    late = asyncio.ensure_future(asyncio.to_thread(fail))
+    await asyncio.wait([late])
+
+  with metrics.without_chatter():
+    asyncio.run(both())
+    gc.collect()
+  assert ("exception was never retrieved" in caplog.text) == heard
