@@ -42,7 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--model",
     help="a directory, released, converted or of a run, or a hub id: owner/name (default: "
-    "miniature, which ships with the package)",
+    "miniature, which ships with the package; miniature:SYSTEM is another system's)",
   )
   parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
   add_memory(parser)

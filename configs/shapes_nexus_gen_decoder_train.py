@@ -5,9 +5,10 @@
     blip3o train --config=configs/shapes_nexus_gen_decoder_train.py:decoder=editing,work=DIR \
       --workdir=DIR/editing
 
-Each needs DIR/start, the run DIR/language, and DIR/told/DECODER: the vectors that the language
-model predicts of captions, or of edits with those of the reference, and the pictures. With `live`
-they are computed in every step, which is also what the cache is made of.
+Each needs DIR/start, the run DIR/language (or, as `language=`, a model that has its leaves), and
+DIR/told/DECODER: the vectors that the language model predicts of captions, or of edits with those
+of the reference, and the pictures. With `live` they are computed in every step, which is also what
+the cache is made of.
 
 The release trains its generation decoder on vectors of real pictures. Here a caption leaves open
 where things stand, so that what is predicted of it is a mean that no picture has: such a decoder
@@ -43,8 +44,8 @@ TRAINED = {
   "editing": "editor/(?!merger/(norm_in|linear_in)/).*",
 }
 TASKS = {"generation": "generate", "editing": "edit"}
-STEPS = {"generation": 3500, "editing": 3000}
-RECORDS = {"generation": 12_000, "editing": 16_000}
+STEPS = {"generation": 3500, "editing": 5000}
+RECORDS = {"generation": 12_000, "editing": 24_000}
 DROP = {"generation": 0.1, "editing": 0.0}  # only drawings are guided
 LENGTHS = {"generation": 104, "editing": 88}
 SCENES = {
@@ -57,27 +58,30 @@ def get_config(arg: str = "") -> ConfigDict:
   """The config.
 
   Args:
-    arg: decoder=generation or decoder=editing; work=DIR, the folder of the miniature; live, as
-      above; times=N, so many times the steps, and below 1 the records.
+    arg: decoder=generation or decoder=editing; work=DIR, the folder of the miniature; language=DIR,
+      an entry of `init_from` in place of the run; live, as above; times=N, so many times the steps,
+      and below 1 the records.
 
   Raises:
     ValueError: an unknown word, or another decoder.
   """
-  options = config.parse_arg(arg, decoder="generation", work="work", live=False, times=1.0)
+  options = config.parse_arg(
+    arg, decoder="generation", work="work", language="", live=False, times=1.0
+  )
   config.check_choice(options, "decoder", *STEPS)
   stage: nexus.Stage = options.decoder
   steps = round(STEPS[stage] * options.times)
   home = f"{options.work}/start"
   edits = stage == "editing"
   model = dataclasses.replace(start.begun(Path(home), stage), loss=nexus_gen.Loss(drop=DROP[stage]))
-  sources = ["language"]
+  sources = [options.language or f"{options.work}/language"]
   if not edits:
     parts: tuple[nexus.Part, ...] = ("visual", "language", "generator", "autoencoder", "constants")
     model = dataclasses.replace(model, parts=parts, told="predicted")
   elif options.live:
     model = dataclasses.replace(model, parts=("visual", "language", "editor", "autoencoder"))
   else:
-    sources.append("generation#ema")
+    sources.append(f"{options.work}/generation#ema")
   data = Data(task=TASKS[stage], image_size=sizes.SHAPES_IMAGE, buckets=(LENGTHS[stage],))
   if options.live:
     records = round(RECORDS[stage] * min(1.0, options.times))
@@ -93,7 +97,7 @@ def get_config(arg: str = "") -> ConfigDict:
     batch=64,
     trainable=(TRAINED[stage],),
     ema_decay=0.995,
-    init_from=(home, *(f"{options.work}/{source}" for source in sources)),
+    init_from=(home, *sources),
     optimizer=Optimizer(name="muon", lr=1.5e-3, lr_end=1e-4, muon_lr=5e-3, warmup_steps=50),
     checkpoint=Checkpoint(every_steps=every, keep=1, keep_every=2 * every),
     log=Log(every=10),

@@ -32,7 +32,7 @@ from blip3o_jax.train.run import Train
 from blip3o_jax.train.run import to_config
 
 BATCH = 32
-STEPS = 8000
+STEPS = 10_000
 # What a record of the mixture is, and its share. Some rows are edits of a picture of one object: to
 # make a thing red is learned there, where nothing is to be chosen.
 SHARES = {"draw": 0.06, "tune": 0.08, "talk": 0.14, "one": 0.14, "two": 0.29, "edit": 0.29}

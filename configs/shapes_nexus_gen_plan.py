@@ -1,10 +1,10 @@
-"""The stages of the miniature Nexus-Gen: `bash launch/quickstart.sh --system nexus_gen`.
+"""The stages of the miniature Nexus-Gen: `quickstart.sh --system nexus_gen [--from-scratch]`.
 
 As the release began with a trained Qwen2.5-VL, it begins with the language model, the vision tower
-and the autoencoder of the miniature BLIP3-o that ships with the package:
+and the autoencoder of the miniature BLIP3-o that ships with the package. What Nexus-Gen trains
+first, the language model, ships with the package, too; both decoders are trained on it:
 
     start       DIR/start: these, the language model two layers deeper, in the released layout
-    language    answers, and vectors that are predicted of captions and edits     all cores
     told        what it predicts of other captions and edits, kept                all cores
     generation  the generation decoder on what was predicted of captions          all cores
     editing     the editing decoder on what was predicted of edits, beside the
@@ -12,6 +12,11 @@ and the autoencoder of the miniature BLIP3-o that ships with the package:
     export      DIR/model, the whole model in the released layout
     score       its answers, drawings and edits
     report      report.html, report.json
+
+With `--from-scratch` the language model is trained, behind `start`: that is how the one that ships
+was made.
+
+    language    answers, and vectors that are predicted of captions and edits     all cores
 
 `--stage curve`, which no phase runs, scores what the runs had reached on the way: curve.json.
 """
@@ -21,32 +26,43 @@ from pathlib import Path
 import shutil
 from typing import Any
 
+from blip3o_jax.miniature import parts as frozen_parts
 from blip3o_jax.miniature import quickstart
+from blip3o_jax.miniature import shipped
 from blip3o_jax.miniature.plans import Call
 from blip3o_jax.miniature.plans import Kind
 from blip3o_jax.miniature.plans import Phase
 from blip3o_jax.miniature.plans import Plan
+from blip3o_jax.miniature.plans import Ships
 
 CONFIGS = {
   "language": "shapes_nexus_gen_language_train",
   "generation": "shapes_nexus_gen_decoder_train",
   "editing": "shapes_nexus_gen_decoder_train",
 }
+DECODERS = ("told", "generation", "editing", "export", "score", "report")
 PHASES: dict[Kind, tuple[Phase, ...]] = {
-  "shipped": tuple(
-    ((stage,),)
-    for stage in (
-      *("start", "language", "told", "generation", "editing", "export", "score", "report"),
-    )
-  )
+  "shipped": tuple(((stage,),) for stage in ("start", *DECODERS)),
+  "trained": tuple(((stage,),) for stage in ("start", "language", *DECODERS)),
 }
 TITLE = "Nexus-Gen, the miniature"
+TEXT = """A complete Nexus-Gen of 64-pixel pictures in the layout of the released checkpoint, in
+half precision: it answers, draws and edits. Its vision tower, its autoencoder and what its
+language model began with are those of the miniature BLIP3-o that ships beside it; the rest was
+trained on scenes of coloured shapes that the package draws, and it knows nothing else."""
+SCORES = ("understanding", "generation", "editing", "editing_bounds")
+TABLES = {
+  "editing": "Test edits",
+  "generation": "Drawings of test prompts",
+  "understanding": "Answers to test questions",
+}
 # A run -> the curve that it belongs to.
 RUNS = {
   "language": "understanding",
   "generation": "generation",
   "editing": "editing",
 }
+BASE = "blip3o"  # whose miniature it begins with
 SIDE = 64
 FITTED = 256  # pictures that the head and both decoders are fitted on
 MORE = 2  # layers: to find what is asked for and to copy the rest are things of their own
@@ -63,13 +79,19 @@ def get_plan() -> Plan:
     "report": report,
     "curve": curve,
   }
-  return Plan("nexus_gen", CONFIGS, PHASES, arguments, made, ("curve",), summary)
+  rests: dict[Kind, tuple[str, ...]] = {"shipped": (BASE, "nexus_gen"), "trained": (BASE,)}
+  ships = Ships(f"The trained {TITLE} of blip3o_jax", TEXT, SCORES, TABLES, "edits.png")
+  return Plan("nexus_gen", CONFIGS, PHASES, arguments, made, ("curve",), summary, rests, ships)
 
 
 def arguments(stage: str, work: Path) -> Mapping[str, Any]:
-  """Words of a training stage's config: which of the decoders it is."""
-  del work
-  return {"decoder": stage} if stage in ("generation", "editing") else {}
+  """Words of a training stage's config: which of the decoders it is, and of what model."""
+  if stage not in ("generation", "editing"):
+    return {}
+  out = {"decoder": stage}
+  if frozen_parts.read(work).kind == "shipped":
+    out["language"] = f"{shipped.directory('nexus_gen')}#only=backbone+vision_head+slots"
+  return out
 
 
 def summary(found: Mapping[str, Any]) -> str:
@@ -91,11 +113,12 @@ def summary(found: Mapping[str, Any]) -> str:
 def start(call: Call) -> Found:
   """Checks the shipped parts, and writes what training starts from."""
   from blip3o_jax.data import shapes
-  from blip3o_jax.miniature import shipped
   from blip3o_jax.systems.nexus_gen import released
   from blip3o_jax.systems.nexus_gen import start as begin
 
-  shipped.verify()
+  kind = frozen_parts.read(call.work).kind
+  for system in get_plan().rests[kind]:
+    shipped.verify(shipped.directory(system))
   settings = released.Settings(
     min_pixels=SIDE**2,
     max_pixels=SIDE**2,
@@ -132,7 +155,6 @@ def told(call: Call) -> Found:
 def export(call: Call) -> Found:
   """The model in the released layout: what the run of the last decoder holds and started from."""
   from blip3o_jax.convert import exporter
-  from blip3o_jax.miniature import shipped
 
   model = call.work / "model"
   shutil.rmtree(model, ignore_errors=True)

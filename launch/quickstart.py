@@ -65,7 +65,7 @@ def main() -> int:
         f"--system {options.system} is trained {frozen_parts.CALLS[next(iter(plan.phases))]} only"
       )
     work.mkdir(parents=True, exist_ok=True)
-    frozen_parts.choose(work, kind, plan.system)
+    frozen_parts.choose(work, kind, plan.system, plan.rests[kind])
     return call(options, work, plan)
 
   return cli.guarded("quickstart", run)

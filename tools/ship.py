@@ -3,9 +3,10 @@
     python tools/ship.py --workdir work/from-scratch [--output DIR] [--picture FILE]
 
 Takes the model, the report and the runs' records of a folder that `bash launch/quickstart.sh
---from-scratch` has finished, and writes the folder that the package ships. `--picture` also copies
-the report's drawings, which the README shows. Refuses a folder that lacks something, a model that
-is not the one that was scored or not in half precision, and more than 16 MB.
+[--system NAME] --from-scratch` has finished, and writes the folder that the package ships, one for
+each system. `--picture` also copies the report's picture, which the README or docs show. Refuses a
+folder that lacks something, a model that is not the one that was scored or not in half precision,
+and more than 16 MB.
 """
 
 import argparse
@@ -14,10 +15,11 @@ from pathlib import Path
 import sys
 
 from blip3o_jax import cli
+from blip3o_jax.miniature import plans
 from blip3o_jax.miniature import ship
 from blip3o_jax.miniature import shipped
 
-ASSETS = Path(__file__).resolve().parents[1] / shipped.NAME
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,15 +28,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--workdir", type=Path, required=True, help="of a finished --from-scratch")
-  parser.add_argument("--output", type=Path, default=ASSETS, help=f"default {shipped.NAME}")
-  parser.add_argument("--picture", type=Path, help="copy the report's drawings.png there")
+  parser.add_argument(
+    "--output", type=Path, help=f"default {shipped.NAME}, of another system {shipped.NAME}_SYSTEM"
+  )
+  parser.add_argument("--picture", type=Path, help="copy the report's picture there")
   options = parser.parse_args(argv)
   return cli.guarded("ship", lambda: _ship(options))
 
 
 def _ship(options: argparse.Namespace) -> int:
-  size = ship.ship(options.workdir, options.output, options.picture)
-  print(f"{options.output}: {size} bytes")
+  plan = plans.read(ROOT / "configs", ship.system_of(options.workdir))
+  output = options.output or ROOT / shipped.name(plan.system)
+  size = ship.ship(options.workdir, output, options.picture, plan)
+  print(f"{output}: {size} bytes")
   return 0
 
 

@@ -150,7 +150,7 @@ def _drawn(options: argparse.Namespace) -> list[Path]:
   present.writable(options.output)
   names = (options.a, options.b)
   for name in names:
-    if not opening.is_miniature(name):
+    if not opening.miniature(name):
       kind = systems.of(hub.local_directory(name))
       if "generate" not in systems.SYSTEMS[kind].VERBS:
         raise ValueError(opening.unable(name, kind, "generate", systems.SYSTEMS[kind].VERBS))

@@ -228,8 +228,8 @@ def _licences(found: runs.Found, say: files.Say) -> str:
     counts[name] = counts.get(name, 0) + math.prod(found.leaves[path])
   system = systems.SYSTEMS[found.system]
   told = {
-    name: {"licence": dataclasses.asdict(system.licence(name, found.cfg, count))}
-    for name, count in counts.items()
+    name: {"licence": licences.of(system.licence(name, found.cfg, n), found.said.get(name, {}))}
+    for name, n in counts.items()
   }
   for line in licences.lines(told):
     say(line)

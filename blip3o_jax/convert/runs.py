@@ -8,6 +8,7 @@ from typing import Any
 from blip3o_jax import config
 from blip3o_jax import systems
 from blip3o_jax import trees
+from blip3o_jax.convert import licences
 from blip3o_jax.convert import manifest
 from blip3o_jax.convert import source as origins
 from blip3o_jax.convert.parameters import Layers
@@ -27,7 +28,8 @@ class Found:
     system: the name of the one whose layout is written. leaves: all parameters.
     export: the directory that they become. cfg: of the model; None for a part of one.
     whole: paths that are read a whole leaf at a time; a run's, and none of a conversion.
-    components: {top-level module: component}. tokenizer: a directory to take one from.
+    components: {top-level module: component}. said: {component: what the source that it came
+      from declares of licences, see `licences.declared`}. tokenizer: a directory to take one from.
   """
 
   system: str
@@ -36,6 +38,7 @@ class Found:
   cfg: Any
   whole: frozenset[str]
   components: Mapping[str, str]
+  said: Mapping[str, Mapping[str, str]]
   tokenizer: Path | None = None
 
 
@@ -50,7 +53,9 @@ def of_converted(directory: Path) -> Found:
   system, told = systems.SYSTEMS[name], leaves.manifest
   cfg = system.parts(layout.Files(directory)).cfg if manifest.is_whole(told) else None
   export = layout.Export(directory, tuple(told["parts"]))
-  return Found(name, leaves, export, cfg, frozenset(), _stored(told))
+  components = _stored(told)
+  said = dict.fromkeys(components.values(), _declared(directory))
+  return Found(name, leaves, export, cfg, frozenset(), components, said)
 
 
 def of_run(run: Path, item: checkpoint.Item, step: int, tokenizer: Path | None) -> Found:
@@ -71,6 +76,7 @@ def of_run(run: Path, item: checkpoint.Item, step: int, tokenizer: Path | None) 
   whole: set[str] = set()
   bases: list[layout.Base] = []
   components: dict[str, str] = {}
+  said: dict[str, Mapping[str, str]] = {}
   for source in used:
     leaves, base, known = _opened(source, name)
     components |= known
@@ -79,6 +85,9 @@ def of_run(run: Path, item: checkpoint.Item, step: int, tokenizer: Path | None) 
     mine |= {m for p in (base.parts if base else ()) if p["folder"] for m in p["modules"]}
     paths = {p for p in leaves if trees.top(p) in mine}
     layers.append((leaves, paths))
+    if source.kind != "run":  # what a run trains stays under the licence that it began with
+      filled = {known[trees.top(p)] for p in paths}
+      said |= dict.fromkeys(filled, _declared(Path(source.path)))
     whole = whole | paths if source.kind == "run" else whole - paths
     bases += [] if base is None else [base]
   every = Layers(layers)
@@ -89,7 +98,7 @@ def of_run(run: Path, item: checkpoint.Item, step: int, tokenizer: Path | None) 
   parts = tuple({"system": name, **part} for part in export.parts)
   kept = Layers([(every, set(every) - export.dropped)])
   export = dataclasses.replace(export, parts=parts)
-  return Found(name, kept, export, cfg, frozenset(whole), components, tokenizer)
+  return Found(name, kept, export, cfg, frozenset(whole), components, said, tokenizer)
 
 
 def _opened(
@@ -111,6 +120,13 @@ def _opened(
   )
   base = layout.Base(path, parts, found.cfg is not None and any(not p["folder"] for p in parts))
   return found.leaves, base, systems.SYSTEMS[found.system].COMPONENTS
+
+
+def _declared(directory: Path) -> Mapping[str, str]:
+  """What released or converted weights say of their licences, see `licences.declared`."""
+  if store.is_converted(directory):
+    return store.read_manifest(directory).get("licences", {})
+  return licences.declared(directory)
 
 
 def _stored(told: Mapping[str, Any]) -> dict[str, str]:

@@ -4,6 +4,7 @@
 folder's stages rest on one choice. Imports no jax.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import hashlib
 import json
@@ -38,8 +39,11 @@ class Parts:
   home: Path
 
 
-def choose(work: Path, kind: Kind, system: str = plans.DEFAULT) -> None:
+def choose(work: Path, kind: Kind, system: str = plans.DEFAULT, rests: Sequence[str] = ()) -> None:
   """Records the choice in a new working folder; in one that has made it, checks that it is this.
+
+  Args:
+    rests: systems whose shipped miniatures the folder's stages read, see `plans.Plan`.
 
   Raises:
     ValueError: a folder of the other choice, of another system, or of other shipped parts than are
@@ -59,7 +63,7 @@ def choose(work: Path, kind: Kind, system: str = plans.DEFAULT) -> None:
       f"{work}: its frozen parts are {before['parts']}; call {CALLS[before['parts']]} to go on "
       "there, or give another --workdir"
     )
-  now = {"system": system, "parts": kind, "sha256": _identity() if kind == "shipped" else ""}
+  now = {"system": system, "parts": kind, "sha256": _identity(rests)}
   if before.get("sha256", "") != now["sha256"] and before:
     raise ValueError(
       f"{work}: was begun with other shipped parts than are installed now; give another --workdir"
@@ -97,6 +101,7 @@ def read(work: Path) -> Parts:
   )
 
 
-def _identity() -> str:
-  """A hash of the shipped files, by their list of sums."""
-  return hashlib.sha256((shipped.directory() / shipped.SUMS).read_bytes()).hexdigest()
+def _identity(systems: Sequence[str]) -> str:
+  """A hash of the shipped files of these, by their lists of sums; "" of none."""
+  sums = b"".join((shipped.directory(each) / shipped.SUMS).read_bytes() for each in systems)
+  return hashlib.sha256(sums).hexdigest() if systems else ""

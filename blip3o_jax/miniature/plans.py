@@ -6,6 +6,7 @@ gives a `Plan`. Imports no jax.
 
 from collections.abc import Callable
 from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 from pathlib import Path
 import runpy
@@ -14,11 +15,12 @@ from typing import Literal
 
 from ml_collections import ConfigDict
 
+from blip3o_jax.miniature.shipped import DEFAULT as DEFAULT
+
 Kind = Literal["shipped", "trained"]  # where a miniature's frozen parts come from, see `parts`
 # Stages in one line run after each other, lines of one phase side by side.
 Phase = tuple[tuple[str, ...], ...]
 FILES = "shapes_{}_plan.py"
-DEFAULT = "blip3o"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +69,24 @@ class Call:
 
 
 @dataclasses.dataclass(frozen=True)
+class Ships:
+  """What the card and the page of a miniature that ships hold, see `ship`.
+
+  Attributes:
+    title: of the page. text: what the model is, in sentences.
+    scores: of report.json, kept in the card. tables: {one of these: its heading on the page}.
+    picture: of the working folder, that docs show. more: further sections, given the scores.
+  """
+
+  title: str
+  text: str
+  scores: tuple[str, ...]
+  tables: Mapping[str, str]
+  picture: str
+  more: Callable[[Mapping[str, Any]], Sequence[str]] = lambda _: ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
   """The stages of a system's miniature.
 
@@ -77,6 +97,8 @@ class Plan:
     made: {stage: what it does and finds}; others are training runs of their configs.
     alone: stages of `made` that no phase runs.
     summary: lines that say what report.json holds.
+    rests: {where its frozen parts come from: systems whose shipped miniatures they are}.
+    ships: what the page of the miniature that ships says of it.
   """
 
   system: str
@@ -86,6 +108,8 @@ class Plan:
   made: Mapping[str, Callable[[Call], dict[str, Any]]]
   alone: tuple[str, ...]
   summary: Callable[[Mapping[str, Any]], str]
+  rests: Mapping[Kind, tuple[str, ...]]
+  ships: Ships
 
   def stages(self, *kinds: Kind) -> list[str]:
     """The stages of runs of these kinds, in their order."""

@@ -1,8 +1,8 @@
-"""The trained miniature that ships with the package: where it is, and whether it is whole.
+"""The trained miniatures that ship with the package: where they are, and whether they are whole.
 
-Its folder is in the released layout, in half precision, with a card beside the model: `card.json`
-(how it was trained and what it scored), the same as prose in `README.md`, and `SHA256SUMS`.
-`tools/ship.py` writes it. Imports no jax.
+A system has one at most. Its folder is in the released layout, in half precision, with a card
+beside the model: `card.json` (how it was trained and what it scored), the same as prose in
+`README.md`, and `SHA256SUMS`. `tools/ship.py` writes it. Imports no jax.
 """
 
 import hashlib
@@ -10,29 +10,47 @@ import json
 from pathlib import Path
 from typing import Any
 
-NAME = "blip3o_jax/assets/shapes"  # as messages call it, wherever the package is installed
+DEFAULT = "blip3o"  # the system whose miniature is meant where none is named
+FOLDERS = "shapes_{}"
+NAME = "blip3o_jax/assets/shapes"  # as messages call that one, wherever the package is installed
 CARD, PROSE, SUMS = "card.json", "README.md", "SHA256SUMS"
-BUDGET = 16_000_000  # bytes of all files together
+BUDGET = 16_000_000  # bytes of all files of one together
 _AGAIN = "install the package again"
-_HOME = Path(__file__).parents[1] / "assets" / "shapes"
+_ASSETS = Path(__file__).parents[1] / "assets"
 
 
-def directory() -> Path:
-  """The folder of the shipped miniature.
+def name(system: str = DEFAULT) -> str:
+  """What messages call the folder of a system's miniature."""
+  return NAME if system == DEFAULT else NAME.replace("shapes", FOLDERS.format(system))
+
+
+def directory(system: str = DEFAULT) -> Path:
+  """The folder of a system's shipped miniature.
 
   Raises:
     FileNotFoundError: an installation without it.
   """
-  if not (_HOME / SUMS).is_file():
+  home = _ASSETS / Path(name(system)).name
+  if not (home / SUMS).is_file():
     raise FileNotFoundError(
-      f"{NAME}/{SUMS}: absent, this installation came without the trained miniature; install the "
-      "package again (from a wheel or a whole checkout), or name a model with --model DIR"
+      f"{name(system)}/{SUMS}: absent, this installation came without the trained miniature; "
+      "install the package again (from a wheel or a whole checkout), or name a model with "
+      "--model DIR"
     )
-  return _HOME
+  return home
+
+
+def systems() -> list[str]:
+  """The systems whose miniatures this installation has, the default first."""
+  before, _ = FOLDERS.split("{}")
+  known = sorted(
+    path.parent.name.removeprefix(before) for path in _ASSETS.glob(f"{before}*/{SUMS}")
+  )
+  return [DEFAULT] * (_ASSETS / Path(NAME).name / SUMS).is_file() + known
 
 
 def verify(home: Path | None = None) -> dict[str, str]:
-  """{file: sha256} of a folder with SHA256SUMS (the shipped one), after comparing every file.
+  """{file: sha256} of a folder with SHA256SUMS (the default's), after comparing every file.
 
   Raises:
     FileNotFoundError: no such folder, or a file that the list names and the folder lacks.
@@ -67,10 +85,10 @@ def size(home: Path) -> int:
   return sum(path.stat().st_size for path in home.rglob("*") if path.is_file())
 
 
-def card() -> dict[str, Any]:
-  """The card of the shipped miniature; `ship.make_card` says what is in it.
+def card(system: str = DEFAULT) -> dict[str, Any]:
+  """The card of a system's shipped miniature; `ship.make_card` says what is in it.
 
   Raises:
     FileNotFoundError: an installation without it.
   """
-  return json.loads((directory() / CARD).read_text())
+  return json.loads((directory(system) / CARD).read_text())

@@ -18,7 +18,8 @@ from blip3o_jax.weights import hub
 from blip3o_jax.weights import store
 
 CHUNK = 2**24  # bytes that are read at once
-MINIATURE = "miniature"  # names the model that ships, where no directory is called so
+# Names the model that ships, where no directory is called so; with ":SYSTEM" that of a system.
+MINIATURE = "miniature"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +43,12 @@ def open_model(
   name: str | Path | None, *, dtype: Dtype = "float32", memory: Memory | None = None, verb: str = ""
 ) -> Opened:
   """Args, Raises: as `blip3o_jax.load`; `memory`: how it lies."""
-  name = None if is_miniature(name) else name
-  if name is None:
-    shipped.verify()
-  directory = shipped.directory() if name is None else hub.local_directory(str(name))
-  called = shipped.NAME if name is None else str(name)
+  ships = miniature(name)
+  if ships:
+    directory, called = shipped.directory(ships), shipped.name(ships)
+    shipped.verify(directory)
+  else:
+    directory, called = hub.local_directory(str(name)), str(name)
   kind = systems.of(directory)
   system = systems.SYSTEMS[kind]
   if verb and verb not in system.VERBS:
@@ -57,15 +59,31 @@ def open_model(
   return Opened(called, directory, kind, said, model)
 
 
-def is_miniature(name: str | Path | None) -> bool:
-  """Whether a name is that of the model that ships with the package."""
-  return name is None or (str(name) == MINIATURE and not Path(name).exists())
+def miniature(name: str | Path | None) -> str:
+  """The system of the model that ships with the package and has this name; "" for another's name.
+
+  Raises:
+    ValueError: a system whose miniature does not ship.
+  """
+  if name is None:
+    return shipped.DEFAULT
+  before, _, system = str(name).partition(":")
+  if before != MINIATURE or Path(name).exists():
+    return ""
+  known = shipped.systems()
+  if system and system not in known:
+    raise ValueError(f"{name}: expected {MINIATURE}:SYSTEM with one of {', '.join(known)}")
+  return system or shipped.DEFAULT
 
 
 def unable(name: str, system: str, verb: str, verbs: Sequence[str]) -> str:
   """Why a model does not do something, in words."""
   able = ", ".join(verbs) or "do nothing by itself"
-  return f"{name}: a model of the system {system} cannot {verb}; it can {able}"
+  said = f"{name}: a model of the system {system} cannot {verb}; it can {able}"
+  if name != shipped.NAME:
+    return said
+  others = [each for each in shipped.systems() if verb in systems.SYSTEMS[each].VERBS]
+  return said + "".join(f"; --model {MINIATURE}:{each} can {verb}" for each in others)
 
 
 class Fingerprint:

@@ -283,7 +283,9 @@ def test_licences_travel(tmp_path, said):
   assert any("backbone: licence unknown here" in line for line in said)
   out = back(tmp_path / "out", tmp_path / "back")
   assert (out / "LICENSE").read_text() == "as is"
-  assert "backbone: unknown" in (out / exporter.LICENCES).read_text()
+  assert "backbone: apache-2.0 (its card)\n" in (out / exporter.LICENCES).read_text()
+  out = back(tmp_path / "bare", tmp_path / "bare-back")
+  assert "backbone: unknown\n" in (out / exporter.LICENCES).read_text()
 
 
 @pytest.mark.parametrize(("size", "commercial"), [("4b", False), ("8b", True)])

@@ -100,8 +100,11 @@ def test_a_dtype_for_a_run(run, tmp_path):
 
 def test_a_run_on_a_released_directory(cfg, tmp_path):
   source = checkpoints.copy(tmp_path / "source")
+  (source / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
   run = run_of(tmp_path / "run", setup_of([source], cfg))
   exporter.run(run, tmp_path / "out", say=quiet)
+  told = (tmp_path / "out" / exporter.LICENCES).read_text().splitlines()
+  assert {line.partition(": ")[2] for line in told} == {"apache-2.0 (its card)"}
   after = checkpoints.tensors(tmp_path / "out")
   for name, value in checkpoints.tensors().items():
     np.testing.assert_array_equal(after[name], value + 1 if trained(name) else value)

@@ -14,7 +14,7 @@ def home(tmp_path, monkeypatch):
   folder = tmp_path / "shapes"
   folder.mkdir()
   (folder / shipped.SUMS).write_text("first\n")
-  monkeypatch.setattr(shipped, "_HOME", folder)
+  monkeypatch.setattr(shipped, "_ASSETS", tmp_path)
   return folder
 
 
@@ -26,8 +26,8 @@ def work(tmp_path):
 
 
 def test_shipped_parts(home, work):
-  parts.choose(work, "shipped")
-  parts.choose(work, "shipped")
+  parts.choose(work, "shipped", rests=("blip3o",))
+  parts.choose(work, "shipped", rests=("blip3o",))
   found = parts.read(work)
   assert (found.kind, found.home) == ("shipped", home)
   assert found.encoder == f"{home}#only=encoder"
@@ -47,7 +47,7 @@ def test_trained_parts(work):
 def test_the_other_choice_is_refused(home, work):
   parts.choose(work, "trained")
   with pytest.raises(ValueError, match="parts are trained; call with --from-scratch to go on"):
-    parts.choose(work, "shipped")
+    parts.choose(work, "shipped", rests=("blip3o",))
   assert json.loads((work / parts.RECORD).read_text())["parts"] == "trained"
 
 
@@ -57,14 +57,29 @@ def test_a_folder_without_the_record(home, work):
 
 
 def test_other_shipped_parts_are_refused(home, work):
-  parts.choose(work, "shipped")
+  parts.choose(work, "shipped", rests=("blip3o",))
   (home / shipped.SUMS).write_text("second\n")
   with pytest.raises(ValueError, match="begun with other shipped parts than are installed now"):
-    parts.choose(work, "shipped")
+    parts.choose(work, "shipped", rests=("blip3o",))
+
+
+def test_parts_of_two_shipped_miniatures(home, work):
+  """A folder rests on both: it is refused when the second is another one."""
+  other = home.with_name("shapes_third")
+  other.mkdir()
+  (other / shipped.SUMS).write_text("third\n")
+  assert shipped.systems() == ["blip3o", "third"]
+  assert shipped.directory("third") == other
+  rests = ("blip3o", "third")
+  parts.choose(work, "shipped", rests=rests)
+  parts.choose(work, "shipped", rests=rests)
+  (other / shipped.SUMS).write_text("fourth\n")
+  with pytest.raises(ValueError, match="begun with other shipped parts than are installed now"):
+    parts.choose(work, "shipped", rests=rests)
 
 
 def test_shipped_parts_that_are_absent(home, work):
   (home / shipped.SUMS).unlink()
   with pytest.raises(FileNotFoundError, match="without the trained miniature"):
-    parts.choose(work, "shipped")
+    parts.choose(work, "shipped", rests=("blip3o",))
   assert not (work / parts.RECORD).exists()

@@ -62,11 +62,14 @@ def test_a_plan_is_told_by_its_files_alone(tmp_path):
 
 PLAN = """
 from blip3o_jax.miniature.plans import Plan
+from blip3o_jax.miniature.plans import Ships
 
 def get_plan():
   made = {"only": lambda call: {"said": call.config("train").words}}
   phases = {"trained": ((("only",),),)}
-  return Plan("third", {"train": "third"}, phases, lambda *_: {"times": 3.0}, made, (), str)
+  ships = Ships("Third", "A third.", (), {}, "drawings.png")
+  words, rests = lambda *_: {"times": 3.0}, {"trained": ()}
+  return Plan("third", {"train": "third"}, phases, words, made, (), str, rests, ships)
 """
 CONFIG = """
 from ml_collections import ConfigDict

@@ -12,11 +12,13 @@ from blip3o_jax import cli
 from blip3o_jax import systems
 from blip3o_jax.convert import manifest
 from blip3o_jax.data import shapes
+from blip3o_jax.miniature import plans
 from blip3o_jax.miniature import ship
 from blip3o_jax.miniature import shipped
 from blip3o_jax.systems import blip3o
 from blip3o_jax.systems.parts import talking
 
+CONFIGS = Path(__file__).parents[3] / "configs"
 TINY = Path(__file__).parents[2] / "data" / "tiny-blip3o"
 
 
@@ -26,7 +28,7 @@ def home(tmp_path, monkeypatch) -> Path:
   folder = Path(shutil.copytree(TINY, tmp_path / "shapes"))
   lines = [f"{digest}  {name}" for name, digest in shipped.sums(folder).items()]
   (folder / shipped.SUMS).write_text("\n".join(lines) + "\n")
-  monkeypatch.setattr(shipped, "_HOME", folder)
+  monkeypatch.setattr(shipped, "_ASSETS", tmp_path)
   return folder
 
 
@@ -37,18 +39,19 @@ def test_a_whole_folder(home):
   assert shipped.directory() == home
 
 
-def test_the_page_of_the_shipped_folder_is_that_of_its_card_and_names_its_licence():
-  folder = shipped.directory()
+@pytest.mark.parametrize("system", shipped.systems())
+def test_the_page_of_the_shipped_folder_is_that_of_its_card_and_names_its_licence(system):
+  folder = shipped.directory(system)
   card = json.loads((folder / shipped.CARD).read_text())
-  assert (folder / shipped.PROSE).read_text() == ship.prose(card)
-  found = shipped.verify()
+  assert (folder / shipped.PROSE).read_text() == ship.prose(card, plans.read(CONFIGS, system))
+  found = shipped.verify(folder)
   assert {name: found[name] for name in card["sha256"]} == card["sha256"]
   told = manifest.describe(folder)["components"]
   assert {facts["licence"]["name"] for facts in told.values()} == {"apache-2.0 (its card)"}
 
 
 def test_an_installation_without_it(tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(shipped, "_HOME", tmp_path)
+  monkeypatch.setattr(shipped, "_ASSETS", tmp_path)
   with pytest.raises(FileNotFoundError, match=r"without the trained miniature; .* --model DIR"):
     shipped.directory()
   assert cli.main(["generate", "a red circle"]) == 1
