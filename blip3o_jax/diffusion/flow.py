@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 Velocity = Callable[[jax.Array, jax.Array], jax.Array]
+Weights = Literal["bell", "shoulder"]  # what an error counts at each time, see `training`
 
 TRAIN_STEPS = 1000
 # t of the release's table, float32 division on the host: XLA may multiply by 1/1000 instead.
@@ -139,19 +140,23 @@ def _spaced(steps: int, last: float) -> np.ndarray:
   return np.where(i < max(1, steps // 2), rising, falling).astype(np.float32)
 
 
-def training(shift: float, last: float) -> tuple[np.ndarray, np.ndarray]:
+def training(shift: float, last: float, by_time: Weights = "bell") -> tuple[np.ndarray, np.ndarray]:
   """The table that training draws its times from by index (Nexus-Gen spec 9.4).
 
   Args:
-    shift, last: as in `schedule`, of `TRAIN_STEPS` steps.
+    shift, last: as in `schedule`, of `TRAIN_STEPS` steps. by_time: "bell" around the timestep 500,
+      less its lowest value, which is at 1000, as released; "shoulder" is the same up to 500 and its
+      highest value from there to 1000.
 
   Returns:
-    sigmas float32[1000], falling from 1, and their weights float32[1000], of mean 1: a bell around
-    the timestep 500, less its lowest value, which is at 1000.
+    sigmas float32[1000], falling from 1, and their weights float32[1000], of mean 1.
   """
   sigmas, timesteps = schedule(TRAIN_STEPS, False, shift, last)
-  bell = np.exp(-2 * np.square(timesteps.astype(np.float64) / TRAIN_STEPS - 0.5))
+  away = timesteps.astype(np.float64) / TRAIN_STEPS - 0.5
+  bell = np.exp(-2 * np.square(away))
   bell -= bell.min()
+  if by_time == "shoulder":
+    bell = np.where(away > 0, bell.max(), bell)
   return sigmas[:-1], (bell / bell.mean()).astype(np.float32)
 
 

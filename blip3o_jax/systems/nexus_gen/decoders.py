@@ -263,13 +263,16 @@ def errors(
   latents: jax.Array,
   noise: jax.Array,
   index: jax.Array,
+  by_time: flow.Weights = "bell",
 ) -> jax.Array:
   """The weighted mean squared error of the velocity, float32[B], one a sample (spec 9.4).
 
   Args:
     latents, noise: float[B, h, w, 16]. index: int[B] into `flow.training`, 0 is all noise.
+    by_time: the weights, see there.
   """
-  sigmas, weights = (jnp.asarray(table)[index] for table in flow.training(SHIFT, LAST))
+  tables = flow.training(SHIFT, LAST, by_time)
+  sigmas, weights = (jnp.asarray(table)[index] for table in tables)
   each = flow.loss(lambda x, t: decoder.velocity(x, t, condition), latents, noise, sigmas)
   return each * weights
 
@@ -291,7 +294,8 @@ def loss(
 
   Args:
     given: vectors float[B, n, D], and those of the reference or None. latents: float[B, h, w, 16].
-    key: of times, noise and drop. weight: samples of the whole batch. cfg: `drop` and `times`.
+    key: of times, noise and drop. weight: samples of the whole batch.
+    cfg: `drop`, `times` and `by_time`.
   """
   k_time, k_noise, k_drop = jax.random.split(key, 3)
   rows, *size = latents.shape[:3]
@@ -302,11 +306,11 @@ def loss(
 
   def told() -> jax.Array:
     condition = decoder.condition(constants, *given, place, guidance)
-    return errors(decoder, condition, latents, noise, index)
+    return errors(decoder, condition, latents, noise, index, cfg.by_time)
 
   def untold() -> jax.Array:
     condition = decoder.null(constants, rows, place, guidance)
-    return errors(decoder, condition, latents, noise, index)
+    return errors(decoder, condition, latents, noise, index, cfg.by_time)
 
   dropped = jax.random.bernoulli(k_drop, cfg.drop)
   each = jax.lax.cond(dropped, untold, told) if cfg.drop else told()

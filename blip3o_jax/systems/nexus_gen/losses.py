@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from blip3o_jax.data.text import chat
+from blip3o_jax.diffusion import flow
 from blip3o_jax.systems.parts import next_token
 from blip3o_jax.systems.parts import places
 
@@ -25,6 +26,8 @@ class Loss:
     drop: share of batches whose condition a decoder does not see; as released none.
     times: what a decoder draws a time for. The release draws one for a batch, and its batches are
       one sample on each of many devices, so of a whole batch it is one for each sample.
+    by_time: what a decoder's error counts at each time, see `flow.training`. Towards all noise the
+      released bell falls to 0, and there a decoder has nothing but what it is told.
 
   Raises:
     ValueError: a share that is none.
@@ -34,6 +37,7 @@ class Loss:
   image: float = 3.0
   drop: float = 0.0
   times: Literal["sample", "batch"] = "sample"
+  by_time: flow.Weights = "bell"
 
   def __post_init__(self) -> None:
     if not 0 <= self.drop < 1:

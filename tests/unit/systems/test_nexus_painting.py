@@ -298,6 +298,8 @@ def test_loss_is_weighted_and_counted_as_a_share() -> None:
     np.testing.assert_allclose(sums.sum() / 8, value, rtol=1e-5)
     found[times] = float(value), int((counts > 0).sum())
   assert found["batch"][1] == 1 < found["sample"][1]
+  other, *_ = step(Toy(0.0), vectors(SLOTS, 4), key, Loss(times="batch", by_time="shoulder"))
+  assert float(other) != pytest.approx(found["batch"][0], rel=1e-3)
   index = np.argmin(np.abs(weights * square.sum() / 8 - found["batch"][0]))
   np.testing.assert_allclose(weights[index] * square.sum() / 8, found["batch"][0], rtol=1e-5)
 
@@ -309,5 +311,11 @@ def test_the_table_of_training() -> None:
   assert weights[751] == weights.max() == pytest.approx(1.7943, abs=1e-4)
   assert weights[-1] == pytest.approx(0.0494, abs=1e-4)
   assert 1000 * sigmas[-1] == pytest.approx(8.93, abs=5e-3)
+  again, shoulder = flow.training(3.0, 0.003 / 1.002, "shoulder")
+  np.testing.assert_array_equal(again, sigmas)
+  assert shoulder.mean() == pytest.approx(1, abs=1e-6)
+  assert np.ptp(shoulder[:751]) == 0
+  scale = weights[751:] / shoulder[751:]  # below, the bell times a number
+  np.testing.assert_allclose(scale, scale[0], rtol=1e-5)
   with pytest.raises(ValueError, match=r"drop 1\.0"):
     Loss(drop=1.0)
