@@ -80,7 +80,7 @@ def get_plan() -> Plan:
     "curve": curve,
   }
   rests: dict[Kind, tuple[str, ...]] = {"shipped": (BASE, "nexus_gen"), "trained": (BASE,)}
-  ships = Ships(f"The trained {TITLE} of blip3o_jax", TEXT, SCORES, TABLES, "edits.png")
+  ships = Ships("The trained miniature Nexus-Gen of blip3o_jax", TEXT, SCORES, TABLES, "edits.png")
   return Plan("nexus_gen", CONFIGS, PHASES, arguments, made, ("curve",), summary, rests, ships)
 
 
@@ -155,11 +155,12 @@ def told(call: Call) -> Found:
 def export(call: Call) -> Found:
   """The model in the released layout: what the run of the last decoder holds and started from."""
   from blip3o_jax.convert import exporter
+  from blip3o_jax.miniature import stages
 
   model = call.work / "model"
   shutil.rmtree(model, ignore_errors=True)
   exporter.run(call.work / "editing", model, weights="ema", dtype="float16")
-  return {"bytes": shipped.size(model)}
+  return stages.made_of(model)
 
 
 def score(call: Call) -> Found:

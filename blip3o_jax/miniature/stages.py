@@ -124,9 +124,14 @@ def probe_prompts(count: int) -> list[dict[str, Any]]:
 def export_model(work: Path) -> dict[str, Any]:
   """Writes work/model in the released layout and in half precision; with what computed it."""
   save.save(models.assemble(work, "tuned"), work, work / "model", dtype=models.STORED)
+  return made_of(work / "model")
+
+
+def made_of(model: Path) -> dict[str, Any]:
+  """Bytes of a model that was exported here, and what computed it."""
   versions = {name: importlib.metadata.version(name) for name in ("jax", "flax")}
   versions["python"] = platform.python_version()
-  return {"bytes": shipped.size(work / "model"), "versions": versions, "cores": os.cpu_count()}
+  return {"bytes": shipped.size(model), "versions": versions, "cores": os.cpu_count()}
 
 
 def _scenes(split: str, count: int) -> list[shapes.Scene]:
