@@ -41,8 +41,9 @@ def load(
 
   Args:
     model: a directory, released, converted or of a run, or a hub id ("owner/name" where no such
-      directory exists, or "hf://owner/name"), which is fetched; None, or "miniature", is the one
-      that ships with the package, "miniature:nexus_gen" the one of that system.
+      directory exists, or "hf://owner/name"), which is fetched; "miniature" is the one that ships
+      with the package, "miniature:nexus_gen" the one of that system; None is the first of them, or
+      the first that has the verb.
     dtype: that parameters are stored in and computed with.
     mesh: devices over which parameters and batches are spread, as in training: a mesh of jax of
       the axes replica, fsdp and tensor, or its sizes in words, "fsdp=4,tensor=2".

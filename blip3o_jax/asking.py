@@ -236,19 +236,20 @@ def load(options: argparse.Namespace, verb: str) -> Any:
   Raises:
     ValueError: its system has not the verb.
   """
-  with loading(options.model):
+  with loading(options.model, verb):
     return blip3o_jax.load(options.model, **lying(options), verb=verb)
 
 
 @contextlib.contextmanager
-def loading(model: str | None) -> Iterator[None]:
-  """Says which model is loaded, and how long it took."""
-  from blip3o_jax.miniature import shipped
-
-  name = shipped.NAME if model is None else model
-  if model is None:
+def loading(model: str | None, verb: str = "") -> Iterator[None]:
+  """Says which model is loaded, for what it is asked to do, and how long it took."""
+  name = model
+  if name is None:
     from blip3o_jax.data import shapes
+    from blip3o_jax.miniature import shipped
+    from blip3o_jax.use import opening
 
+    name = shipped.name(opening.miniature(None, verb))
     text = f"no --model: the miniature that ships with the package ({name}), which knows "
     print(f"{text}{shapes.SUMMARY}", file=sys.stderr)
   start = time.monotonic()

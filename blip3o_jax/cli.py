@@ -21,7 +21,7 @@ EXAMPLES = {
   "--config.data.path=/data/tars --config.optimizer.lr=3e-5",
   "generate": 'blip3o generate "a red circle left of a blue square" --seed 1',
   "chat": 'blip3o chat "how many stars are there?" --image picture.png --model DIR',
-  "edit": 'blip3o edit picture.png "make the sky red" --model DIR --output red.png',
+  "edit": 'blip3o edit picture.png "make the red circle green" --output edited.png',
   "reconstruct": "blip3o reconstruct picture.png --model DIR --output rebuilt.png",
   "show": "blip3o show generated.png",
   "compare": "blip3o compare runs/a runs/b --output comparison",

@@ -6,7 +6,7 @@ Takes the model, the report and the runs' records of a folder that `bash launch/
 [--system NAME] --from-scratch` has finished, and writes the folder that the package ships, one for
 each system. `--picture` also copies the report's picture, which the README or docs show. Refuses a
 folder that lacks something, a model that is not the one that was scored or not in half precision,
-and more than 16 MB.
+and more than 17 MB.
 """
 
 import argparse

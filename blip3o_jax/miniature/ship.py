@@ -152,8 +152,8 @@ def prose(card: Mapping[str, Any], plan: Plan) -> str:
   versions = ", ".join(f"{name} {number}" for name, number in card["versions"].items())
   sections = [
     "---\nlicense: apache-2.0\n---",
-    f"# {plan.ships.title}\n\n{plan.ships.text} Licence: that of the package, Apache-2.0.\n"
-    "`tools/ship.py` wrote this page; `card.json` has the same for programs.",
+    f"# {plan.ships.title}\n\n{plan.ships.text}\nLicence: that of the package, Apache-2.0. "
+    "`tools/ship.py` wrote this page; `card.json`\nhas the same for programs.",
     "## Made by\n\n"
     + "".join(f"    {line}\n" for line in card["commands"])
     + f"\nSeed {card['seed']}, {card['cores']} CPU cores; {versions}.",

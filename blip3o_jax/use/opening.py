@@ -43,7 +43,7 @@ def open_model(
   name: str | Path | None, *, dtype: Dtype = "float32", memory: Memory | None = None, verb: str = ""
 ) -> Opened:
   """Args, Raises: as `blip3o_jax.load`; `memory`: how it lies."""
-  ships = miniature(name)
+  ships = miniature(name, verb)
   if ships:
     directory, called = shipped.directory(ships), shipped.name(ships)
     shipped.verify(directory)
@@ -59,14 +59,17 @@ def open_model(
   return Opened(called, directory, kind, said, model)
 
 
-def miniature(name: str | Path | None) -> str:
+def miniature(name: str | Path | None, verb: str = "") -> str:
   """The system of the model that ships with the package and has this name; "" for another's name.
+
+  None is the first that can do what is asked, or the first.
 
   Raises:
     ValueError: a system whose miniature does not ship.
   """
   if name is None:
-    return shipped.DEFAULT
+    able = (each for each in shipped.systems() if verb in systems.SYSTEMS[each].VERBS)
+    return next(able, shipped.DEFAULT)
   before, _, system = str(name).partition(":")
   if before != MINIATURE or Path(name).exists():
     return ""
@@ -83,7 +86,7 @@ def unable(name: str, system: str, verb: str, verbs: Sequence[str]) -> str:
   if name != shipped.NAME:
     return said
   others = [each for each in shipped.systems() if verb in systems.SYSTEMS[each].VERBS]
-  return said + "".join(f"; --model {MINIATURE}:{each} can {verb}" for each in others)
+  return said + "".join(f"; {MINIATURE}:{each} can {verb}" for each in others)
 
 
 class Fingerprint:

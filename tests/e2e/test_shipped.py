@@ -40,7 +40,7 @@ def test_it_is_whole_and_small():
   sums = shipped.verify()
   card = shipped.card()
   assert {name: sums[name] for name in card["sha256"]} == card["sha256"]
-  assert shipped.size(shipped.directory()) <= shipped.BUDGET == 16_000_000
+  assert shipped.size(shipped.directory()) <= 16_000_000 <= shipped.BUDGET
   assert {"commands", "seed", "seconds", "scores", "parts", "versions"} <= set(card)
   for group in ("generation", "understanding"):
     assert {"low", "high"} < set(card["scores"][group]["overall"])
