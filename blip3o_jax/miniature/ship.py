@@ -12,6 +12,7 @@ import shutil
 from typing import Any
 
 from blip3o_jax import __version__
+from blip3o_jax.convert import exporter
 from blip3o_jax.convert import manifest
 from blip3o_jax.miniature import parts as frozen_parts
 from blip3o_jax.miniature import shipped
@@ -46,7 +47,8 @@ def ship(work: Path, output: Path, picture: Path | None, plan: Plan) -> int:
     raise FileExistsError(f"{output}: exists, is not empty and holds no {shipped.CARD}")
   partial = output.with_name(f".{output.name}.partial")
   shutil.rmtree(partial, ignore_errors=True)
-  shutil.copytree(work / "model", partial)
+  # What an export knows of licences; here the page says it.
+  shutil.copytree(work / "model", partial, ignore=shutil.ignore_patterns(exporter.LICENCES))
   (partial / shipped.CARD).write_text(json.dumps(card, indent=1) + "\n")
   (partial / shipped.PROSE).write_text(prose(card, plan))
   lines = [f"{digest}  {name}" for name, digest in shipped.sums(partial).items()]
@@ -104,7 +106,7 @@ def make_card(work: Path, plan: Plan) -> dict[str, Any]:
     "seconds": report["seconds"],
     "scores": {name: report[name] for name in plan.ships.scores},
     "parts": parts(work / "model"),
-    "sha256": found,
+    "sha256": {name: digest for name, digest in found.items() if name != exporter.LICENCES},
   }
 
 
