@@ -95,8 +95,10 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
   files = [p for p in (ROOT / "blip3o_jax").rglob("*") if p.is_file()]
   expected = {str(p.relative_to(ROOT)) for p in files if "__pycache__" not in p.parts}
   assert expected - names == set()
-  # What the list of the shipped miniature names, too, whatever the patterns of package data say.
-  assert {f"{shipped.NAME}/{name}" for name in (*shipped.verify(), shipped.SUMS)} <= names
+  # What the lists of the shipped miniatures name, too, whatever the patterns of package data say.
+  for system in shipped.systems():
+    listed = (*shipped.verify(shipped.directory(system)), shipped.SUMS)
+    assert {f"{shipped.name(system)}/{name}" for name in listed} <= names
 
 
 def test_every_module_imports_elsewhere(python, tmp_path):
