@@ -246,6 +246,7 @@ def test_a_run_that_began_with_a_qwen_and_a_flux(cfg, tmp_path, monkeypatch):
     cfg,
     frozenset(fresh),
     nexus_gen.COMPONENTS,
+    {},
   )
   with monkeypatch.context() as patch:
     patch.setattr(exporter.runs, "of_run", lambda *_: found)

@@ -247,7 +247,7 @@ def test_imgedit(evaluate, tmp_path):
 
 @pytest.mark.parametrize("name", ["gedit", "imgedit"])
 def test_an_editing_benchmark_needs_a_model_that_edits(name, monkeypatch, tmp_path, capsys):
-  """By the shipped miniature, which cannot; nothing is read of it, and nothing drawn."""
+  """By the miniature BLIP3-o, which cannot; nothing is read of it, and nothing drawn."""
   if name == "gedit":
     prompts = lines(tmp_path / "info.jsonl", gedit_rows())
     for row in gedit_rows():
@@ -257,6 +257,7 @@ def test_an_editing_benchmark_needs_a_model_that_edits(name, monkeypatch, tmp_pa
     prompts.write_text(json.dumps({"1": {"id": "1.png", "prompt": "p"}}))
     (tmp_path / "1.png").write_bytes(png(8, 8, 0))
   words = ["evaluate", name, "--prompts", str(prompts), "--images", str(tmp_path)]
+  words += ["--model", "miniature"]
   assert cli.main([*words, "--output", str(tmp_path / "out")]) == 1
   assert "a model of the system blip3o cannot edit" in capsys.readouterr().err
   assert not (tmp_path / "out" / "images").exists()

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from blip3o_jax import config
 from blip3o_jax.data import shapes
+from blip3o_jax.miniature import parts
 from blip3o_jax.miniature import plans
 from blip3o_jax.systems.nexus_gen import model
 from blip3o_jax.systems.nexus_gen import start
@@ -60,6 +61,7 @@ def test_a_decoder_takes_vectors_as_if_they_were_white():
 
 def test_the_miniature_starts_with_decoders_that_are_fitted_and_stay_so(tmp_path):
   plan = plans.read(CONFIGS, "nexus_gen")
+  parts.choose(tmp_path, "trained", plan.system, plan.rests["trained"])
   plan.made["start"](plans.Call(tmp_path, plans.REHEARSED, config.load))
   home = tmp_path / "start"
   loaded = verbs.load(home)

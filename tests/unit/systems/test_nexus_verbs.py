@@ -260,8 +260,11 @@ def test_what_is_loaded_of_a_directory(home):
 def test_other_systems_refuse_what_they_have_not(capsys, tmp_path):
   GREY.save(tmp_path / "in.png")
   image = str(tmp_path / "in.png")
-  assert cli.main(["edit", image, "make it red"]) == 1
-  assert "cannot edit; it can generate, chat, reconstruct" in capsys.readouterr().err
+  assert cli.main(["edit", image, "make it red", "--model", "miniature"]) == 1
+  assert (
+    "cannot edit; it can generate, chat, reconstruct; miniature:nexus_gen can edit"
+    in capsys.readouterr().err
+  )
   for words, said in (
     (
       ["generate", "a red circle", "--size", "64x64"],
