@@ -20,7 +20,6 @@ model is built, all but the decoder frozen, so that the run can be exported.
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
 
 from ml_collections import ConfigDict
 
@@ -28,6 +27,7 @@ from blip3o_jax import config
 from blip3o_jax.data import shapes
 from blip3o_jax.data.options import Data
 from blip3o_jax.data.shapes.source import Mixture
+from blip3o_jax.diffusion import flow
 from blip3o_jax.miniature import sizes
 from blip3o_jax.systems import nexus_gen
 from blip3o_jax.systems.nexus_gen import model as nexus
@@ -50,7 +50,7 @@ RECORDS = {"generation": 12_000, "editing": 24_000}
 DROP = {"generation": 0.1, "editing": 0.0}  # only drawings are guided
 # The release's weights fall to 0 towards all noise, where nothing but what is told says how large
 # things are and what stands behind them; what is painted wrongly there, later steps keep.
-WEIGHTS: Literal["shoulder"] = "shoulder"
+WEIGHTS: flow.Weights = "shoulder"
 LENGTHS = {"generation": 104, "editing": 88}
 SCENES = {
   "generation": Mixture(categories=shapes.CATEGORIES, seed=1),

@@ -39,8 +39,8 @@ def main() -> int:
   parser.add_argument(
     "--workdir",
     type=Path,
-    help="default work/quickstart (of another system work/SYSTEM), work/from-scratch or, with "
-    "--debug, work/debug-...",
+    help="default work/quickstart or work/from-scratch (of another system work/SYSTEM or "
+    "work/SYSTEM-from-scratch), with --debug work/debug-...",
   )
   parser.add_argument(
     "--from-scratch", action="store_true", help="train every part, which takes hours"
@@ -51,8 +51,10 @@ def main() -> int:
   parser.add_argument("--stage", help="run this stage only, in this process")
   parser.add_argument("--debug", action="store_true", help="a rehearsal of some minutes")
   options = parser.parse_args()
-  usual = "quickstart" if options.system == plans.DEFAULT else options.system
-  name = "from-scratch" if options.from_scratch else usual
+  if options.system == plans.DEFAULT:
+    name = "from-scratch" if options.from_scratch else "quickstart"
+  else:  # a folder holds one system
+    name = options.system + "-from-scratch" * options.from_scratch
   work = (options.workdir or Path("work") / ("debug-" * options.debug + name)).absolute()
   kind: frozen_parts.Kind = "trained" if options.from_scratch else "shipped"
   runtime.prepare()  # for the stages, too

@@ -54,7 +54,7 @@ def of_converted(directory: Path) -> Found:
   cfg = system.parts(layout.Files(directory)).cfg if manifest.is_whole(told) else None
   export = layout.Export(directory, tuple(told["parts"]))
   components = _stored(told)
-  said = dict.fromkeys(components.values(), _declared(directory))
+  said = dict.fromkeys(components.values(), told.get("licences", {}))
   return Found(name, leaves, export, cfg, frozenset(), components, said)
 
 
@@ -78,7 +78,7 @@ def of_run(run: Path, item: checkpoint.Item, step: int, tokenizer: Path | None) 
   components: dict[str, str] = {}
   said: dict[str, Mapping[str, str]] = {}
   for source in used:
-    leaves, base, known = _opened(source, name)
+    leaves, base, known, declared = _opened(source, name)
     components |= known
     mine = source.modules({trees.top(p) for p in leaves})
     # What a run takes of its model's modules says nothing about networks in folders beside it.
@@ -86,8 +86,7 @@ def of_run(run: Path, item: checkpoint.Item, step: int, tokenizer: Path | None) 
     paths = {p for p in leaves if trees.top(p) in mine}
     layers.append((leaves, paths))
     if source.kind != "run":  # what a run trains stays under the licence that it began with
-      filled = {known[trees.top(p)] for p in paths}
-      said |= dict.fromkeys(filled, _declared(Path(source.path)))
+      said |= dict.fromkeys({known[trees.top(p)] for p in paths}, declared)
     whole = whole | paths if source.kind == "run" else whole - paths
     bases += [] if base is None else [base]
   every = Layers(layers)
@@ -103,30 +102,23 @@ def of_run(run: Path, item: checkpoint.Item, step: int, tokenizer: Path | None) 
 
 def _opened(
   source: loading.Source, system: str
-) -> tuple[Leaves, layout.Base | None, Mapping[str, str]]:
-  """The parameters of a source, the directory whose files they are, and its components."""
+) -> tuple[Leaves, layout.Base | None, Mapping[str, str], Mapping[str, str]]:
+  """The parameters of a source, the directory whose files they are, its components, licences."""
   path = Path(source.path)
   if source.kind == "run":
     item: checkpoint.Item = "ema" if source.item == "ema" else "params"
-    return Run(path, item, source.step), None, systems.SYSTEMS[system].COMPONENTS
+    return Run(path, item, source.step), None, systems.SYSTEMS[system].COMPONENTS, {}
   if store.is_converted(path):
     arrays = store.Arrays(path)
     told = arrays.manifest
     base = layout.Base(path, tuple(told["parts"]), manifest.is_whole(told))
-    return arrays, base, _stored(told)
+    return arrays, base, _stored(told), told.get("licences", {})
   found = origins.look(path)
   parts = tuple(
     manifest.entry(found.system, p, set(p.tensors) - set(p.leftovers())) for p in found.parts
   )
   base = layout.Base(path, parts, found.cfg is not None and any(not p["folder"] for p in parts))
-  return found.leaves, base, systems.SYSTEMS[found.system].COMPONENTS
-
-
-def _declared(directory: Path) -> Mapping[str, str]:
-  """What released or converted weights say of their licences, see `licences.declared`."""
-  if store.is_converted(directory):
-    return store.read_manifest(directory).get("licences", {})
-  return licences.declared(directory)
+  return found.leaves, base, systems.SYSTEMS[found.system].COMPONENTS, licences.declared(path)
 
 
 def _stored(told: Mapping[str, Any]) -> dict[str, str]:
