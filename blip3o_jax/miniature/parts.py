@@ -102,6 +102,6 @@ def read(work: Path) -> Parts:
 
 
 def _identity(systems: Sequence[str]) -> str:
-  """A hash of the shipped files of these, by their lists of sums; "" of none."""
-  sums = b"".join((shipped.directory(each) / shipped.SUMS).read_bytes() for each in systems)
-  return hashlib.sha256(sums).hexdigest() if systems else ""
+  """A hash of these shipped models, without their cards and pages; "" of none."""
+  sums = [shipped.card(each)["sha256"] for each in systems]
+  return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest() if sums else ""

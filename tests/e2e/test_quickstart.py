@@ -150,6 +150,9 @@ def test_rehearsal_of_the_other_system(said, tmp_path, options, stages):
   numbers = json.loads((work / "report.json").read_text())
   assert set(numbers["seconds"]) == {*stages, "total"}
   assert numbers["model"] == shipped.sums(work / "model")
+  named = (work / "model" / "licences.txt").read_text().splitlines()
+  assert named
+  assert all(line.endswith("apache-2.0 (its card)") for line in named)
   edited = numbers["editing"]
   assert {"recolour", "replace", "remove", "add", "move", "overall"} <= set(edited)
   assert {"count", "low", "high", "rate"} <= set(edited["move"])

@@ -20,6 +20,7 @@ from PIL import Image
 
 from blip3o_jax import files
 from blip3o_jax import trees
+from blip3o_jax.data import licence
 from blip3o_jax.data.text import tokenizer as tokenizers
 from blip3o_jax.data.text.tokenizer import Tokenizer
 from blip3o_jax.systems.nexus_gen import batches
@@ -42,6 +43,7 @@ from blip3o_jax.weights import table
 
 Tensors = dict[str, np.ndarray]
 PICTURES = "preprocessor_config.json"
+PAGE = "What a small Nexus-Gen begins with, before it is trained; the licence is its source's."
 # What a layer adds to what passes it by: with these at 0 a layer changes nothing.
 WRITES = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
 FIRST = {"generator": "adapter/linear_in", "editor": "merger/linear_in"}  # that is fitted
@@ -80,6 +82,8 @@ def write(
   folder.mkdir(parents=True, exist_ok=True)
   tokenizers.copy_files(source, folder)
   shutil.copyfile(source / PICTURES, folder / PICTURES)
+  if said := licence.note(str(source)).name:  # it holds for what is trained from here, too
+    files.write_text(folder / licence.CARD, f"---\nlicense: {said}\n---\n\n{PAGE}\n")
   shutil.copytree(vae, folder / vae.name, dirs_exist_ok=True)
   told = released.config_json(cfg, eos=tokenizer.im_end, pad=tokenizer.pad)
   tiny = released.tiny_json(cfg, settings, dict(tokenizer.special))

@@ -8,12 +8,18 @@ from blip3o_jax.miniature import parts
 from blip3o_jax.miniature import shipped
 
 
+def shipped_folder(folder, weights):
+  """A folder of shipped parts, whose weights have this sum."""
+  folder.mkdir(exist_ok=True)
+  (folder / shipped.CARD).write_text(json.dumps({"sha256": {"model.safetensors": weights}}))
+  (folder / shipped.SUMS).write_text(f"{weights}  model.safetensors\n")
+
+
 @pytest.fixture
 def home(tmp_path, monkeypatch):
   """A folder in place of the shipped one."""
   folder = tmp_path / "shapes"
-  folder.mkdir()
-  (folder / shipped.SUMS).write_text("first\n")
+  shipped_folder(folder, "first")
   monkeypatch.setattr(shipped, "_ASSETS", tmp_path)
   return folder
 
@@ -58,7 +64,10 @@ def test_a_folder_without_the_record(home, work):
 
 def test_other_shipped_parts_are_refused(home, work):
   parts.choose(work, "shipped", rests=("blip3o",))
-  (home / shipped.SUMS).write_text("second\n")
+  with (home / shipped.SUMS).open("a") as file:
+    file.write("0  README.md\n")  # another page beside the same weights
+  parts.choose(work, "shipped", rests=("blip3o",))
+  shipped_folder(home, "second")
   with pytest.raises(ValueError, match="begun with other shipped parts than are installed now"):
     parts.choose(work, "shipped", rests=("blip3o",))
 
@@ -66,14 +75,13 @@ def test_other_shipped_parts_are_refused(home, work):
 def test_parts_of_two_shipped_miniatures(home, work):
   """A folder rests on both: it is refused when the second is another one."""
   other = home.with_name("shapes_third")
-  other.mkdir()
-  (other / shipped.SUMS).write_text("third\n")
+  shipped_folder(other, "third")
   assert shipped.systems() == ["blip3o", "third"]
   assert shipped.directory("third") == other
   rests = ("blip3o", "third")
   parts.choose(work, "shipped", rests=rests)
   parts.choose(work, "shipped", rests=rests)
-  (other / shipped.SUMS).write_text("fourth\n")
+  shipped_folder(other, "fourth")
   with pytest.raises(ValueError, match="begun with other shipped parts than are installed now"):
     parts.choose(work, "shipped", rests=rests)
 

@@ -10,6 +10,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from blip3o_jax import config
+from blip3o_jax.convert import licences
 from blip3o_jax.data import shapes
 from blip3o_jax.miniature import parts
 from blip3o_jax.miniature import plans
@@ -64,6 +65,7 @@ def test_the_miniature_starts_with_decoders_that_are_fitted_and_stay_so(tmp_path
   parts.choose(tmp_path, "trained", plan.system, plan.rests["trained"])
   plan.made["start"](plans.Call(tmp_path, plans.REHEARSED, config.load))
   home = tmp_path / "start"
+  assert licences.declared(home) == {"card": "apache-2.0"}  # what the source says goes along
   loaded = verbs.load(home)
   assert set(loaded.cfg.parts) == set(model.PARTS)
   pictures = shapes.render_many([shapes.scene(1, i, "generator") for i in range(64)])
