@@ -269,19 +269,22 @@ def open_image(path: Path, friendly: bool) -> Any:
     return images.decode(path.read_bytes(), str(path), friendly=friendly)
 
 
-def image_of(path: Path, *, whole: bool = False) -> dict[str, str]:
+def image_of(path: Path, friendly: bool, *, whole: bool = False) -> dict[str, Any]:
   """What metadata say of a picture's file: its name without folders, and with `whole` its sha256.
 
-  That sum tells a call that goes on whether the picture is still the one that it began with.
+  That sum tells a call that goes on whether the picture is still the one that it began with. Where
+  it is not read in the friendly way, `friendly` is false.
   """
   digest = {"image_sha256": hashlib.sha256(path.read_bytes()).hexdigest()} if whole else {}
-  return {"image": path.name, **digest}
+  return {"image": path.name, **digest, **({} if friendly else {"friendly": False})}
 
 
-def made_of(pictures: Sequence["Picture"], paths: Sequence[Path]) -> list["Picture"]:
+def made_of(
+  pictures: Sequence["Picture"], paths: Sequence[Path], friendly: bool
+) -> list["Picture"]:
   """Pictures whose metadata name the files that they were made of, one each; see `image_of`."""
   return [
-    dataclasses.replace(made, settings={**made.settings, **image_of(path)})
+    dataclasses.replace(made, settings={**made.settings, **image_of(path, friendly)})
     for made, path in zip(pictures, paths, strict=True)
   ]
 

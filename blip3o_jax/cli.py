@@ -13,6 +13,7 @@ from typing import Any
 from typing import NoReturn
 
 import blip3o_jax
+from blip3o_jax import files
 from blip3o_jax import joining
 from blip3o_jax import runtime
 
@@ -72,17 +73,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def guarded(name: str, call: Callable[[], int], *more: type[Exception]) -> int:
   """What `call` returns; an error of the user is one line after `name`, and the status 1.
 
+  So is a place that does not answer, with the status that asks for the same call again (75).
+
   Args:
     more: errors of the user beside ValueError and OSError.
   """
-  users: tuple[type[Exception], ...] = (ValueError, OSError, *more)
+  users: tuple[type[Exception], ...] = (ValueError, OSError, files.Unreachable, *more)
   try:
     return call()
   except users as error:
     if os.environ.get("BLIP3O_TRACEBACK"):
       raise
     print(f"{name}: {error}", file=sys.stderr)
-    return 1
+    return os.EX_TEMPFAIL if isinstance(error, files.Unreachable) else 1
 
 
 def _command(verb: str, args: list[str]) -> int:

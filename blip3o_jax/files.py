@@ -23,6 +23,13 @@ SPARE = 64 * 2**20  # of disk, beside the arrays: JSON, tokenizer, what a file s
 Say = Callable[[str], None]
 
 
+class Unreachable(Exception):
+  """A place that does not answer, after all attempts: nothing is wrong, and it may answer later.
+
+  No OSError, which is what a damaged file gives: of that one record would be missed.
+  """
+
+
 def usual_mode(path: Path) -> int:
   """The permissions that a new file at `path` has by the umask; an empty one is made there."""
   path.unlink(missing_ok=True)

@@ -72,7 +72,7 @@ class Model:
   def __init__(self, quilt, words):
     self.quilt, self.sew = quilt, Sew(None, words, LENGTH)
 
-  def takes(self, verb):
+  def takes(self, verb, **given):
     return {}
 
   def generate(self, captions, seeds, *, watch=None, **options):

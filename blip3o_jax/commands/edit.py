@@ -30,5 +30,6 @@ def run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
       progress=progress,
       **asking.given(options, (*DRAWING, "max_pixels")),
     )
-  asking.save(asking.made_of(pictures, [options.image] * len(pictures)), options.output)
+  made = asking.made_of(pictures, [options.image] * len(pictures), options.friendly)
+  asking.save(made, options.output)
   return 0

@@ -173,7 +173,9 @@ def _jobs(
     sidecar = file.sidecar
     target = f"{layout.PICTURES}/{file.name}"
     seeds = tuple(range(first, first + file.count))
-    found.append(Job(target, file.entry.said, seeds, file.entry.image, about, sidecar))
+    original = file.entry.image
+    told = {} if original is None else original.metadata
+    found.append(Job(target, file.entry.said, seeds, original, about, sidecar, told))
   return found
 
 

@@ -50,7 +50,7 @@ def run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
       **asking.given(options, (*DRAWING, "max_pixels")),
     )
   if options.image:
-    pictures = asking.made_of(pictures, options.image * len(pictures))
+    pictures = asking.made_of(pictures, options.image * len(pictures), options.friendly)
   asking.save(pictures, options.output)
   return 0
 
@@ -68,7 +68,7 @@ def _many(options: argparse.Namespace) -> int:
   from blip3o_jax.use.job import How
 
   shown = next((image.copy for image in _shown(options)), None)
-  image = asking.image_of(*options.image, whole=True) if options.image else None
+  image = asking.image_of(options.image[0], options.friendly, whole=True) if options.image else None
   found = prompts.jobs(
     options.prompts, seed=options.seed, number=options.number, shown=shown, image=image
   )

@@ -35,7 +35,7 @@ def run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
   with asking.bar() as progress:
     told = asking.given(options, DRAWING)
     made = model.reconstruct(images, options.seed, progress=progress, **told)
-  made = asking.made_of(made, options.image)
+  made = asking.made_of(made, options.image, options.friendly)
   shown_as, made_as = (
     model.features(x).reshape(len(x), -1).astype(np.float64) for x in (images, _of(made))
   )
@@ -43,7 +43,7 @@ def run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
   for path, image, picture, likeness in zip(
     options.image, images, made, distances.cosines(shown_as, made_as), strict=True
   ):
-    shown = _squashed(image, picture.pixels.shape[:2])
+    shown = model.framed(image, picture.pixels.shape[:2])
     found = {"psnr": psnr(shown, picture.pixels), "features": float(likeness)}
     beside += [shown, picture.pixels]
     if options.json:
@@ -65,14 +65,6 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 def _of(pictures: Sequence["Picture"]) -> list[Any]:
   return [picture.pixels for picture in pictures]
-
-
-def _squashed(image: Any, sides: tuple[int, ...]) -> np.ndarray:
-  """A picture at the size of its reconstruction, uint8[H, W, 3], as the encoder squashes it."""
-  from PIL import Image
-
-  height, width = sides
-  return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
 
 
 def _save_pairs(images: np.ndarray, made: Sequence["Picture"], output: Path) -> None:

@@ -5,6 +5,7 @@ Only this machine can ask it, unless --host says otherwise. See docs/serving.md.
 
 import argparse
 from collections.abc import Sequence
+import dataclasses
 import functools
 import ipaddress
 import os
@@ -25,7 +26,9 @@ SHAPES = (
   "a green triangle above a yellow star",
   "two blue circles",
 )
+OF_SHAPES = ("how many circles are there?", "what color is the square?")
 GENERAL = ("a cat that reads a newspaper in a cafe", "a lighthouse at dusk, oil on canvas")
+OF_GENERAL = ("What is in this picture?", "What is the mood of this picture?")
 
 
 def run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
@@ -48,6 +51,8 @@ def run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
       what = "with the key" if settings.key else "and use the model, without a key"
       print(f"--host {options.host}: other machines can ask this server {what}", file=sys.stderr)
     model = asking.load(options, "")
+    if model.words:
+      settings = dataclasses.replace(settings, prompts=SHAPES, questions=OF_SHAPES)
     port = listening.getsockname()[1]
     shown = f"[{options.host}]" if ":" in options.host else options.host
     print(f"{settings.name}: http://{shown}:{port}", flush=True)
@@ -121,7 +126,6 @@ def _settings(options: argparse.Namespace) -> "Settings":
   from blip3o_jax.serve.settings import Limits
   from blip3o_jax.serve.settings import Settings
 
-  shapes = options.model is None
   return Settings(
     name=options.name or _name(options.model),
     batch=options.batch,
@@ -132,10 +136,8 @@ def _settings(options: argparse.Namespace) -> "Settings":
     key=_key(options.api_key_env),
     hosts=_hosts(options.host, options.allow_host),
     remote=options.remote_images,
-    prompts=SHAPES if shapes else GENERAL,
-    questions=("how many circles are there?", "what color is the square?")
-    if shapes
-    else ("What is in this picture?", "What is the mood of this picture?"),
+    prompts=GENERAL,
+    questions=OF_GENERAL,
     limits=Limits(
       prompt=options.max_prompt,
       tokens=options.max_tokens,
@@ -143,6 +145,8 @@ def _settings(options: argparse.Namespace) -> "Settings":
       image_bytes=options.max_image_mib * MIB,
       image_pixels=options.max_image_pixels,
       images=options.max_images,
+      # Of one request at least, whatever it may be.
+      waiting_pixels=max(Limits.waiting_pixels, options.max_images * options.max_image_pixels),
     ),
   )
 
@@ -158,7 +162,7 @@ def _hosts(host: str, more: Sequence[str]) -> tuple[str, ...]:
   """Names by which the server may be called; any, where others are meant to reach it."""
   if not (is_loopback(host) or more):
     return ()
-  return tuple({*LOCAL, host, *more})
+  return tuple({*LOCAL, *(name.lower() for name in (host, *more))})
 
 
 def _key(name: str | None) -> str:

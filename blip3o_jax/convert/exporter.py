@@ -117,14 +117,14 @@ def _copy(found: runs.Found, folder: Path) -> None:
     system.write_json(found.cfg, found.export, folder, found.tokenizer)
 
 
-def _plan(found: runs.Found, folder: Path, code: str, limit: int) -> list[tuple[_Piece, int]]:
+def _plan(found: runs.Found, folder: Path, asked: str, limit: int) -> list[tuple[_Piece, int]]:
   """Makes all files with their headers, and the index; (piece, bytes) of what is to be written."""
   out: list[tuple[_Piece, int]] = []
   for part in found.export.parts:
     targets = _targets(found, part, folder)
     listed = {n: c for file in part["files"].values() for n, c in file["tensors"].items()}
     told = {
-      name: (_code(found, target, listed.get(name, ""), code), target.shape)
+      name: (_code(found, target, listed.get(name, ""), asked), target.shape)
       for name, target in targets.items()
     }
     sheet = manifest.sheet(part, told, limit)
@@ -136,10 +136,10 @@ def _plan(found: runs.Found, folder: Path, code: str, limit: int) -> list[tuple[
       header = {n: (safetensors.DTYPES[told[n][0]], told[n][1]) for n in file.tensors}
       begins = safetensors.create(home / file.name, header, file.metadata)
       for name in file.tensors:
-        code, _ = told[name]
-        size = math.prod(targets[name].shape) * safetensors.DTYPES[code].itemsize
+        kind, _ = told[name]
+        size = math.prod(targets[name].shape) * safetensors.DTYPES[kind].itemsize
         for number, path in enumerate(targets[name].paths):
-          piece = _Piece(home / file.name, name, begins[name], code, targets[name], path, number)
+          piece = _Piece(home / file.name, name, begins[name], kind, targets[name], path, number)
           out.append((piece, size * piece.rows // targets[name].shape[0]))
   return out
 

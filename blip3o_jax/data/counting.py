@@ -21,10 +21,16 @@ from blip3o_jax.data.records import Part
 MOST = 65535
 _CHUNK = 512  # records that a thread counts at a time
 _TYPE = np.dtype(np.uint16)
+Known = dict[tuple[str, str], np.ndarray]
 
 
 def lengths(
-  folder: Path, parts: Sequence[Part], name: str, count: Callable[[int], int], spare: Path
+  folder: Path,
+  parts: Sequence[Part],
+  states: Sequence[str],
+  name: str,
+  count: Callable[[int], int],
+  spare: Path,
 ) -> np.ndarray:
   """uint16[n], mapped into memory; see `Index.lengths`.
 
@@ -32,6 +38,8 @@ def lengths(
 
   Args:
     folder: of the index. spare: of the cache, for an index whose folder cannot be written.
+    states: sizes and stamps of the parts' files: one that is written anew may have the same records
+      with other words.
   """
   label = f"lengths-{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}"
   total = sum(part.records for part in parts)
@@ -57,7 +65,7 @@ def lengths(
 
     def counted(number: int) -> np.ndarray:
       start, part = starts[number], parts[number]
-      values = _kept(known, pieces[number], part)
+      values = _kept(known, pieces[number], part, states[number])
       if values is None:
         values = _count(pool, range(start, start + part.records), count, bar)
         if part.records:
@@ -91,10 +99,11 @@ def _count(
   return np.concatenate([np.zeros(0, _TYPE), *pool.map(some, chunks)])
 
 
-def _kept(known: dict[str, np.ndarray], piece: Path, part: Part) -> np.ndarray | None:
+def _kept(known: Known, piece: Path, part: Part, state: str) -> np.ndarray | None:
   """What was counted of a part before: in an earlier index, or by a run that was killed."""
-  if part.fingerprint in known and len(known[part.fingerprint]) == part.records:
-    return known[part.fingerprint]
+  before = known.get((part.fingerprint, state))
+  if before is not None and len(before) == part.records:
+    return before
   try:
     values = np.load(piece, mmap_mode="r")
   except (OSError, ValueError, EOFError):
@@ -102,16 +111,17 @@ def _kept(known: dict[str, np.ndarray], piece: Path, part: Part) -> np.ndarray |
   return values if values.shape == (part.records,) else None
 
 
-def _earlier(folder: Path, label: str) -> dict[str, np.ndarray]:
-  """{fingerprint of a part: what was counted} of the latest earlier index that has it."""
+def _earlier(folder: Path, label: str) -> Known:
+  """{part by its fingerprint and state: what was counted} of the latest earlier index."""
   found = sorted(folder.parent.glob(f"*/{label}.npy"), key=lambda path: path.stat().st_mtime_ns)
   for path in reversed(found):
     memory = path.with_name("index.json")
     if not memory.is_file():
       continue
-    values, start, out = np.load(path, mmap_mode="r"), 0, {}
+    values, start, out = np.load(path, mmap_mode="r"), 0, Known()
     for about in json.loads(memory.read_text(encoding="utf-8"))["files"]:
-      out[about["fingerprint"]] = values[start : start + about["records"]]
+      state = f"{about['size']} {about['stamp']}"
+      out[about["fingerprint"], state] = values[start : start + about["records"]]
       start += about["records"]
     return out
   return {}

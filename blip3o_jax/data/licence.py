@@ -4,6 +4,7 @@ import json
 import re
 from typing import NamedTuple
 
+from blip3o_jax import files
 from blip3o_jax.data import storage
 
 MANIFEST, CARD, TFDS = "manifest.json", "README.md", "dataset_info.json"
@@ -38,7 +39,7 @@ def note(path: str) -> Note:
   try:
     folder = path if storage.isdir(path) else path.rpartition("/")[0] or "."
     names = storage.listed(folder)
-  except OSError:  # a place that is not listed, such as a file behind http
+  except (OSError, files.Unreachable):  # a place that is not listed, such as a file behind http
     return Note()
   for file, said in ((MANIFEST, _packed), (TFDS, _tfds), (CARD, card)):
     if file in names and (name := said(_text(storage.join(folder, file)))):
@@ -81,5 +82,5 @@ def _text(file: str) -> str:
   try:
     size = storage.stat(file).size
     return bytes(storage.read(file, 0, size)).decode(errors="replace") if size <= _MOST else ""
-  except OSError:
+  except (OSError, files.Unreachable):
     return ""

@@ -18,8 +18,11 @@ from blip3o_jax.data.sources import mixed
 from blip3o_jax.data.sources import synthetic
 
 
-def open_source(cfg: Data) -> Source:
+def open_source(cfg: Data, field: str = "data") -> Source:
   """The records of a data config, those of the other split among them: see `used`.
+
+  Args:
+    field: of a run's config, for errors.
 
   Raises:
     FileNotFoundError, ValueError: see the sources; no path.
@@ -32,7 +35,7 @@ def open_source(cfg: Data) -> Source:
   if cfg.source == "synthetic":
     return synthetic.SyntheticSource(cfg.records)
   if not (cfg.path or cfg.mixture):
-    raise ValueError("config.data.path: expected a folder, file or address (docs/data.md)")
+    raise ValueError(f"config.{field}.path: expected a folder, file or address (docs/data.md)")
   sets = cfg.mixture or (Ingredient(cfg.path, reading=cfg.reading),)
   pieces: list[mixed.Piece] = []
   for each in sets:

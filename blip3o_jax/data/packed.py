@@ -11,9 +11,10 @@ The header is an object: "id" (of the record in the set that was packed), "hash"
 that set chooses its held-out records), "prompt", "answer", "turns" ([[question, answer], ...]),
 "kind", "extra" (an object), each left out where it is empty, and "fields", a list of
 [name, kind, offset, size, dtype, shape]: `offset` bytes behind the header's end lie `size` bytes. A
-name is "image", "inputs" (once for each, in order), "features" or "extra.NAME"; a kind is "encoded"
-(a picture's file, as it was; bytes of "extra"), without dtype and shape, or "array" (in C order, of
-a dtype in DTYPES). The header's end and each offset are multiples of 64.
+name is "image", "inputs" (once for each, in order), "features", "extra.NAME" or, once for each of
+several, "extra.NAME[]"; a kind is "encoded" (a picture's file, as it was; bytes of "extra"),
+without dtype and shape, or "array" (in C order, of a dtype in DTYPES). The header's end and each
+offset are multiples of 64.
 """
 
 from collections.abc import Iterator
@@ -36,7 +37,7 @@ DTYPES |= {n: np.dtype(n) for n in ("uint32", "int8", "int16", "int32", "int64")
 _PREFIX = struct.Struct("<4sI")
 _ALIGN = 64
 _DECODER = json.JSONDecoder()
-_EXTRA = "extra."
+_EXTRA, _SEVERAL = "extra.", "[]"
 
 
 def pack(record: Record, key: str, digest: int) -> bytes:
@@ -66,7 +67,7 @@ def pack(record: Record, key: str, digest: int) -> bytes:
 
   for name, value in parts(record):
     add(name, value)
-  plain = {k: v for k, v in record.extra.items() if not isinstance(v, bytes | np.ndarray)}
+  plain = {k: v for k, v in record.extra.items() if not (_is_blob(v) or _are_blobs(v))}
   words: dict[str, Any] = {"prompt": record.prompt, "answer": record.answer}
   words |= {"turns": record.turns, "kind": record.kind, "extra": plain}
   head = {"id": key, "hash": int(digest)} | {k: v for k, v in words.items() if v}
@@ -88,8 +89,20 @@ def parts(record: Record) -> Iterator[tuple[str, bytes | np.ndarray]]:
   for value in record.inputs:
     yield "inputs", value
   for name, value in record.extra.items():
-    if isinstance(value, bytes | np.ndarray):
+    if _is_blob(value):
       yield f"{_EXTRA}{name}", value
+    elif _are_blobs(value):
+      for each in value:
+        yield f"{_EXTRA}{name}{_SEVERAL}", each
+
+
+def _is_blob(value: Any) -> bool:
+  return isinstance(value, bytes | np.ndarray)
+
+
+def _are_blobs(value: Any) -> bool:
+  """Whether it is several pictures, such as those that a person rejected."""
+  return isinstance(value, tuple) and bool(value) and all(map(_is_blob, value))
 
 
 def unpack(data: bytes | np.ndarray, name: str) -> Record:
@@ -126,6 +139,9 @@ def read(view: memoryview, head: Mapping[str, Any], start: int, name: str) -> Re
         value = bytes(view[first:end])
       if called == "inputs":
         inputs.append(value)
+      elif called.startswith(_EXTRA) and called.endswith(_SEVERAL):
+        own = called[len(_EXTRA) : -len(_SEVERAL)]
+        extra[own] = (*extra.get(own, ()), value)
       elif called.startswith(_EXTRA):
         extra[called[len(_EXTRA) :]] = value
       else:

@@ -304,8 +304,9 @@ class Pipeline:
       except BadRecord as error:
         if self.cfg.strict:
           raise
+        failed = at
         at = self._order.another(step, index, np.random.default_rng((index, attempt)))
-        self._count(index, at, error)
+        self._count(failed, at, error)
     else:
       raise BadRecord(f"{ATTEMPTS} replacements of record {index} are damaged too; is the data?")
     self._tried += 1

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from absl import logging
 
+from blip3o_jax import files
 from blip3o_jax.data.blocks import Blocks
 
 # What fsspec needs besides itself, of the schemes that this package is read from.
@@ -170,7 +171,7 @@ class Objects:
     """What `ask` gives, after as many attempts as there may be.
 
     Raises:
-      FileNotFoundError, PermissionError: at once. OSError: after the last attempt.
+      FileNotFoundError, PermissionError: at once. files.Unreachable: after the last attempt.
     """
     attempts, wait = self._limits.retries + 1, self._limits.first_wait
     for attempt in range(attempts):
@@ -180,7 +181,7 @@ class Objects:
         _raise_final(path, error)
         said = f"{type(error).__name__}: {error}"
         if attempt + 1 == attempts:
-          raise OSError(
+          raise files.Unreachable(
             f"{path}: {what} could not be read in {attempts} attempts; the last error was {said}. "
             "Start again when the server answers: what was done is kept"
           ) from error

@@ -58,7 +58,7 @@ def listed(folder: str, *endings: str, recursive: bool = False) -> list[str]:
 
   Raises:
     FileNotFoundError: no such folder.
-    OSError: an address that cannot be read, after all attempts.
+    files.Unreachable: an address that cannot be read, after all attempts.
   """
   names = _objects.listed(folder, recursive) if is_remote(folder) else _local(folder, recursive)
   wanted = tuple(ending.lower() for ending in endings) or ("",)
@@ -70,12 +70,12 @@ def listed(folder: str, *endings: str, recursive: bool = False) -> list[str]:
 
 
 def isfile(path: str) -> bool:
-  """Whether there is such a file; raises OSError for an address that cannot be asked."""
+  """Whether there is such a file; raises files.Unreachable for an address."""
   return _objects.kind(path) == "file" if is_remote(path) else os.path.isfile(path)
 
 
 def isdir(path: str) -> bool:
-  """Whether there is such a folder; raises OSError for an address that cannot be asked."""
+  """Whether there is such a folder; raises files.Unreachable for an address."""
   return _objects.kind(path) == "directory" if is_remote(path) else os.path.isdir(path)
 
 
@@ -98,7 +98,7 @@ def read(path: str, offset: int, size: int) -> bytes:
 
   Raises:
     FileNotFoundError: no such file.
-    OSError: it cannot be read; of an address with the range and the last error.
+    OSError: it cannot be read. files.Unreachable: of an address, with the range and the last error.
   """
   if is_remote(path):
     return _objects.read(path, offset, size)

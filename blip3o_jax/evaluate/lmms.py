@@ -217,7 +217,8 @@ class Answering:
         raise ValueError(f"{odd[0]}: {self.model.name} has it not; it has {', '.join(known)}")
     except ValueError as error:
       raise ValueError(f"task {task}: generation_kwargs: {error}") from None
-    return {**({"length": LENGTH} if self.mode == "chat" else {}), **self.given, **found}
+    first = {"length": LENGTH, "temperature": 0.0} if self.mode == "chat" else {}
+    return {**first, **self.given, **found}
 
   def _messages(self, asked: Asked) -> Any:
     """Messages as the model's `chat` takes them; else (text, picture or None)."""
@@ -286,12 +287,14 @@ def _of_text(told: Mapping[str, Any]) -> dict[str, Any]:
   if stops := [text for text in stops if text]:
     found["stop"] = stops
   # As transformers: nothing is drawn unless sampling is asked for, and then from all of it.
+  says = "temperature" in left or "do_sample" in left
   temperature = left.pop("temperature", None)
   sampled = left.pop("do_sample", bool(temperature)) and temperature != 0
-  found["temperature"] = (1.0 if temperature is None else temperature) if sampled else 0.0
+  if says:
+    found["temperature"] = (1.0 if temperature is None else temperature) if sampled else 0.0
   for name in ("top_p", "top_k"):
     value = left.pop(name, None)
-    if sampled and value is not None:
+    if value is not None and (sampled or not says):
       found[name] = value
   for name in ("repetition_penalty", "max_pixels", "seed"):
     if name in left:

@@ -68,6 +68,11 @@ def get_config(size: Size, stage: Stage, arg: str) -> ConfigDict:
   kind = options.data or ("pixels" if options.reference else "cached")
   if options.init and stage == "pretrain":
     raise ValueError("config argument init=: pretraining starts from qwen= with a new generator")
+  if options.qwen and stage == "sft" and not options.init:
+    raise ValueError(
+      "config argument init=: instruction tuning starts from a trained generator, a run's working "
+      "directory or released BLIP3-o weights; of qwen= alone it would be random"
+    )
   config.check_choice(options, "memory", "large", "small")
   config.check_choice(options, "quantize", *get_args(Quantize))
   pixels = kind == "pixels"

@@ -75,9 +75,10 @@ def of_model(error: Exception, *, begun: bool) -> Refused:
   """What a client is told of an exception of the model, which goes to the log.
 
   Args:
-    begun: whether the model was at work. A ValueError before that is about the request.
+    begun: whether the model was at work. A ValueError before that is about the request, unless it
+      is about a result that is no number.
   """
-  if isinstance(error, ValueError) and not begun:
+  if isinstance(error, ValueError) and not isinstance(error, ArithmeticError) and not begun:
     message = str(error)
     if not _PATH.search(message):
       return Refused(400, message, code="refused_by_model")

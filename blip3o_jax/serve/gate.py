@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import hmac
 import time
 from typing import Any
+from urllib.parse import SplitResult
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp
@@ -69,12 +70,12 @@ class Gate:
     """Refuses by what the head of a request says."""
     settings = self._service.settings
     host = headers.get("host", b"").decode("latin-1")
-    name = urlsplit(f"//{host}").hostname if "@" not in host else None
+    name = _split(f"//{host}").hostname if "@" not in host else None
     if settings.hosts and name not in settings.hosts:
       # A page elsewhere may make its own name mean this machine.
       raise Refused(403, "this host name is not served", code="host_refused")
     origin = headers.get("origin", b"").decode("latin-1")
-    if origin and works and urlsplit(origin).netloc != host:
+    if origin and works and _split(origin).netloc != host:
       raise Refused(403, "requests of other pages are not served", code="origin_refused")
     if settings.key and path not in self._free:
       kind, _, key = headers.get("authorization", b"").partition(b" ")
@@ -114,6 +115,14 @@ class Gate:
       return message
 
     return bounded
+
+
+def _split(address: str) -> SplitResult:
+  """The parts of an address, none of what is no address."""
+  try:
+    return urlsplit(address)
+  except ValueError:
+    return urlsplit("")
 
 
 def _too_large(most: int) -> Refused:

@@ -58,7 +58,10 @@ Watch = Callable[[Progress], None]
 
 
 class Model(Protocol):
-  """See `blip3o_jax.Model`; what is raised for a request that it refuses is ValueError."""
+  """See `blip3o_jax.Model`; what is raised for a request that it refuses is ValueError.
+
+  One that is an ArithmeticError, too, says that the model's own result was no number.
+  """
 
   @property
   def system(self) -> str: ...
@@ -103,7 +106,12 @@ class Model(Protocol):
   ) -> Sequence[Picture]: ...
 
   def chat(
-    self, messages: Sequence[Conversation], *, seed: Sequence[int], **options: Any
+    self,
+    messages: Sequence[Conversation],
+    *,
+    seed: Sequence[int],
+    hear: Callable[[int, str], None] | None = None,
+    **options: Any,
   ) -> Sequence[Answer]: ...
 
   def stream(

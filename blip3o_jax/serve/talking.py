@@ -217,11 +217,16 @@ async def _part(plan: Plan, picture: Picture) -> dict[str, Any]:
 
 
 async def _stream(plan: Plan, first: Event, rest: AsyncIterator[Event]) -> AsyncIterator[bytes]:
+  pieces = _Pieces()
+  event: Event | None = first
   try:
     yield _chunk(plan, {"role": "assistant", "content": ""})
-    yield await _event(plan, first)
-    async for event in rest:
-      yield await _event(plan, event)
+    while event is not None:
+      for part in pieces.add(event):
+        yield await _delta(plan, part)
+      if isinstance(event, Answered):
+        yield _end(plan, event.answer)
+      event = await anext(rest, None)
     yield sse.DONE
   except Refused as error:
     yield sse.event(error.body())
@@ -229,17 +234,45 @@ async def _stream(plan: Plan, first: Event, rest: AsyncIterator[Event]) -> Async
     await rest.aclose()  # type: ignore[attr-defined]
 
 
-async def _event(plan: Plan, event: Event) -> bytes:
-  """The next piece, or the end with its reason and what it took."""
-  if isinstance(event, Said):
-    if isinstance(event.piece, str):
-      return _chunk(plan, {"content": event.piece})
-    return _chunk(plan, {"content": [await _part(plan, event.piece)]})
-  assert isinstance(event, Answered)
-  out = _chunk(plan, {}, event.answer.finish)
+class _Pieces:
+  """What a client is told of an answer: its pictures come last, and stand where the marks are."""
+
+  def __init__(self) -> None:
+    self._held = ""  # from a mark on, or what may become one
+
+  def add(self, event: Event) -> list[str | Picture]:
+    """What may be told now."""
+    if isinstance(event, Said) and isinstance(event.piece, str):
+      self._held += event.piece
+      return self._text()
+    if isinstance(event, Said):
+      self._held = self._held.removeprefix(chat.MARK)
+      return [event.piece, *self._text()]
+    left, self._held = self._held, ""  # of a mark that the model said in words
+    return [left] if left else []
+
+  def _text(self) -> list[str | Picture]:
+    """What is held, up to the next mark."""
+    size = len(chat.MARK)
+    ends = [n for n in range(1, size) if self._held.endswith(chat.MARK[:n])]
+    place = self._held.find(chat.MARK)
+    place = len(self._held) - max(ends, default=0) if place < 0 else place
+    text, self._held = self._held[:place], self._held[place:]
+    return [text] if text else []
+
+
+async def _delta(plan: Plan, part: str | Picture) -> bytes:
+  if isinstance(part, str):
+    return _chunk(plan, {"content": part})
+  return _chunk(plan, {"content": [await _part(plan, part)]})
+
+
+def _end(plan: Plan, answer: Answer) -> bytes:
+  """The reason why an answer ended, and what it took."""
+  out = _chunk(plan, {}, answer.finish)
   if plan.counted:
     head = _head(plan, "chat.completion.chunk")
-    out += sse.event({**head, "choices": [], "usage": _usage(event.answer)})
+    out += sse.event({**head, "choices": [], "usage": _usage(answer)})
   return out
 
 

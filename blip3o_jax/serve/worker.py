@@ -69,13 +69,21 @@ class Worker:
     """Takes all items of a job.
 
     Raises:
-      Refused: 429 where they do not fit, with the seconds after which they may; 503 at the end.
+      Refused: 429 where they do not fit, with the seconds after which they may; 400 where they
+        never do; 503 at the end.
     """
     with self._changed:
       if self._ending:
         raise Refused(503, ENDING, code="shutting_down")
-      full = len(self._waiting) + len(job.items) > self._settings.queue
-      if full or self._pixels + job.pixels > self._settings.limits.waiting_pixels:
+      most, pixels = self._settings.queue, self._settings.limits.waiting_pixels
+      if len(job.items) > most or job.pixels > pixels:  # however long it waited
+        raise Refused(
+          400,
+          f"{len(job.items)} pictures to draw, of {job.pixels} pixels that are shown: at most "
+          f"{most} and {pixels} may wait",
+          code="too_many",
+        )
+      if len(self._waiting) + len(job.items) > most or self._pixels + job.pixels > pixels:
         batches = 1 + len(self._waiting) / self._settings.batch
         raise Refused(
           429,
@@ -199,8 +207,13 @@ class Worker:
     elif len(items) == 1:  # piece by piece, so that it ends when nobody waits for it
       self._post(job, Answered(self._tell(items[0])))
     else:
-      seeds = [item.seed for item in items]
-      answers = self._model.chat([item.messages for item in items], seed=seeds, **job.options)
+      talks, seeds = [item.messages for item in items], [item.seed for item in items]
+
+      def hear(which: int, piece: str) -> None:
+        self._begun = True
+        self._check(items)
+
+      answers = self._model.chat(talks, seed=seeds, hear=hear, **job.options)
       for item, answer in zip(items, answers, strict=True):
         self._post(item.job, Answered(answer))
 

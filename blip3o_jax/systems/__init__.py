@@ -163,8 +163,10 @@ class System(Protocol):
     """A loaded model with the verbs of VERBS, as `use.model` calls them; `memory`: how it lies.
 
     `words`: all that it knows, in small letters; empty for any.
-    `takes(verb) -> {option: what it is unless given}` of each verb, and for a model that can
-    reconstruct `encode(images) -> float32[n, ...]`, what its pixel decoder is given of them.
+    `takes(verb, **given) -> {option: what it is unless given}` of each verb, where options are
+    given that others depend on. For a model that can reconstruct `encode(images) -> float32[n,
+    ...]`, what its pixel decoder is given of them, and `squashes`: of all of a picture, or of the
+    square in its middle.
     `generate(prompts, seeds, **options) -> uint8[n, H, W, 3]`, options of the command that were
     given: images, steps, scale, sampler, pixel_steps, size, language, max_pixels; ValueError for
     one that the system has not, as of the other verbs. `edit(images, instructions, seeds,

@@ -107,7 +107,7 @@ def run(run: Run, system: Any, workdir: epath.PathLike) -> Finished:
   # ---- 2 to 5. mesh; data and batch spec; model, partition, table; optimiser, shardings ----
   setup = prepare(run, system)
   data = open_data(setup, run.data)
-  held_out = open_data(setup, run.eval_data) if cfg.log.eval_every else None
+  held_out = open_data(setup, run.eval_data, "eval_data") if cfg.log.eval_every else None
   draws = bool(cfg.log.samples_every)
   sample = system.sampler(run.model, run.samples, run.tokenizer) if draws else None
   logging.info("data: %d records, %d steps an epoch", data.records, data.steps_per_epoch)

@@ -276,11 +276,17 @@ class Partners:
     """Tells the others that this process stops by an error of its own, with this exit code.
 
     Where a partner was gone before, which is then the reason of the error, this does not return:
-    the thread ends the process.
+    the thread ends the process. In process 0 it returns when the others have left, at most `GRACE`
+    and two seconds later: with it goes JAX's service, and they would be aborted.
     """
-    if not self._news.wait(3):
-      said = f"process {self.process} stopped: {_short(text, 400)}"
-      _tell(self._lines, stopped=dict(status=status, text=said))
+    if self._news.wait(3):
+      return
+    self._done.update(list(self._lines))  # that they leave is no news any more
+    said = f"process {self.process} stopped: {_short(text, 400)}"
+    _tell(self._lines, stopped=dict(status=status, text=said))
+    until = time.monotonic() + GRACE + 2
+    while self.process == 0 and self._lines and time.monotonic() < until:
+      time.sleep(0.05)
 
   def _watch(self) -> None:
     beat = 0.0

@@ -17,6 +17,7 @@ from absl import logging
 import jax
 
 import blip3o_jax
+from blip3o_jax import files
 from blip3o_jax.train import meeting
 from blip3o_jax.train import starts
 from blip3o_jax.train.meeting import Place
@@ -140,6 +141,7 @@ def joined(place: Place | None, told: Mapping[str, str], cfg: Distributed) -> It
     yield
   except BaseException as error:
     status = 130 if isinstance(error, KeyboardInterrupt) else 1
+    status = os.EX_TEMPFAIL if isinstance(error, files.Unreachable) else status
     if isinstance(error, SystemExit):
       status = error.code if isinstance(error.code, int) else status
     partners.stop(status, f"{type(error).__name__}: {' '.join(str(error).split())}")

@@ -154,8 +154,11 @@ def prepare(run: Run, system: Any, devices: Sequence[jax.Device] | None = None) 
   return Setup(run, system, mesh, part, tx, abstract, tuple(placed))
 
 
-def open_data(setup: Setup, cfg: Data) -> Pipeline:
+def open_data(setup: Setup, cfg: Data, field: str = "data") -> Pipeline:
   """The rows of `cfg`'s batches that the devices of this process hold.
+
+  Args:
+    field: of the run's config, for errors.
 
   Raises:
     FileNotFoundError, ValueError: data or tokenizer that is absent or does not fit; cached features
@@ -164,7 +167,7 @@ def open_data(setup: Setup, cfg: Data) -> Pipeline:
   run, system = setup.run, setup.system
   tokenizer = Tokenizer.load(run.tokenizer, system.SPECIAL) if run.tokenizer else None
   made = system.transforms(run.model, cfg, tokenizer)
-  source = open_source(cfg)
+  source = open_source(cfg, field)
   if cfg.features and cfg.source == "files":
     setup.caches.check(source, cfg)
   return Pipeline(source, made, cfg, setup.rows)

@@ -91,6 +91,4 @@ class Watcher:
       time.sleep(GRACE)
       # Else they would take this one for lost, and leave with that code and without their stacks.
       meeting.stop(EXIT, f"its watchdog: no step was finished for {idle:.0f} s")
-      if jax.process_index() == 0:  # when it goes, the runtime ends the others at once
-        time.sleep(meeting.GRACE + 2)
     os._exit(EXIT)

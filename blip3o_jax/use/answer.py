@@ -18,6 +18,7 @@ from blip3o_jax.systems.parts import talking
 from blip3o_jax.use.picture import Picture
 
 Hear = Callable[[str], None]
+HearOf = Callable[[int, str], None]
 # Fields of `decoding.Limits` by the names that a person knows.
 LIMITS = {"top_k": "top_k", "top_p": "top_p", "repetition_penalty": "penalty"}
 

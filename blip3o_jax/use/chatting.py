@@ -4,6 +4,7 @@ import abc
 from collections.abc import Generator
 from collections.abc import Mapping
 from collections.abc import Sequence
+import functools
 from typing import Any
 from typing import Literal
 from typing import Unpack
@@ -19,6 +20,7 @@ from blip3o_jax.use import messages as messages_of
 from blip3o_jax.use.answer import Answer
 from blip3o_jax.use.answer import Chatting
 from blip3o_jax.use.answer import Hear
+from blip3o_jax.use.answer import HearOf
 from blip3o_jax.use.messages import Messages
 from blip3o_jax.use.picture import Picture
 
@@ -60,6 +62,7 @@ class Chats(abc.ABC):
     seed: int | Sequence[int] = 0,
     *,
     batch: int = BATCH,
+    hear: HearOf | None = None,
     **options: Unpack[Chatting],
   ) -> list[Answer]: ...
 
@@ -69,7 +72,7 @@ class Chats(abc.ABC):
     seed: int | Sequence[int] = 0,
     *,
     batch: int = BATCH,
-    hear: Hear | None = None,
+    hear: Any = None,
     **options: Unpack[Chatting],
   ) -> Answer | list[Answer]:
     """Answers a conversation, or each of several.
@@ -78,8 +81,8 @@ class Chats(abc.ABC):
       messages: of one conversation, see `use.messages`; or a list of such lists.
       seed: of what is drawn: answer i of the call has seed + i; or a list, one an answer.
       batch: how many are answered at once.
-      hear: called with pieces of the text while an answer is written, of one conversation; what it
-        raises ends the call.
+      hear: called with pieces of the text while an answer is written, of several conversations
+        with (which, piece); what it raises ends the call.
 
     Raises:
       ValueError: before any long work: messages that are wrong, by index and field; a conversation
@@ -89,8 +92,6 @@ class Chats(abc.ABC):
     self._check("chat")
     asked.check_numbers(1, batch=batch)
     several = messages_of.are_several(messages)
-    if several and hear is not None:
-      raise ValueError(f"hear: of one conversation, got {len(messages)}")
     talks = (
       [messages_of.read(m, name=f"conversations[{i}]") for i, m in enumerate(messages)]
       if several
@@ -99,11 +100,11 @@ class Chats(abc.ABC):
     seeds = seeds_of(seed, len(talks), "conversations", "answers")
     takes = self.options("chat")
     told = {private(name): v for name, v in answer_of.options(takes, options).items()}
-    if hear is not None:
-      told["hear"] = lambda row, text: hear(text)
     made: list[Answer] = []
     for first in range(0, len(talks), batch):
       part = slice(first, first + batch)
+      if hear is not None:
+        told["hear"] = functools.partial(_heard, hear, first if several else None)
       replies = self._own.talk(talks[part], seed=seeds[part], **told)
       for talk, own, reply in zip(talks[part], seeds[part], replies, strict=True):
         made.append(self._answer(talk, own, reply, options))
@@ -137,6 +138,11 @@ class Chats(abc.ABC):
       for i, pixels in enumerate(reply.pictures)
     ]
     return Answer(reply.text, pictures, reply.finish, reply.tokens, reply.prompt_tokens)
+
+
+def _heard(hear: Any, first: int | None, row: int, text: str) -> None:
+  """Tells a piece of an answer of a batch, with which one of the call it is unless it is alone."""
+  hear(text) if first is None else hear(first + row, text)
 
 
 def seeds_of(seed: int | Sequence[int], count: int, what: str, each: str = "pictures") -> list[int]:

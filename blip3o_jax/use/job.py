@@ -38,7 +38,7 @@ class Job:
   shown: Callable[[], Image.Image] | None = None
   about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   sidecar: str = ""
-  image: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  image: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def metadata(self) -> dict[str, Any]:

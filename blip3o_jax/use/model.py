@@ -18,6 +18,7 @@ from typing import TypedDict
 from typing import Unpack
 
 import numpy as np
+from PIL import Image
 
 import blip3o_jax
 from blip3o_jax.systems.parts import asked
@@ -108,8 +109,13 @@ class Model(chatting.Chats):
     Raises:
       ValueError: a verb that the model has not.
     """
+    return self._options(verb, {})
+
+  def _options(self, verb: Verb, given: Mapping[str, Any]) -> dict[str, Any]:
+    """See `options`; some of them are given."""
     self._check(verb)
-    return {_public(name): value for name, value in self._own.takes(verb).items()}
+    told = {chatting.private(name): value for name, value in given.items()}
+    return {_public(name): value for name, value in self._own.takes(verb, **told).items()}
 
   def tokens(self, text: str) -> int:
     """How many tokens a text is to the model, without what its template adds."""
@@ -127,7 +133,7 @@ class Model(chatting.Chats):
     seed: int | Sequence[int] = 0,
     *,
     images_per_prompt: int = 1,
-    images: Sequence[Shown | None] = (),
+    images: Shown | Sequence[Shown | None] = (),
     batch: int = BATCH,
     progress: Watch | None = None,
     **options: Unpack[Drawing],
@@ -154,8 +160,8 @@ class Model(chatting.Chats):
     texts = [text for text in _list(prompts, "prompt") for _ in range(images_per_prompt)]
     seeds = chatting.seeds_of(seed, len(texts), "prompts and images_per_prompt")
     more: list[Any] = []
-    if len(images):
-      shown = asked.images_of(images, len(texts) // images_per_prompt, "prompt")
+    if given := _pictures(images):
+      shown = asked.images_of(given, len(texts) // images_per_prompt, "prompt")
       more = [image for image in shown for _ in range(images_per_prompt)]
 
     def draw(part: slice, **told: Any) -> np.ndarray:
@@ -229,6 +235,26 @@ class Model(chatting.Chats):
     parts = (shown[i : i + batch] for i in range(0, len(shown), batch))
     return np.concatenate([np.asarray(self._own.encode(part), np.float32) for part in parts])
 
+  def framed(self, image: Shown, size: tuple[int, int]) -> np.ndarray:
+    """What `reconstruct` is shown of a picture, for a look at both: uint8[H, W, 3].
+
+    All of it, squashed, or the square in its middle, as the model has it.
+
+    Args:
+      size: height and width that it is brought to.
+
+    Raises:
+      ValueError: what is no picture; a model that cannot reconstruct.
+    """
+    self._check("reconstruct")
+    (found,) = asked.all_images([image], None, "image")
+    if not self._own.squashes:
+      side = min(found.size)
+      left, top = ((long - side) // 2 for long in found.size)
+      found = found.crop((left, top, left + side, top + side))
+    height, width = size
+    return np.asarray(found.resize((width, height), Image.Resampling.BICUBIC))
+
   def _drawn(
     self,
     verb: Verb,
@@ -259,7 +285,7 @@ class Model(chatting.Chats):
 
   def settings(self, verb: Verb, options: Mapping[str, Any]) -> dict[str, Any]:
     """What a picture says of how it came to be, of JSON, where these options are given."""
-    whole = {**self.options(verb), **options}
+    whole = {**self._options(verb, options), **options}
     # 0 pixels leave it to the model.
     used = {k: v for k, v in whole.items() if v is not None and (v or k != "max_pixels")}
     return {

@@ -15,6 +15,8 @@ from blip3o_jax.use.job import Job
 SETTINGS = "settings.json"
 # Fields that may differ between calls that draw the same.
 FREE = ("model", "version", "commit", "files")
+# Those that a picture has only where they say something.
+ABSENT = ("image_sha256", "friendly", "max_pixels")
 
 
 def writable(output: Path) -> None:
@@ -49,7 +51,7 @@ def is_there(output: Path, job: Job, asked: Mapping[str, Any]) -> bool:
     found = metadata(output, job)
   except (ValueError, OSError) as error:
     raise ValueError(f"{path} is there, but not from this package: {error}") from None
-  wanted = {"image_sha256": None, **asked, **job.metadata}  # a prompt without a picture has none
+  wanted = {**dict.fromkeys(ABSENT), **asked, **job.metadata}
   for name, value in wanted.items():
     if name not in FREE and found.get(name) != value:
       raise ValueError(

@@ -21,7 +21,7 @@ def jobs(
   seed: int = 0,
   number: int = 1,
   shown: Callable[[], Image.Image] | None = None,
-  image: Mapping[str, str] | None = None,
+  image: Mapping[str, Any] | None = None,
 ) -> list[Job]:
   """The jobs of a file: text, JSONL, JSON, or the metadata that GenEval publishes.
 

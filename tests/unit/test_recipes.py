@@ -82,6 +82,8 @@ def test_words_and_settings():
   found = parsed("8b_sft", "qwen=/q,init=/run")
   assert found.train.init_from == ("/q#only=backbone", "/run")
   assert parsed("8b_sft", "init=/released,tokenizer=/t").tokenizer == "/t"
+  with pytest.raises(ValueError, match="init=: instruction tuning starts from a trained generator"):
+    parsed("4b_sft", "qwen=/q,tars=/t")
   for kind in ("none", "int8", "int8_backward"):
     assert parsed("8b_pretrain", f"quantize={kind}").model.backbone.quantize == kind
   assert parsed("8b_pretrain").model.backbone.quantize == "none"

@@ -18,6 +18,7 @@ from blip3o_jax.data import storage
 from blip3o_jax.data.index import Scanned
 from blip3o_jax.data.sources import groups
 from blip3o_jax.data.sources.archives import sizes
+from blip3o_jax.data.sources.fields import value_of
 from blip3o_jax.files import stranger
 
 CAPTIONS = ("prompt", "caption", "text")
@@ -118,7 +119,9 @@ def _chosen(path: str, head: list[_Row], named: Fields) -> Fields:
   for value, known, what in zip(
     named, (CAPTIONS, NAMES, INPUTS), ("caption", "join", "inputs"), strict=True
   ):
-    there = [f for f in choices(value, known) if any(row.get(f) is not None for row in objects)]
+    there = [
+      f for f in choices(value, known) if any(value_of(row, f) is not None for row in objects)
+    ]
     bare = {"caption": any(isinstance(row.value, str) for row in head), "inputs": not value}
     bare["join"] = any(row.key for row in head)
     if what == "join" and bare["join"] and not value:
@@ -140,19 +143,19 @@ def _read(row: _Row, fields: Fields) -> tuple[str, str, str, list[str]]:
     value = {fields.caption: value}
   if not isinstance(value, dict):
     return "object", "", "", []
-  name: Any = value.get(fields.name) if fields.name else row.key
+  name: Any = value_of(value, fields.name) if fields.name else row.key
   if isinstance(name, list) and len(name) == 1:
     name = name[0]
   if isinstance(name, int) and not isinstance(name, bool):
     name = str(name)
   if not isinstance(name, str) or not name:
     return "name", "", "", []
-  caption = value.get(fields.caption)
+  caption = value_of(value, fields.caption)
   if not isinstance(caption, str):
     return "caption", "", "", []
   if not caption.strip():
     return "blank", "", "", []
-  names = value.get(fields.inputs) if fields.inputs else None
+  names = value_of(value, fields.inputs) if fields.inputs else None
   names = [] if names is None else [names] if isinstance(names, str) else names
   if not isinstance(names, list) or not all(isinstance(each, str) and each for each in names):
     return "inputs", "", "", []
@@ -237,7 +240,7 @@ def caption_reader(path: str, named: str) -> Callable[[int, int, int], str]:
 
   def read(offset: int, size: int, number: int) -> str:
     value = json.loads(storage.read(path, offset, size).decode("utf-8-sig"))
-    caption = value[fields[number - 1]]
+    caption = value_of(value, fields[number - 1])
     if not isinstance(caption, str):
       raise TypeError("expected text")
     return caption

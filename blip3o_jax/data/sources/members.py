@@ -17,6 +17,7 @@ from blip3o_jax.data.sources.archives import ABSENT
 from blip3o_jax.data.sources.archives import BLOCK
 from blip3o_jax.data.sources.archives import Leave
 from blip3o_jax.data.sources.archives import Place
+from blip3o_jax.data.sources.fields import value_of
 
 # Of several pictures of a key the first of these is the picture: masks and depths are PNGs.
 PICTURES = ("jpg", "jpeg", "webp", "png")
@@ -150,7 +151,7 @@ def text(data: bytes) -> str:
 
 
 def field_of(data: bytes, field: str) -> str:
-  """A caption in the bytes of a KEY.json.
+  """A caption in the bytes of a KEY.json; `a.b` is b inside of a.
 
   Raises:
     ValueError: no JSON object. KeyError: no such field. TypeError: another value than text.
@@ -158,9 +159,12 @@ def field_of(data: bytes, field: str) -> str:
   value = json.loads(data.decode("utf-8-sig"))
   if not isinstance(value, dict):
     raise ValueError("expected a JSON object")
-  if not isinstance(value[field], str):
+  found = value_of(value, field)
+  if found is None:
+    raise KeyError(field)
+  if not isinstance(found, str):
     raise TypeError(f"{field}: expected text")
-  return value[field]
+  return found
 
 
 def _caption_of(kind: str, data: bytes, caption: str) -> tuple[str, int]:

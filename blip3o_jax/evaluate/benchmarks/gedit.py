@@ -9,15 +9,13 @@ in all and sides of multiples of 32, which is what models are given, and `input_
 
 from collections.abc import Callable
 from collections.abc import Sequence
+import functools
 import io
 import math
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from blip3o_jax import files as whole
-from blip3o_jax.data import images
 from blip3o_jax.data import prompt_files
 from blip3o_jax.data.prompt_files import Row
 from blip3o_jax.evaluate.benchmarks import layout
@@ -25,6 +23,7 @@ from blip3o_jax.evaluate.benchmarks import looking
 from blip3o_jax.evaluate.benchmarks.layout import Asked
 from blip3o_jax.evaluate.benchmarks.layout import Entry
 from blip3o_jax.evaluate.benchmarks.layout import File
+from blip3o_jax.evaluate.benchmarks.layout import Original
 from blip3o_jax.evaluate.benchmarks.layout import Report
 
 TITLE, VERB, NUMBER = "GEdit-Bench", "edit", 1
@@ -84,33 +83,30 @@ def _parquet(path: Path) -> list[Row]:
   return [Row(f"{path}, row {i}", value) for i, value in enumerate(values)]
 
 
-def _image(row: Row, asked: Asked) -> Callable[[], Image.Image] | None:
-  """What gives a row's picture, as a model is given it; None where none is at hand."""
+def _image(row: Row, asked: Asked) -> Original | None:
+  """A row's picture, as a model is given it; None where none is at hand."""
   key = row.fields["key"]
   for name in ("input_image", "input_image_raw"):
     value: Any = row.fields.get(name)
     data = value.get("bytes") if isinstance(value, dict) else None
     if isinstance(data, bytes):
-      return _opener(data, f"{row.where}, {name}", name == "input_image_raw", asked.friendly)
+      return _original(functools.partial(bytes, data), f"{row.where}, {name}", name, asked)
     if isinstance(value, str) and asked.images is not None:
-      return _file(asked.images / value, row, name == "input_image_raw", asked.friendly)
+      return _file(asked.images / value, row, name, asked)
   if asked.images is not None:
-    return _file(asked.images / f"{key}{SOURCE}", row, False, asked.friendly)
+    return _file(asked.images / f"{key}{SOURCE}", row, "", asked)
   return None
 
 
-def _file(path: Path, row: Row, resized: bool, friendly: bool) -> Callable[[], Image.Image]:
+def _file(path: Path, row: Row, name: str, asked: Asked) -> Original:
   if not path.is_file():
     raise FileNotFoundError(f"{path}: no such picture, which {row.where} wants edited")
-  return lambda: _opener(path.read_bytes(), str(path), resized, friendly)()
+  return _original(path.read_bytes, str(path), name, asked)
 
 
-def _opener(data: bytes, name: str, resized: bool, friendly: bool) -> Callable[[], Image.Image]:
-  def opened() -> Image.Image:
-    image = images.decode(data, name, friendly=friendly)
-    return image.resize(size_of(*image.size)) if resized else image
-
-  return opened
+def _original(read: Callable[[], bytes], where: str, name: str, asked: Asked) -> Original:
+  """A picture of the field `name`."""
+  return Original(read, where, asked.friendly, size_of if name == "input_image_raw" else None)
 
 
 def size_of(width: int, height: int) -> tuple[int, int]:

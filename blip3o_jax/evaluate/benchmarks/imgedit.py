@@ -5,11 +5,8 @@ below the folder of originals. The judge looks for KEY.png of each key. What is 
 error in its results, on which the script that takes the mean ends.
 """
 
-from collections.abc import Callable
 from collections.abc import Sequence
 from pathlib import Path
-
-from PIL import Image
 
 from blip3o_jax.data import images
 from blip3o_jax.data import prompt_files
@@ -18,6 +15,7 @@ from blip3o_jax.evaluate.benchmarks import looking
 from blip3o_jax.evaluate.benchmarks.layout import Asked
 from blip3o_jax.evaluate.benchmarks.layout import Entry
 from blip3o_jax.evaluate.benchmarks.layout import File
+from blip3o_jax.evaluate.benchmarks.layout import Original
 from blip3o_jax.evaluate.benchmarks.layout import Report
 
 TITLE, VERB, NUMBER = "ImgEdit", "edit", 1
@@ -35,13 +33,9 @@ def entries(asked: Asked) -> list[Entry]:
         source = asked.images / place
         if not source.is_file():
           raise FileNotFoundError(f"{source}: no such picture, which {row.where} wants edited")
-        image = _opener(source, asked.friendly)
+        image = Original(source.read_bytes, str(source), asked.friendly)
       found.append(Entry(key, row.text("prompt"), row, image=image))
   return layout.rewritten(layout.unique(found), asked.field)
-
-
-def _opener(path: Path, friendly: bool) -> Callable[[], Image.Image]:
-  return lambda: images.decode(path.read_bytes(), str(path), friendly=friendly)
 
 
 def files(entries: Sequence[Entry], asked: Asked) -> list[File]:

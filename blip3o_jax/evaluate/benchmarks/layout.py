@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
+import hashlib
 from pathlib import Path
 from typing import Any
 from typing import Final
@@ -10,6 +11,7 @@ from typing import Protocol
 
 from PIL import Image
 
+from blip3o_jax.data import images
 from blip3o_jax.data.prompt_files import Row
 
 PICTURES: Final = "images"  # the folder that a scorer is given, below the output folder
@@ -27,21 +29,47 @@ SHOWN: Final = 5  # files that a finding names
 
 
 @dataclasses.dataclass(frozen=True)
+class Original:
+  """A picture that is to be edited; called, it opens it.
+
+  Attributes:
+    read: gives the bytes of its file. name: of it, for errors.
+    friendly: how it is read, see `data.images.rgb`.
+    size: (width, height) that a model is given, of its own; None is its own.
+  """
+
+  read: Callable[[], bytes]
+  name: str
+  friendly: bool = True
+  size: Callable[[int, int], tuple[int, int]] | None = None
+
+  def __call__(self) -> Image.Image:
+    image = images.decode(self.read(), self.name, friendly=self.friendly)
+    return image if self.size is None else image.resize(self.size(*image.size))
+
+  @property
+  def metadata(self) -> dict[str, Any]:
+    """What tells a call that goes on whether it is still the picture that it began with."""
+    digest = {"image_sha256": hashlib.sha256(self.read()).hexdigest()}
+    return digest if self.friendly else {**digest, "friendly": False}
+
+
+@dataclasses.dataclass(frozen=True)
 class Entry:
   """One prompt of a benchmark.
 
   Attributes:
     key: by which its files and rows are found. prompt: what the benchmark asks for.
     row: where it stands, and all of its fields. text: what is drawn; differs where it is rewritten.
-    image: gives the picture that is to be edited. source: the picture that is stored beside.
+    image: the picture that is to be edited. source: the picture that is stored beside.
   """
 
   key: str
   prompt: str
   row: Row
   text: str = ""
-  image: Callable[[], Image.Image] | None = None
-  source: Callable[[], Image.Image] | None = None
+  image: Original | None = None
+  source: Original | None = None
 
   @property
   def said(self) -> str:

@@ -58,8 +58,10 @@ class Model:
     cfg, settings: sizes and settings.
     system, decoder: the networks (decoder None without pixels).
     tokenizer: of the directory.
-    words: see `systems.System.load`.
+    words, squashes: see `systems.System.load`.
   """
+
+  squashes = True
 
   def __init__(
     self,
@@ -76,8 +78,8 @@ class Model:
     self._null: np.ndarray | None = None
     self._painted: set[int] = set()  # numbers of pictures whose programs are compiled
 
-  def takes(self, verb: str) -> dict[str, Any]:
-    """The options of a verb, with what they are unless given."""
+  def takes(self, verb: str, **given: Any) -> dict[str, Any]:
+    """The options of a verb, with what they are unless given, whatever others are."""
     settings = self.settings
     painting: dict[str, Any] = {"pixel_steps": settings.pixel_steps}
     drawing: dict[str, Any] = {"steps": settings.steps, "scale": settings.scale, "sampler": "euler"}

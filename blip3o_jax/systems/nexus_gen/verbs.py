@@ -72,8 +72,10 @@ class Model:
   Attributes:
     cfg, settings: sizes and settings. network: of `model.NexusGen`, the parts that its files hold.
     tokenizer: of the directory. choice: how the ids of answers are chosen. home: the directory.
-    words: see `systems.System.load`.
+    words, squashes: see `systems.System.load`.
   """
+
+  squashes = False
 
   def __init__(
     self,
@@ -88,10 +90,11 @@ class Model:
     self.tokenizer, self.choice, self.home = tokenizer, choice, home
     self._batches = batches.Batches(cfg, settings, tokenizer)
 
-  def takes(self, verb: str) -> dict[str, Any]:
-    """The options of a verb, with what they are unless given."""
+  def takes(self, verb: str, **given: Any) -> dict[str, Any]:
+    """The options of a verb, with what they are unless given, where these are."""
     settings = self.settings
-    scale = settings.edit_scale if verb == "edit" else settings.scale
+    edits = verb == "edit" and given.get("decoder", "editor") == "editor"
+    scale = settings.edit_scale if edits else settings.scale
     paints = {"steps": settings.steps, "scale": scale, "size": (settings.size, settings.size)}
     draws = {**paints, "language": self.cfg.form.language, "words": "template", "max_pixels": 0}
     verbs = {"generate": draws, "edit": {**draws, "decoder": "editor"}}

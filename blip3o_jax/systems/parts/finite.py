@@ -11,20 +11,24 @@ from blip3o_jax.systems.parts.network import Network
 SHOWN = 3
 
 
+class NotFinite(ValueError, ArithmeticError):
+  """An output that holds NaN or infinity."""
+
+
 def check(values: Any, part: str, network: Network) -> None:
-  """Raises ValueError where an output of a part of `network` holds NaN or infinity."""
+  """Raises NotFinite where an output of a part of `network` holds NaN or infinity."""
   if not np.isfinite(np.asarray(values, np.float32)).all():
     raise fault(part, network)
 
 
-def fault(part: str, network: Network) -> ValueError:
+def fault(part: str, network: Network) -> NotFinite:
   """The error about a part whose output is not finite, with the parameters that are not, if any."""
   bad = [p for p, x in trees.flatten(network.params).items() if not _all(x)]
   more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
   cause = f"; so are its parameters {', '.join(bad[:SHOWN])}{more}" if bad else ""
   if not bad:
     cause = "; its parameters are finite: too large a guidance, or a type of too small a range?"
-  return ValueError(f"the output of the {part} is not finite (NaN or infinity){cause}")
+  return NotFinite(f"the output of the {part} is not finite (NaN or infinity){cause}")
 
 
 def _all(x: Any) -> bool:

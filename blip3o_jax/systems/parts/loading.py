@@ -168,8 +168,13 @@ def fingerprint(directory: epath.PathLike) -> str:
 
 
 def _files(directory: epath.Path) -> Iterator[epath.Path]:
-  """All files below a directory, in the order of their names."""
+  """All files below a directory, in the order of their names, but hidden ones.
+
+  Those are of whatever fetched or shows the folder, and change although no weight does.
+  """
   for path in sorted(directory.iterdir(), key=str):
+    if path.name.startswith("."):
+      continue
     if path.is_dir():
       yield from _files(path)
     else:

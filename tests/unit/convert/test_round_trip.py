@@ -64,6 +64,27 @@ def test_mixed_dtypes_come_back(tmp_path, shards):
   checkpoints.same_tensors(source, export(tmp_path / "converted", tmp_path / "out"))
 
 
+@pytest.mark.parametrize("asked", [None, "float32"])
+def test_parts_of_several_dtypes_come_back(tmp_path, asked):
+  """A language model in bfloat16, a UNet in float16, an autoencoder in float32."""
+  source = checkpoints.copy(tmp_path / "source")
+  folders = {".": ("model", bfloat16), "unet": (diffusers_files.STEM, np.float16)}
+  for folder, (stem, dtype) in folders.items():
+    home = source if folder == "." else source / DECODER[0] / folder
+    values = {n: v.astype(dtype) for n, v in checkpoints.tensors(home, stem).items()}
+    checkpoints.write(home, values, stem=stem)
+  importer.run(source, tmp_path / "converted", say=quiet)
+  options = {} if asked is None else {"dtype": asked}
+  out = export(tmp_path / "converted", tmp_path / "out", **options)
+  homes = {".": "model"} | {f"{DECODER[0]}/{name}": diffusers_files.STEM for name in DECODER[1]}
+  for folder, stem in homes.items():
+    if asked is None:
+      checkpoints.same_tensors(source / folder, out / folder, stem)
+    else:
+      found = checkpoints.tensors(out / folder, stem)
+      assert {str(value.dtype) for value in found.values()} == {asked}
+
+
 def test_a_conversion_loads_as_the_release_does(converted):
   before, after = verbs.load(TINY), verbs.load(converted)
   assert after.cfg == before.cfg

@@ -14,11 +14,16 @@ import time
 
 from fakes import write_tar
 import fsspec
+import layouts
 import numpy as np
 import pytest
 
+from blip3o_jax import cli
+from blip3o_jax import files
 from blip3o_jax.data import remote
+from blip3o_jax.data import sources
 from blip3o_jax.data import storage
+from blip3o_jax.data.sources.reading import Reading
 
 DATA = np.random.default_rng(0).integers(0, 256, 10_000, np.uint8).tobytes()
 QUICK = storage.Limits(block_bytes=1000, cache_bytes=4000, retries=3, first_wait=0.001, trust=60)
@@ -262,7 +267,9 @@ def test_errors_that_do_not_pass_end(server):
   path = f"{server.address}/a.bin"
   server.faults = [503] * 99
   start = time.monotonic()
-  with pytest.raises(OSError, match=rf"{path}: bytes 2000 to 3000 of 10000 .* 4 attempts.*503"):
+  with pytest.raises(
+    files.Unreachable, match=rf"{path}: bytes 2000 to 3000 of 10000 .* 4 attempts.*503"
+  ):
     storage.read(path, 2500, 10)
   assert len(server.asked) == 4
   assert time.monotonic() - start < 5
@@ -289,8 +296,50 @@ def test_a_server_without_ranges_is_named(server):
 
 def test_a_server_that_is_not_there(server):
   address = "http://127.0.0.1:9/a.bin"  # the port that discards
-  with pytest.raises(OSError, match=r"127.0.0.1:9/a.bin: its size could not be read in 4 attempts"):
+  said = r"127.0.0.1:9/a.bin: its size could not be read in 4 attempts"
+  with pytest.raises(files.Unreachable, match=said):
     storage.read(address, 0, 1)
+  # No record is damaged by that, nothing stands in, and the same command may be given again.
+  assert not issubclass(files.Unreachable, OSError | ValueError)
+  assert cli.guarded("train", lambda: storage.read(address, 0, 1)) == os.EX_TEMPFAIL
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet", "jsonl", "arrayrecord"])
+def test_an_outage_is_no_damage_of_a_record(kind, tmp_path, monkeypatch):
+  """Of a set behind an address that goes away after it was opened."""
+  home = tmp_path / "set"
+  members = {"a.png": layouts.picture(1), "a.txt": b"a cat"}
+  if kind == "parquet":
+    pytest.importorskip("pyarrow")
+    layouts.table(home / "a.parquet", [{"text": "a cat", "image": members["a.png"]}])
+  elif kind == "jsonl":
+    layouts.put(home, "a.png", members["a.png"])
+    layouts.put(home, "a.jsonl", layouts.lines([{"caption": "a cat", "image": "a.png"}]))
+  else:
+    home.mkdir()
+    write_tar(home / "a.tar", members)
+  if kind == "arrayrecord":
+    assert cli.main(["pack", str(home), "--output", str(tmp_path / "packed")]) == 0
+    home = tmp_path / "packed"
+  place = f"/{tmp_path.name}-{kind}"
+  memory = fsspec.filesystem("memory")
+  memory.put(str(home), place, recursive=True)
+  storage.limit(remote.Limits(retries=1, first_wait=0.001, trust=0, cache_bytes=0))
+  try:
+    source = sources.opened(f"memory:/{place}", Reading())
+    assert source[0].prompt == "a cat"
+
+    def gone(*args, **options):
+      raise ConnectionError("the network is unreachable")
+
+    for name in ("cat_file", "info"):
+      monkeypatch.setattr(type(memory), name, gone)
+    with pytest.raises(files.Unreachable, match="could not be read in 2 attempts"):
+      source[0]
+  finally:
+    monkeypatch.undo()
+    memory.rm(place, recursive=True)
+    storage.limit(storage.Limits())
 
 
 def test_a_page_of_links_is_a_folder(server):

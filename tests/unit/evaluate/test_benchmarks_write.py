@@ -1,5 +1,6 @@
 """What `evaluate` writes is what each official scorer reads: names, counts, tiles, metadata."""
 
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -232,7 +233,7 @@ def test_gedit_sizes_are_multiples_of_32_near_the_area(size, wanted):
   assert abs(wide * high / 512**2 - 1) < 0.1
 
 
-def test_imgedit(evaluate, tmp_path):
+def test_imgedit(evaluate, tmp_path, capsys):
   (tmp_path / "originals" / "animal").mkdir(parents=True)
   (tmp_path / "originals" / "animal" / "1.jpg").write_bytes(png(40, 30, 3))
   prompts = tmp_path / "basic_edit.json"
@@ -243,6 +244,15 @@ def test_imgedit(evaluate, tmp_path):
   assert status == 0
   assert np.array_equal(scorers.opened(home / "1082.png"), pixels("make it blue", 0))
   assert clean("imgedit", home.parent, *options)
+  told = picture.read(home / "1082.png")
+  assert told["image_sha256"] == hashlib.sha256(png(40, 30, 3)).hexdigest()
+  for change in (["--no-friendly"], []):  # another reading, and another picture
+    if not change:
+      (tmp_path / "originals" / "animal" / "1.jpg").write_bytes(png(40, 30, 4))
+    status, _, model = evaluate("imgedit", *options, *change)
+    assert (status, model.batches) == (1, [])
+    said = capsys.readouterr().err
+    assert f"1082.png is there with another {'friendly' if change else 'image_sha256'}" in said
 
 
 @pytest.mark.parametrize("name", ["gedit", "imgedit"])

@@ -137,6 +137,11 @@ def test_options_of_the_call_stand_before_those_of_a_task():
   answered(model, ["say", "more"], [{"seed": 3}, {"max_new_tokens": 7}], given=given)
   assert model.calls[0][1:] == ([3], {"length": 5, "temperature": 0.0, "max_pixels": 999})
   assert model.calls[1][1:] == ([1], {"length": 7, "temperature": 0.0, "max_pixels": 999})
+  sampled = {"temperature": 0.7, "top_p": 0.9}
+  model = Model()
+  answered(model, ["say", "more"], [{"max_new_tokens": 7}, {"do_sample": False}], given=sampled)
+  assert model.calls[0][2] == {"length": 7, **sampled}
+  assert model.calls[1][2]["temperature"] == 0.0
 
 
 @pytest.mark.parametrize(

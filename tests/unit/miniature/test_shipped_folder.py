@@ -79,7 +79,7 @@ class Echo:
 
   words = ()
 
-  def takes(self, verb: str) -> dict[str, Any]:
+  def takes(self, verb: str, **given: Any) -> dict[str, Any]:
     return {}
 
   def encode(self, images: list[Any]) -> np.ndarray:

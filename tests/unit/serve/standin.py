@@ -59,6 +59,10 @@ def picture(text: str, seed: int, size: tuple[int, int] = (SIDE, SIDE), **settin
   return Drawn(pixels, text, seed, {"model": "/home/someone/secret", **settings})
 
 
+class NotFinite(ValueError, ArithmeticError):
+  """As a model's."""
+
+
 class StandIn:
   """A model with the methods that a server needs.
 
@@ -127,29 +131,34 @@ class StandIn:
     size = options.get("size", (SIDE, SIDE))
     return [picture(t, s, size, steps=total) for t, s in zip(texts, seeds, strict=True)]
 
-  def chat(self, messages: Any, *, seed: Any, **options: Any) -> list[Answer]:
+  def chat(self, messages: Any, *, seed: Any, hear: Any = None, **options: Any) -> list[Answer]:
     self.calls.append(("chat", messages, options))
+    answers = [self._answer(talk) for talk in messages]
     assert self.go.wait(20)
-    return [self._answer(talk) for talk in messages]
+    for which, answer in enumerate(answers if hear else ()):
+      for word in answer.text.split():
+        self.steps += 1
+        time.sleep(self.pause)
+        hear(which, word + " ")
+    return answers
 
   def stream(
     self, messages: Any, *, seed: int, **options: Any
   ) -> Generator[str | Drawn, None, Answer]:
     self.calls.append(("stream", messages, options))
     answer = self._answer(messages)
-    before, mark, after = answer.text.partition("<image>")
-    for word in before.split():
+    for word in answer.text.split():
       assert self.go.wait(20)
       self.steps += 1
       time.sleep(self.pause)
       yield word + " "
-    if mark:
-      yield answer.pictures[0]
-      yield after
+    yield from answer.pictures  # last, as the model has it
     return answer
 
   def _answer(self, talk: Any) -> Answer:
     content = talk[-1]["content"]
+    if content == "not a number":
+      raise NotFinite("the output of the language model is not finite: backbone/norm")
     if content == "draw":
       return Answer("here <image> it is", (picture("draw", 1),))
     shown = [] if isinstance(content, str) else [p for p in content if p["type"] == "image"]

@@ -11,6 +11,9 @@ import pytest
 from standin import SIDE
 
 from blip3o_jax.serve import app as application
+from blip3o_jax.serve import talking
+from blip3o_jax.serve.jobs import Answered
+from blip3o_jax.serve.jobs import Said
 from blip3o_jax.serve.settings import Settings
 
 URL = "/v1/chat/completions"
@@ -160,6 +163,26 @@ def test_a_stream_with_a_picture(client):
   found = [chunk["choices"][0]["delta"].get("content") for chunk in stream(client, "draw")]
   ((part,),) = [each for each in found if isinstance(each, list)]
   assert part["image_url"]["url"].startswith("data:image/png;base64,")
+  # As without a stream: where the mark stood, which is no word of the answer.
+  place = found.index([part])
+  assert "".join(filter(None, found[:place])) == "here "
+  assert "".join(filter(None, found[place + 1 :])) == " it is "
+
+
+@pytest.mark.parametrize(
+  ("pieces", "told"),
+  [
+    (["a <ima", "ge> b", 1], ["a ", 1, " b"]),
+    (["<image> <image>", 1, 2], [1, " ", 2]),
+    (["a < b", " <im"], ["a < b", " ", "<im"]),
+    (["a <image> b"], ["a ", "<image> b"]),  # the model said so in words
+    ([1, 2], [1, 2]),
+  ],
+)
+def test_pictures_of_a_stream_stand_at_their_marks(pieces, told):
+  held = talking._Pieces()
+  found = [part for piece in pieces for part in held.add(Said(piece))]
+  assert [*found, *held.add(Answered(None))] == told
 
 
 # About --------------------------------------------------------------------------------------------

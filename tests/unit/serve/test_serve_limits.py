@@ -19,6 +19,7 @@ import pytest
 from standin import StandIn
 from standin import server
 
+from blip3o_jax.commands import serve
 from blip3o_jax.serve import faults
 from blip3o_jax.serve import pictures
 from blip3o_jax.serve import remote
@@ -102,6 +103,9 @@ def test_other_names_and_other_pages_are_refused(small):
   ok = {"prompt": "a"}
   assert code(client.post(URL, json=ok, headers={"Host": "evil.example"}), 403) == "host_refused"
   assert code(client.get("/v1/models", headers={"Host": "a@127.0.0.1"}), 403) == "host_refused"
+  assert code(client.get("/v1/models", headers={"Host": "["}), 403) == "host_refused"
+  assert code(client.post(URL, json=ok, headers={"Origin": "//["}), 403) == "origin_refused"
+  assert serve._hosts("127.0.0.1", ["Box.local"]) == serve._hosts("127.0.0.1", ["box.local"])
   page = {"Origin": "https://evil.example"}
   assert code(client.post(URL, json=ok, headers=page), 403) == "origin_refused"
   assert code(client.post(URL, json=ok, headers={"Origin": "null"}), 403) == "origin_refused"

@@ -97,6 +97,22 @@ def test_a_full_queue_says_when_to_come_back():
     until(lambda: running._service.worker._pixels == 0)
 
 
+def test_what_would_never_fit_is_not_told_to_come_back(png):
+  from blip3o_jax.serve.settings import Limits
+
+  with held(queue=10, limits=Limits(waiting_pixels=1000)) as (model, _, client, _):
+    model.go.set()
+
+    def rebuild(count: int) -> httpx.Response:
+      files = [("image[]", png)] * count
+      return client.post("/v1/images/edits", data={"prompt": "reconstruct"}, files=files)
+
+    assert rebuild(1).status_code == 200
+    for count in (2, 11):
+      found = rebuild(count)
+      assert (found.status_code, found.json()["error"]["code"]) == (400, "too_many")
+
+
 def test_pictures_that_wait_are_bounded_by_their_pixels(png):
   from blip3o_jax.serve.settings import Limits
 
@@ -191,6 +207,45 @@ def test_conversations_are_answered_together():
   assert said == ["you said one", "you said two", "you said three", "you said four"]
   together = [talks for verb, talks, _ in model.calls if verb == "chat"]
   assert [[talk[0]["content"] for talk in talks] for talks in together] == [["two", "three"]]
+
+
+def test_conversations_that_nobody_waits_for_end():
+  def ask(client: httpx.Client, text: str) -> int:
+    body = {"messages": [{"role": "user", "content": text}]}
+    return client.post("/v1/chat/completions", json=body).status_code
+
+  with held(timeout=0.5) as (model, running, client, pool):
+    first = pool.submit(ask, client, "one")
+    until(lambda: counts(running) == (0, 1))
+    others = [pool.submit(ask, client, "word " * 400) for _ in range(2)]
+    until(lambda: counts(running)[0] == 2)
+    model.pause = 0.02
+    model.go.set()
+    first.result()
+    assert [future.result() for future in others] == [504, 504]
+    until(lambda: counts(running) == (0, 0), 5)  # all words would take 16 s
+    assert [verb for verb, _, _ in model.calls] == ["stream", "chat"]
+    assert model.steps < 100
+
+
+@pytest.mark.parametrize("texts", [["not a number"], ["not a number", "fine"]])
+def test_a_result_that_is_no_number_is_the_server_s_fault(texts):
+  """Also of an answer, and before the first piece of it."""
+
+  def ask(client: httpx.Client, text: str) -> httpx.Response:
+    body = {"messages": [{"role": "user", "content": text}]}
+    return client.post("/v1/chat/completions", json=body)
+
+  with held() as (model, running, client, pool):
+    first = pool.submit(ask, client, "one")
+    until(lambda: counts(running) == (0, 1))
+    asked = [pool.submit(ask, client, text) for text in texts]
+    until(lambda: counts(running)[0] == len(texts))
+    model.go.set()
+    assert first.result().status_code == 200
+    found = [future.result() for future in asked]
+    assert [r.status_code for r in found] == [500, 200][: len(texts)]
+    assert "backbone" not in found[0].text
 
 
 def test_a_server_that_is_told_to_end_finishes_what_it_has():

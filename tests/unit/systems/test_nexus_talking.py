@@ -123,6 +123,10 @@ def test_defaults_are_what_the_model_says(model):
   takes = model.takes("chat")
   assert takes["repetition_penalty"] == model.choice.limits.penalty
   assert {*SMALL, "length", "stop", "max_pixels", "top_p"} <= set(takes)
+  settings = model.settings
+  assert settings.scale != settings.edit_scale
+  assert model.takes("edit")["scale"] == settings.edit_scale
+  assert model.takes("edit", decoder="generator")["scale"] == settings.scale
 
 
 @pytest.mark.slow

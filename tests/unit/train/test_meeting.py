@@ -181,6 +181,16 @@ def test_an_error_of_one_ends_all_with_its_code_and_line(start):
     assert "process 2 stopped: ValueError: its own shard is missing; process " in line
 
 
+def test_process_0_outlives_those_that_it_stops(start):
+  """With it goes JAX's service, and they would be aborted: 134, which asks for another start."""
+  processes = [start(i, 3) for i in range(3)]
+  met(*processes)
+  assert ended(processes[0], "stop\n")[0] == 1
+  for process in processes[1:]:
+    assert process.poll() == 1
+    assert "process 0 stopped: ValueError" in ended(process)[1]
+
+
 def test_one_that_is_done_may_go_before_the_others(start):
   first, second = start(0), start(1)
   met(first, second)

@@ -31,7 +31,7 @@ class Own:
     self.asked: list[tuple[Any, dict[str, Any]]] = []
     self.heard = 0
 
-  def takes(self, verb: str) -> dict[str, Any]:
+  def takes(self, verb: str, **given: Any) -> dict[str, Any]:
     return dict(TAKES) if verb == "chat" else {}
 
   def talk(self, conversations: Any, *, hear: Any = None, **options: Any) -> list[talking.Reply]:
@@ -138,8 +138,22 @@ def test_an_answer_is_heard_and_streamed(model, own):
     while True:
       next(run)
   assert end.value.value.tokens == 5
-  with pytest.raises(ValueError, match="hear: of one conversation, got 2"):
-    model.chat([[user("a")], [user("b")]], hear=heard.append)
+
+
+def test_several_answers_are_heard_by_their_number_and_can_be_ended(model, own):
+  said = ["", "", ""]
+
+  def hear(which: int, text: str) -> None:
+    said[which] += text
+    if said[2] == "C":
+      raise KeyboardInterrupt
+
+  talks = [[user(text)] for text in ("ab", "b", "cde")]
+  answers = model.chat(talks[:2], hear=hear)
+  assert said == [*(answer.text for answer in answers), ""]
+  with pytest.raises(KeyboardInterrupt):
+    model.chat(talks, hear=hear, batch=2)
+  assert said[2] == "C"
 
 
 def test_closing_a_stream_ends_the_answer(model, own, monkeypatch):

@@ -113,8 +113,10 @@ def changed(**fields) -> list[Job]:
     (changed(about={"key": 1}), {}, {}, "another about"),
     (many(4), {}, {"steps": 9}, "another steps: 4, and 9 is"),
     (many(4), {"fingerprint": "blake3:2"}, {}, "another fingerprint"),
+    (changed(image={"image_sha256": "1"}), {}, {}, "another image_sha256: null"),
+    (changed(image={"friendly": False}), {}, {}, "another friendly: null, and false is"),
   ],
-  ids=["prompt", "seed", "about", "steps", "weights"],
+  ids=["prompt", "seed", "about", "steps", "weights", "image", "reading"],
 )
 @pytest.mark.parametrize("settings", [True, False])
 def test_what_contradicts_is_refused_before_any_work(

@@ -23,12 +23,14 @@ class Own:
   """A system's model that keeps what it is asked for; a picture is its seed and its place."""
 
   words: tuple[str, ...] = ()
+  squashes = False
 
   def __init__(self) -> None:
     self.asked: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
 
-  def takes(self, verb: str) -> dict[str, Any]:
-    return {**OPTIONS, "decoder": "editor"} if verb == "edit" else dict(OPTIONS)
+  def takes(self, verb: str, **given: Any) -> dict[str, Any]:
+    other = {"scale": 1.0} if given.get("decoder") == "generator" else {}
+    return {**OPTIONS, "decoder": "editor", **other} if verb == "edit" else dict(OPTIONS)
 
   def generate(self, texts: Any, seeds: Any, **options: Any) -> np.ndarray:
     return self._drawn("generate", (texts, seeds), seeds, options)
@@ -87,7 +89,10 @@ def test_pictures_go_with_their_prompts(model, own):
   ((verb, (images, texts, seeds), told),) = own.asked
   assert (verb, len(images), texts, seeds) == ("edit", 2, ["red", "blue"], [1, 2])
   assert told == {"decoder": "generator"}
-  assert made[1].settings["decoder"] == "generator"
+  assert (made[1].settings["decoder"], made[1].settings["guidance"]) == ("generator", 1.0)
+  assert model.edit(GREY, "red")[0].settings["guidance"] == OPTIONS["scale"]
+  model.generate("a", images=GREY)
+  assert own.asked.pop()[2]["images"][0].size == GREY.size
   assert [p.seed for p in model.reconstruct([GREY, GREY], 3)] == [3, 4]
   assert model.features(GREY).shape == (1, 3)
   assert model.features(np.stack([np.zeros((5, 6, 3), np.uint8)] * 3), batch=2).shape == (3, 3)
@@ -104,6 +109,7 @@ def test_pictures_go_with_their_prompts(model, own):
     ("generate", ([],), {}, "no prompts"),
     ("generate", (" ",), {}, "prompt 1 is empty"),
     ("generate", (["a"],), {"images": [GREY, GREY]}, "1 prompts but 2 images"),
+    ("generate", (["a", "b"],), {"images": GREY}, "2 prompts but 1 images"),
     (
       "generate",
       ("a",),
@@ -120,6 +126,18 @@ def test_what_is_wrong_is_said_before_any_work(verb, args, options, message, mod
   with pytest.raises(ValueError, match=message):
     getattr(model, verb)(*args, **options)
   assert not own.asked
+
+
+def test_a_reconstruction_stands_beside_what_was_rebuilt(model, own):
+  """The squashed whole, or the middle: left and right thirds are black here."""
+  wide = np.zeros((4, 12, 3), np.uint8)
+  wide[:, 4:8] = 200
+  assert (model.framed(wide, (8, 8)) == 200).all()
+  own.squashes = True
+  whole = model.framed(Image.fromarray(wide), (4, 12))
+  assert np.array_equal(whole, wide)
+  with pytest.raises(ValueError, match="image 1: expected a picture"):
+    model.framed("x", (4, 4))
 
 
 def test_a_verb_that_the_model_has_not(own, tmp_path):

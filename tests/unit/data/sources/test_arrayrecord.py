@@ -41,7 +41,13 @@ FULL = Record(
   prompt="ein Bär \udcff 熊",
   answer="yes",
   turns=(("a?", "b"), ("c?", "")),
-  extra={"score": 5.8, "list": [1, None, "x"], "mask": np.ones((2, 2), bool), "raw": b"\0\1"},
+  extra={
+    "score": 5.8,
+    "list": [1, None, "x"],
+    "mask": np.ones((2, 2), bool),
+    "raw": b"\0\1",
+    "refused": (b"a", b""),
+  },
   kind="vqa",
 )
 

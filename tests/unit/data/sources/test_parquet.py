@@ -42,6 +42,22 @@ def all_of(source):
 EXPECTED = [(CAPTIONS[i], picture(i)) for i in range(12)]
 
 
+def test_captions_that_are_written_anew_are_counted_anew(tmp_path):
+  def counted():
+    source = source_of(tmp_path)
+    return source.parts(), source.lengths("words", lambda r: len(r.prompt.split())).tolist()
+
+  rows = [{"text": text, "image": picture(i)} for i, text in enumerate(("a cat", "a dog"))]
+  table(tmp_path / "a.parquet", rows)
+  before, lengths = counted()
+  assert lengths == [2, 2]
+  rows = [{**row, "text": f"{row['text']} on a mat"} for row in rows]
+  table(tmp_path / "a.parquet", rows)
+  after, lengths = counted()
+  assert lengths == [5, 5]
+  assert after == before  # they are the same records for whoever goes on
+
+
 @pytest.fixture
 def folder(tmp_path):
   table(tmp_path / "a.parquet", rows_of(picture))

@@ -83,6 +83,15 @@ def test_the_caption_may_be_a_field(caption, expected, said, tmp_path, caplog):
   assert all(words in lines for words in said), lines
 
 
+@pytest.mark.parametrize("name", ["", "l.json", "l.jsonl"])
+def test_a_field_inside_a_field(name, tmp_path):
+  long = {"captions": {"long": "a long cat"}}
+  pack(tmp_path / "a.tar", [("0.jpg", A), *([] if name else [("0.json", js(**long))])])
+  if name:
+    write_list(tmp_path / name, [{"image": "0.jpg", **long}])
+  assert read(tmp_path, joined=name, caption="captions.long") == [("a long cat", A)]
+
+
 def test_a_field_that_nobody_has(tmp_path):
   pack(tmp_path / "a.tar", CAPTIONED)
   needs = r"KEY\.json, its field 'short', with KEY\.jpg.*there: KEY\.json has no such field"
