@@ -63,6 +63,7 @@ RUNS = {
   "editing": "editing",
 }
 BASE = "blip3o"  # whose miniature it begins with
+TOLD = {"generation": "generation", "editing": "editing", "kept": "editing"}  # set -> decoder
 SIDE = 64
 FITTED = 256  # pictures that the head and both decoders are fitted on
 MORE = 2  # layers: to find what is asked for and to copy the rest are things of their own
@@ -137,18 +138,18 @@ def start(call: Call) -> Found:
 
 
 def told(call: Call) -> Found:
-  """What the language model predicts, WORK/told/NAME for each decoder, with the pictures."""
+  """What the language model predicts, WORK/told/SET for the sets of both decoders."""
   from blip3o_jax import systems
   from blip3o_jax.train import encoding
   from blip3o_jax.train import run
 
   system = systems.SYSTEMS["nexus_gen"]
   out: Found = {}
-  for stage in ("generation", "editing"):
-    cfg = call.config(stage, live=True)
-    asked = encoding.Asked(call.work / "told" / stage, dtype="float16", pixels=True)
+  for scenes, stage in TOLD.items():
+    cfg = call.config(stage, live=True, scenes=scenes)
+    asked = encoding.Asked(call.work / "told" / scenes, dtype="float16", pixels=True)
     done = encoding.encode(run.parse(cfg, systems.SYSTEMS), system, asked)
-    out[stage] = {"records": done["records"], "shape": done["encoder"]["shape"]}
+    out[scenes] = {"records": done["records"], "shape": done["encoder"]["shape"]}
   return out
 
 
