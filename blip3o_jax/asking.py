@@ -316,6 +316,9 @@ def save(pictures: Sequence["Picture"], output: Path) -> list[Path]:
   return found
 
 
+EVERY = 0.1  # seconds between two looks at a bar
+
+
 @contextlib.contextmanager
 def bar() -> Iterator[Callable[["Progress"], None] | None]:
   """What a model calls between its steps, a bar on a terminal; None where there is none."""

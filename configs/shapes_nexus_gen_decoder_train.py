@@ -14,9 +14,9 @@ The release trains its generation decoder on vectors of real pictures. Here a ca
 where things stand, so that what is predicted of it is a mean that no picture has: such a decoder
 would be shown nothing like it.
 
-Captions and edits never name a pair of colour and shape that is held out. The editing decoder sees
-such objects all the same, as the pixel decoder of the other miniature does: in edits that take one
-away or move one, which keep how all others look.
+No picture that the language model learns to predict shows a pair of colour and shape that is held
+out. The editing decoder sees such pairs, as the pixel decoder of the other miniature does: in edits
+that take one object away or move one, and so keep how all of them look.
 
 The editing decoder comes last and needs the run DIR/generation too: of its cached form the whole
 model is built, all but the decoder frozen, so that the run can be exported.

@@ -28,6 +28,7 @@ def run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
       options.seed,
       images_per_prompt=options.number,
       progress=progress,
+      every=asking.EVERY,
       **asking.given(options, (*DRAWING, "max_pixels")),
     )
   made = asking.made_of(pictures, [options.image] * len(pictures), options.friendly)

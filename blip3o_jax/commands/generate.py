@@ -47,6 +47,7 @@ def run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
       images_per_prompt=options.number,
       images=shown * len(options.prompt),
       progress=progress,
+      every=asking.EVERY,
       **asking.given(options, (*DRAWING, "max_pixels")),
     )
   if options.image:

@@ -34,7 +34,7 @@ def run(parser: argparse.ArgumentParser, args: Sequence[str]) -> int:
   model = asking.load(options, "reconstruct")
   with asking.bar() as progress:
     told = asking.given(options, DRAWING)
-    made = model.reconstruct(images, options.seed, progress=progress, **told)
+    made = model.reconstruct(images, options.seed, progress=progress, every=asking.EVERY, **told)
   made = asking.made_of(made, options.image, options.friendly)
   shown_as, made_as = (
     model.features(x).reshape(len(x), -1).astype(np.float64) for x in (images, _of(made))

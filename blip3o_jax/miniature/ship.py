@@ -164,8 +164,7 @@ def prose(card: Mapping[str, Any], plan: Plan) -> str:
       ("part", "parameters", "bytes"),
       [(name, v["parameters"] or "", v["bytes"]) for name, v in card["parts"].items()],
     ),
-    "## Seconds\n\nSteps that a run made, of those planned. The total is that of whole calls:\n"
-    "stages that were called alone are not in it.\n\n"
+    f"## Seconds\n\nSteps that a run made, of those planned. {_called(card)}\n\n"
     + _table(("stage", "steps", "of", "batch", "seconds"), _stages(card)),
     *(f"## {head}\n\n" + _rates(card["scores"][n]) for n, head in plan.ships.tables.items()),
     *plan.ships.more(card["scores"]),
@@ -174,11 +173,19 @@ def prose(card: Mapping[str, Any], plan: Plan) -> str:
   return "\n\n".join(part.rstrip("\n") for part in sections) + "\n"
 
 
+def _called(card: Mapping[str, Any]) -> str:
+  """What the seconds are of."""
+  if not round(card["seconds"].get("total", 0)):
+    return "Each stage was called alone."
+  return "The total is that of whole calls:\nstages that were called alone are not in it."
+
+
 def _stages(card: Mapping[str, Any]) -> list[tuple[Any, ...]]:
   runs = card["runs"]
   return [
     (name, *(runs[name].values() if name in runs else ("", "", "")), round(value))
     for name, value in card["seconds"].items()
+    if name != "total" or round(value)
   ]
 
 

@@ -87,6 +87,7 @@ class Model(Protocol):
     *,
     batch: int,
     progress: Watch,
+    every: float = 0.0,
     **options: Any,
   ) -> Sequence[Picture]: ...
 
@@ -98,11 +99,19 @@ class Model(Protocol):
     *,
     batch: int,
     progress: Watch,
+    every: float = 0.0,
     **options: Any,
   ) -> Sequence[Picture]: ...
 
   def reconstruct(
-    self, images: Sequence[Any], seed: Sequence[int], *, batch: int, progress: Watch, **options: Any
+    self,
+    images: Sequence[Any],
+    seed: Sequence[int],
+    *,
+    batch: int,
+    progress: Watch,
+    every: float = 0.0,
+    **options: Any,
   ) -> Sequence[Picture]: ...
 
   def chat(

@@ -30,6 +30,7 @@ from blip3o_jax.serve.jobs import Said
 from blip3o_jax.serve.metrics import Metrics
 from blip3o_jax.serve.settings import Settings
 
+EVERY = 0.1  # seconds between two looks at whether a batch is still wanted
 ENDING = "the server is shutting down"
 
 
@@ -242,6 +243,8 @@ class Worker:
       self._show(items, step)
 
     how: dict[str, Any] = dict(items[0].job.options, batch=len(items), progress=progress)
+    if not any(item.job.previews for item in items):
+      how["every"] = EVERY
     texts, seeds = [item.text for item in items], [item.seed for item in items]
     images = [item.image for item in items]
     if items[0].job.verb == "generate":

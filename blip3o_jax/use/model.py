@@ -22,6 +22,7 @@ from PIL import Image
 
 import blip3o_jax
 from blip3o_jax.systems.parts import asked
+from blip3o_jax.systems.parts import watching
 from blip3o_jax.use import chatting
 from blip3o_jax.use import opening
 from blip3o_jax.use.chatting import BATCH
@@ -136,6 +137,7 @@ class Model(chatting.Chats):
     images: Shown | Sequence[Shown | None] = (),
     batch: int = BATCH,
     progress: Watch | None = None,
+    every: float = 0.0,
     **options: Unpack[Drawing],
   ) -> list[Picture]:
     """Draws pictures of prompts.
@@ -146,7 +148,8 @@ class Model(chatting.Chats):
       images_per_prompt: how many, one after the other.
       images: a picture or None for each prompt, which the model sees before it.
       batch: how many are drawn at once.
-      progress: called between steps, see `Progress`.
+      progress: called between steps, see `Progress`. every: about so many seconds apart; 0 is
+        after each step, whose call may take as long as the step where a model is small.
 
     Returns:
       The pictures, prompt by prompt.
@@ -169,7 +172,7 @@ class Model(chatting.Chats):
         told["images"] = more[part]
       return self._own.generate(texts[part], seeds[part], **told)
 
-    return self._drawn("generate", draw, texts, seeds, batch, progress, options)
+    return self._drawn("generate", draw, texts, seeds, batch, _paced(progress, every), options)
 
   def edit(
     self,
@@ -180,6 +183,7 @@ class Model(chatting.Chats):
     images_per_prompt: int = 1,
     batch: int = BATCH,
     progress: Watch | None = None,
+    every: float = 0.0,
     **options: Unpack[Drawing],
   ) -> list[Picture]:
     """Changes pictures as they are told to: one for each instruction, or one picture for all.
@@ -199,7 +203,7 @@ class Model(chatting.Chats):
     def draw(part: slice, **told: Any) -> np.ndarray:
       return self._own.edit(befores[part], texts[part], seeds[part], **told)
 
-    return self._drawn("edit", draw, texts, seeds, batch, progress, options)
+    return self._drawn("edit", draw, texts, seeds, batch, _paced(progress, every), options)
 
   def reconstruct(
     self,
@@ -208,6 +212,7 @@ class Model(chatting.Chats):
     *,
     batch: int = BATCH,
     progress: Watch | None = None,
+    every: float = 0.0,
     **options: Unpack[Drawing],
   ) -> list[Picture]:
     """Sends pictures through image encoder and pixel decoder.
@@ -221,7 +226,8 @@ class Model(chatting.Chats):
     def draw(part: slice, **told: Any) -> np.ndarray:
       return self._own.reconstruct(shown[part], seeds[part], **told)
 
-    return self._drawn("reconstruct", draw, [""] * len(shown), seeds, batch, progress, options)
+    texts = [""] * len(shown)
+    return self._drawn("reconstruct", draw, texts, seeds, batch, _paced(progress, every), options)
 
   def features(self, images: Shown | Sequence[Shown], *, batch: int = BATCH) -> np.ndarray:
     """What the pixel decoder would be given of pictures: float32[B, ...], by the image encoder.
@@ -262,7 +268,7 @@ class Model(chatting.Chats):
     texts: Sequence[str],
     seeds: Sequence[int],
     batch: int,
-    progress: Watch | None,
+    watched: Callable[[int, int, int], Any] | None,
     options: Mapping[str, Any],
   ) -> list[Picture]:
     """Pictures, batch by batch."""
@@ -277,8 +283,8 @@ class Model(chatting.Chats):
     pixels: list[np.ndarray] = []
     for first in range(0, len(texts), batch):
       part = slice(first, first + batch)
-      if progress is not None:
-        told["watch"] = _watch(progress, first, len(texts[part]), len(texts))
+      if watched is not None:
+        told["watch"] = watched(first, len(texts[part]), len(texts))
       pixels += list(draw(part, **told))
     settings = self.settings(verb, given)
     return [Picture(*each, settings) for each in zip(pixels, texts, seeds, strict=True)]
@@ -318,13 +324,19 @@ def load(
   return Model(opened, systems.SYSTEMS[opened.system].VERBS)
 
 
-def _watch(progress: Watch, first: int, count: int, pictures: int) -> Callable[[Any], None]:
-  """What a system calls between the steps of one batch."""
+def _paced(progress: Watch | None, every: float) -> Callable[[int, int, int], Any] | None:
+  """What gives what a system calls between the steps of a batch: (first, count, pictures)."""
+  asked.check_numbers(0, every=every)
+  if progress is None:
+    return None
 
-  def watch(step: Any) -> None:
-    progress(Progress(step.stage, step.done, step.total, first, count, pictures, step.preview))
+  def watched(first: int, count: int, pictures: int) -> Any:
+    def watch(step: watching.Step) -> None:
+      progress(Progress(step.stage, step.done, step.total, first, count, pictures, step.preview))
 
-  return watch
+    return watching.Paced(watch, every)
+
+  return watched
 
 
 def _list(texts: str | Sequence[str], what: str) -> list[str]:

@@ -116,7 +116,7 @@ def check_options(verb: str, options: Iterable[str], known: Collection[str]) -> 
 def check_numbers(least: int, **numbers: float) -> None:
   """Raises ValueError for a number below `least`, above its `MOST`, or none at all."""
   for name, value in numbers.items():
-    whole = name not in ("scale", "temperature")
+    whole = name not in ("scale", "temperature", "every")
     most = MOST.get(name, math.inf)
     try:
       number = operator.index(value) if whole else value + 0.0  # type: ignore[arg-type]

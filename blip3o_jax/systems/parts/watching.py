@@ -1,11 +1,14 @@
 """The steps of samplers, watched: how far a call is, what it will look like, and where it may end.
 
 A sampler is a compiled loop from any step to any other. Nobody watches: it is called once. Somebody
-does: it is called step by step, the same program, so the same numbers come out bit for bit.
+does: it is called step by step, or some steps at a time, the same program, so the same numbers come
+out bit for bit. A call takes a millisecond or two, which is much beside a step of a small model.
 """
 
 from collections.abc import Callable
+import dataclasses
 import functools
+import time
 from typing import Any
 from typing import NamedTuple
 from typing import TypeVar
@@ -37,6 +40,17 @@ class Step(NamedTuple):
 Watch = Callable[[Step], None]
 
 
+@dataclasses.dataclass(frozen=True)
+class Paced:
+  """A `Watch` that is called about every so many seconds, after as many steps as were done then."""
+
+  watch: Watch
+  every: float
+
+  def __call__(self, step: Step) -> None:
+    self.watch(step)
+
+
 def run(
   advance: Callable[[State, np.int32, np.int32], State],
   state: State,
@@ -45,7 +59,7 @@ def run(
   stage: str,
   preview: Callable[[State, int], np.ndarray] | None = None,
 ) -> State:
-  """All steps of a sampler: at once, or one by one with a call of `watch` after each.
+  """All steps of a sampler: at once, or one by one with a call of `watch` after each, see `Paced`.
 
   Args:
     advance: (state, first, last) -> the state before step `last`, of that before step `first`; a
@@ -58,12 +72,15 @@ def run(
   """
   if watch is None:
     return advance(state, np.int32(0), np.int32(total))
-  begun = state
-  for done in range(1, total + 1):
+  begun, done, size = state, 0, 1
+  every = watch.every if isinstance(watch, Paced) else 0.0
+  while done < total:
+    first, done, start = done, min(total, done + size), time.monotonic()
     # On a mesh a state that lies otherwise than the first would ask for another program.
-    state = jax.tree.map(_laid, advance(state, np.int32(done - 1), np.int32(done)), begun)
+    state = jax.tree.map(_laid, advance(state, np.int32(first), np.int32(done)), begun)
     # Waits: a step that is said to be done is, and one that is not wanted does not begin.
     state = jax.block_until_ready(state)
+    size = max(1, int(every * (done - first) / max(time.monotonic() - start, 1e-9)))
     shown = None if preview is None else functools.partial(preview, state, done)
     watch(Step(stage, done, total, shown))
   return state

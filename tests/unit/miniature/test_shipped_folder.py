@@ -77,7 +77,7 @@ def test_a_file_too_many_is_named(home):
 class Echo:
   """A model that computes nothing."""
 
-  words = ()
+  words, squashes = (), True
 
   def takes(self, verb: str, **given: Any) -> dict[str, Any]:
     return {}

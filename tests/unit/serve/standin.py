@@ -97,17 +97,27 @@ class StandIn:
   def features(self, images: Any) -> np.ndarray:
     return np.zeros((len(images), 2, 2, 8), np.float32)
 
-  def generate(self, prompts: Any, seed: Any, *, batch: int, progress: Any, **options: Any) -> Any:
+  def generate(
+    self, prompts: Any, seed: Any, *, batch: int, progress: Any, every: float = 0.0, **options: Any
+  ) -> Any:
     return self._draw("generate", prompts, seed, progress, options)
 
   def edit(
-    self, images: Any, texts: Any, seed: Any, *, batch: int, progress: Any, **options: Any
+    self,
+    images: Any,
+    texts: Any,
+    seed: Any,
+    *,
+    batch: int,
+    progress: Any,
+    every: float = 0.0,
+    **options: Any,
   ) -> Any:
     assert all(image.mode == "RGB" for image in images)
     return self._draw("edit", texts, seed, progress, options)
 
   def reconstruct(
-    self, images: Any, seed: Any, *, batch: int, progress: Any, **options: Any
+    self, images: Any, seed: Any, *, batch: int, progress: Any, every: float = 0.0, **options: Any
   ) -> Any:
     texts = [f"{image.size} {image.getpixel((0, 0))}" for image in images]
     return self._draw("reconstruct", texts, seed, progress, options)

@@ -173,6 +173,26 @@ def test_a_watched_loop_is_called_step_by_step() -> None:
   assert seen[-1].preview().tolist() == [-1, -1]
 
 
+def test_a_paced_loop_is_called_after_as_many_steps_as_take_so_long(monkeypatch) -> None:
+  """A step takes .25 s here, the first one two."""
+  now, asked, seen = [0.0], [], []
+  monkeypatch.setattr(watching.time, "monotonic", lambda: now[0])
+
+  def advance(state: jax.Array, first: np.int32, last: np.int32) -> jax.Array:
+    asked.append((int(first), int(last)))
+    now[0] += 0.25 * (last - first) if first else 2.0
+    return state + int(last - first)
+
+  watch = watching.Paced(seen.append, 1.0)
+  assert watching.run(advance, jnp.zeros(()), 12, watch, "a") == 12
+  assert asked == [(0, 1), (1, 2), (2, 6), (6, 10), (10, 12)]
+  assert [step.done for step in seen] == [1, 2, 6, 10, 12]
+  for every in (0.0, 0.1):
+    asked.clear()
+    watching.run(advance, jnp.zeros(()), 4, watching.Paced(seen.append, every), "a")
+    assert asked == [(0, 1), (1, 2), (2, 3), (3, 4)]
+
+
 def test_a_state_lies_as_the_first_one_at_every_step() -> None:
   mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:1]), ("x",))
   one, other = (jax.sharding.NamedSharding(mesh, jax.P(*axes)) for axes in ((), ("x",)))
