@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
 import dataclasses
-import hashlib
 import math
 from pathlib import Path
 import re
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
 # Options that a verb hands over as keywords where they were given, and what they say. Which of them
 # a system takes, it says itself.
+EVERY = 0.1  # seconds between two looks at a bar
 DRAWING: dict[str, Mapping[str, Any]] = {
   "steps": {"help": "of the sampler that draws (0: as the model says)"},
   "pixel_steps": {"help": "of the pixel decoder, where it is another one (0: as the model says)"},
@@ -272,11 +272,11 @@ def open_image(path: Path, friendly: bool) -> Any:
 def image_of(path: Path, friendly: bool, *, whole: bool = False) -> dict[str, Any]:
   """What metadata say of a picture's file: its name without folders, and with `whole` its sha256.
 
-  That sum tells a call that goes on whether the picture is still the one that it began with. Where
-  it is not read in the friendly way, `friendly` is false.
+  That sum tells a call that goes on whether the picture is still the one that it began with.
   """
-  digest = {"image_sha256": hashlib.sha256(path.read_bytes()).hexdigest()} if whole else {}
-  return {"image": path.name, **digest, **({} if friendly else {"friendly": False})}
+  from blip3o_jax.data import images
+
+  return {"image": path.name, **images.identity(path.read_bytes() if whole else None, friendly)}
 
 
 def made_of(
@@ -314,9 +314,6 @@ def save(pictures: Sequence["Picture"], output: Path) -> list[Path]:
   for path in found:
     print(path, flush=True)
   return found
-
-
-EVERY = 0.1  # seconds between two looks at a bar
 
 
 @contextlib.contextmanager

@@ -63,7 +63,6 @@ RUNS = {
   "editing": "editing",
 }
 BASE = "blip3o"  # whose miniature it begins with
-TOLD = {"generation": "generation", "editing": "editing", "kept": "editing"}  # set -> decoder
 SIDE = 64
 FITTED = 256  # pictures that the head and both decoders are fitted on
 MORE = 2  # layers: to find what is asked for and to copy the rest are things of their own
@@ -145,11 +144,13 @@ def told(call: Call) -> Found:
 
   system = systems.SYSTEMS["nexus_gen"]
   out: Found = {}
-  for scenes, stage in TOLD.items():
-    cfg = call.config(stage, live=True, scenes=scenes)
-    asked = encoding.Asked(call.work / "told" / scenes, dtype="float16", pixels=True)
-    done = encoding.encode(run.parse(cfg, systems.SYSTEMS), system, asked)
-    out[scenes] = {"records": done["records"], "shape": done["encoder"]["shape"]}
+  for stage in ("generation", "editing"):
+    data = call.config(stage).data
+    for path in map(Path, [each["path"] for each in data.mixture] or [data.path]):
+      cfg = call.config(stage, live=True, scenes=path.name)
+      asked = encoding.Asked(path, dtype="float16", pixels=True)
+      done = encoding.encode(run.parse(cfg, systems.SYSTEMS), system, asked)
+      out[path.name] = {"records": done["records"], "shape": done["encoder"]["shape"]}
   return out
 
 

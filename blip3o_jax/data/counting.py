@@ -17,17 +17,18 @@ from tqdm import tqdm
 
 from blip3o_jax.data.columns import whole_npy
 from blip3o_jax.data.records import Part
+from blip3o_jax.data.storage import Stat
 
 MOST = 65535
 _CHUNK = 512  # records that a thread counts at a time
 _TYPE = np.dtype(np.uint16)
-Known = dict[tuple[str, str], np.ndarray]
+Known = dict[tuple[str, int, str], np.ndarray]  # by fingerprint, size and stamp
 
 
 def lengths(
   folder: Path,
   parts: Sequence[Part],
-  states: Sequence[str],
+  stats: Sequence[Stat],
   name: str,
   count: Callable[[int], int],
   spare: Path,
@@ -38,8 +39,7 @@ def lengths(
 
   Args:
     folder: of the index. spare: of the cache, for an index whose folder cannot be written.
-    states: sizes and stamps of the parts' files: one that is written anew may have the same records
-      with other words.
+    stats: of the parts' files: one that is written anew may have the same records with other words.
   """
   label = f"lengths-{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}"
   total = sum(part.records for part in parts)
@@ -65,7 +65,7 @@ def lengths(
 
     def counted(number: int) -> np.ndarray:
       start, part = starts[number], parts[number]
-      values = _kept(known, pieces[number], part, states[number])
+      values = _kept(known, pieces[number], part, stats[number])
       if values is None:
         values = _count(pool, range(start, start + part.records), count, bar)
         if part.records:
@@ -99,9 +99,9 @@ def _count(
   return np.concatenate([np.zeros(0, _TYPE), *pool.map(some, chunks)])
 
 
-def _kept(known: Known, piece: Path, part: Part, state: str) -> np.ndarray | None:
+def _kept(known: Known, piece: Path, part: Part, stat: Stat) -> np.ndarray | None:
   """What was counted of a part before: in an earlier index, or by a run that was killed."""
-  before = known.get((part.fingerprint, state))
+  before = known.get((part.fingerprint, *stat))
   if before is not None and len(before) == part.records:
     return before
   try:
@@ -112,7 +112,7 @@ def _kept(known: Known, piece: Path, part: Part, state: str) -> np.ndarray | Non
 
 
 def _earlier(folder: Path, label: str) -> Known:
-  """{part by its fingerprint and state: what was counted} of the latest earlier index."""
+  """{part: what was counted} of the latest earlier index."""
   found = sorted(folder.parent.glob(f"*/{label}.npy"), key=lambda path: path.stat().st_mtime_ns)
   for path in reversed(found):
     memory = path.with_name("index.json")
@@ -120,8 +120,8 @@ def _earlier(folder: Path, label: str) -> Known:
       continue
     values, start, out = np.load(path, mmap_mode="r"), 0, Known()
     for about in json.loads(memory.read_text(encoding="utf-8"))["files"]:
-      state = f"{about['size']} {about['stamp']}"
-      out[about["fingerprint"], state] = values[start : start + about["records"]]
+      key = about["fingerprint"], about["size"], about["stamp"]
+      out[key] = values[start : start + about["records"]]
       start += about["records"]
     return out
   return {}

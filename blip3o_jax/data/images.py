@@ -5,6 +5,7 @@ uint8, bicubic unless it says bilinear, the width first and then the height (`RE
 """
 
 import contextlib
+import hashlib
 import io
 import math
 import struct
@@ -81,6 +82,16 @@ def _found(data: bytes) -> str:
     return "HEIC, which Pillow does not read; save it as JPEG or PNG"
   known = (text for mark, text in _OTHERS if start.startswith(mark.lower()))
   return next(known, "of no format that Pillow knows (JPEG, PNG, WebP, GIF, TIFF, ...)")
+
+
+def identity(data: bytes | None, friendly: bool) -> dict[str, Any]:
+  """What metadata say of a picture that is shown: the sum of its file, and how it is read.
+
+  Args:
+    data: of the file; None leaves the sum out. friendly: see `rgb`; said where it is false.
+  """
+  digest = {} if data is None else {"image_sha256": hashlib.sha256(data).hexdigest()}
+  return {**digest, **({} if friendly else {"friendly": False})}
 
 
 def rgb(image: Any, name: str, *, friendly: bool = True) -> Image.Image:

@@ -141,9 +141,8 @@ class Index:
       name: of what is counted, with everything that decides it. What was counted under it is not
         counted again, also of an earlier index, where the records of a file are the same.
     """
-    states = [f"{stat.size} {stat.stamp}" for stat in self._stats]
     spare = spare_folder(self.home)
-    return counting.lengths(Path(self.folder), self.parts(), states, name, count, spare)
+    return counting.lengths(Path(self.folder), self.parts(), self._stats, name, count, spare)
 
   def told(self) -> str:
     """What was left out and what is to be noted, in words; "" where there is nothing to say."""

@@ -172,7 +172,7 @@ class Model(chatting.Chats):
         told["images"] = more[part]
       return self._own.generate(texts[part], seeds[part], **told)
 
-    return self._drawn("generate", draw, texts, seeds, batch, _paced(progress, every), options)
+    return self._drawn("generate", draw, texts, seeds, batch, progress, every, options)
 
   def edit(
     self,
@@ -203,7 +203,7 @@ class Model(chatting.Chats):
     def draw(part: slice, **told: Any) -> np.ndarray:
       return self._own.edit(befores[part], texts[part], seeds[part], **told)
 
-    return self._drawn("edit", draw, texts, seeds, batch, _paced(progress, every), options)
+    return self._drawn("edit", draw, texts, seeds, batch, progress, every, options)
 
   def reconstruct(
     self,
@@ -227,7 +227,7 @@ class Model(chatting.Chats):
       return self._own.reconstruct(shown[part], seeds[part], **told)
 
     texts = [""] * len(shown)
-    return self._drawn("reconstruct", draw, texts, seeds, batch, _paced(progress, every), options)
+    return self._drawn("reconstruct", draw, texts, seeds, batch, progress, every, options)
 
   def features(self, images: Shown | Sequence[Shown], *, batch: int = BATCH) -> np.ndarray:
     """What the pixel decoder would be given of pictures: float32[B, ...], by the image encoder.
@@ -268,11 +268,13 @@ class Model(chatting.Chats):
     texts: Sequence[str],
     seeds: Sequence[int],
     batch: int,
-    watched: Callable[[int, int, int], Any] | None,
+    progress: Watch | None,
+    every: float,
     options: Mapping[str, Any],
   ) -> list[Picture]:
     """Pictures, batch by batch."""
     asked.check_numbers(1, batch=batch)
+    asked.check_numbers(0, every=every)
     takes = self.options(verb)
     given = {name: value for name, value in options.items() if value is not None}
     if "size" in given and "size" not in takes:
@@ -283,8 +285,9 @@ class Model(chatting.Chats):
     pixels: list[np.ndarray] = []
     for first in range(0, len(texts), batch):
       part = slice(first, first + batch)
-      if watched is not None:
-        told["watch"] = watched(first, len(texts[part]), len(texts))
+      if progress is not None:
+        watch = _watch(progress, first, len(texts[part]), len(texts))
+        told["watch"] = watching.Paced(watch, every)
       pixels += list(draw(part, **told))
     settings = self.settings(verb, given)
     return [Picture(*each, settings) for each in zip(pixels, texts, seeds, strict=True)]
@@ -324,19 +327,13 @@ def load(
   return Model(opened, systems.SYSTEMS[opened.system].VERBS)
 
 
-def _paced(progress: Watch | None, every: float) -> Callable[[int, int, int], Any] | None:
-  """What gives what a system calls between the steps of a batch: (first, count, pictures)."""
-  asked.check_numbers(0, every=every)
-  if progress is None:
-    return None
+def _watch(progress: Watch, first: int, count: int, pictures: int) -> watching.Watch:
+  """What a system calls between the steps of one batch."""
 
-  def watched(first: int, count: int, pictures: int) -> Any:
-    def watch(step: watching.Step) -> None:
-      progress(Progress(step.stage, step.done, step.total, first, count, pictures, step.preview))
+  def watch(step: watching.Step) -> None:
+    progress(Progress(step.stage, step.done, step.total, first, count, pictures, step.preview))
 
-    return watching.Paced(watch, every)
-
-  return watched
+  return watch
 
 
 def _list(texts: str | Sequence[str], what: str) -> list[str]:

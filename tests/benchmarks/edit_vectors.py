@@ -91,7 +91,8 @@ def painted(
     seeds = range(i, i + len(reference))
     out.append(model._paint(told[i : i + BATCH], seeds, How(), "editor", reference))
   rates = edit_scorer.score_edits(np.concatenate(out), edits)
-  return ", ".join(f"{kind} {rates[kind]['rate']:.2f}" for kind in (*shapes.EDITS, "overall"))
+  keys = (*shapes.EDITS, "overall", "seen", "unseen")
+  return ", ".join(f"{key} {rates[key]['rate']:.2f}" for key in keys)
 
 
 def main() -> None:
@@ -113,6 +114,7 @@ def main() -> None:
     right = all(name == wanted.get(cell) for cell, name in enumerate(cells))
     count = len(edit.before.objects)
     keys = ["all", edit.kind, f"{edit.kind}, {'one object' if count == 1 else 'several'}"]
+    keys += [f"{each}, {'unseen' if edit.unseen else 'seen'} pairs" for each in keys[:2]]
     if edit.kind in CHOOSES and count > 1:
       keys.append(f"{edit.kind}, several, {how(edit)}")
     if edit.kind == "recolour" and count > 1 and not right:

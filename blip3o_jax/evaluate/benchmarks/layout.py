@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
-import hashlib
 from pathlib import Path
 from typing import Any
 from typing import Final
@@ -50,8 +49,7 @@ class Original:
   @property
   def metadata(self) -> dict[str, Any]:
     """What tells a call that goes on whether it is still the picture that it began with."""
-    digest = {"image_sha256": hashlib.sha256(self.read()).hexdigest()}
-    return digest if self.friendly else {**digest, "friendly": False}
+    return images.identity(self.read(), self.friendly)
 
 
 @dataclasses.dataclass(frozen=True)
