@@ -385,7 +385,9 @@ def quantiles(values: Sequence[int] | np.ndarray) -> Facts:
 
 
 def _threads() -> ThreadPoolExecutor:
-  return ThreadPoolExecutor(min(32, 2 * (os.cpu_count() or 1)))
+  count = min(32, 2 * (os.cpu_count() or 1))
+  images.reuse_memory(count)
+  return ThreadPoolExecutor(count)
 
 
 def _bar(total: int, what: str) -> tqdm:

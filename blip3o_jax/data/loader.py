@@ -2,17 +2,62 @@
 
 A row is the unit of work, so that all threads help the batch that is waited for. Each is written to
 its place in the batch at once, by the thread that made it. Threads meet at the ends of batches
-alone: of cached features a row takes microseconds, and a lock would be half of them.
+alone: of cached features a row takes microseconds, and a lock would be half of them. One thread
+alone makes such rows, see `Crew`.
 """
 
 from collections.abc import Iterator
 import itertools
 import threading
+import time
 
 from blip3o_jax.data.batch import Arrays
 from blip3o_jax.data.batch import Batch
 from blip3o_jax.data.batch import Memory
+from blip3o_jax.data.images import reuse_memory
 from blip3o_jax.data.pipeline import Pipeline
+
+_SHORT = 120e-6  # seconds; two threads make rows that take less no faster than one
+_TRIAL, _BETWEEN = 32, 1024  # rows of the first thread: to know their time, and until the next try
+
+
+class Crew:
+  """Whether the first of several threads works alone: it does while its rows are short.
+
+  Each row gives up Python's lock twice, to read and to copy. Threads that do this every few
+  microseconds mostly wait to be woken: of cached features two make fewer rows than one, and sixteen
+  half as many. Now and then the others stand back for some rows of the first one, and where those
+  take longer it is no more than one.
+  """
+
+  def __init__(self) -> None:
+    self._changed = threading.Condition()
+    self._spent, self._rows = 0.0, -1  # the first row opens files
+    self.is_alone = False
+
+  def took(self, seconds: float) -> None:
+    """A row of the first thread."""
+    self._rows += 1
+    if self._rows == 0:
+      self._spent, self.is_alone = 0.0, True
+    elif self._rows > 0 and self.is_alone:
+      self._spent += seconds
+      if self._spent > _TRIAL * _SHORT:
+        self.together()
+      elif self._rows == _TRIAL:
+        self._spent, self._rows = 0.0, 0
+
+  def stand_back(self) -> None:
+    """Another thread waits here while the first one works alone."""
+    with self._changed:
+      while self.is_alone:
+        self._changed.wait()
+
+  def together(self) -> None:
+    """All work again."""
+    with self._changed:
+      self._rows, self.is_alone = -_BETWEEN, False
+      self._changed.notify_all()
 
 
 class Loader:
@@ -29,10 +74,12 @@ class Loader:
     self._places = itertools.count(start * self._rows)  # of all steps' rows together, the next
     self._batches: dict[int, Batch] = {}  # those that may be begun
     self._changed, self._memory = threading.Condition(), Memory()
+    self._crew = Crew()
     self._closed = False
     self._allow(start, pipeline.cfg.prefetch)
+    reuse_memory(pipeline.cfg.threads)
     self._threads = [
-      threading.Thread(target=self._work, name=f"loader-{i}", daemon=True)
+      threading.Thread(target=self._work, args=(i == 0,), name=f"loader-{i}", daemon=True)
       for i in range(pipeline.cfg.threads)
     ]
     for thread in self._threads:
@@ -61,6 +108,7 @@ class Loader:
     with self._changed:
       self._closed = True
       self._changed.notify_all()
+    self._crew.together()
     for thread in self._threads:
       thread.join()
 
@@ -68,9 +116,19 @@ class Loader:
     for step in range(first, min(first + count, self._stop)):
       self._batches[step] = Batch(self._rows, self._memory)
 
-  def _work(self) -> None:
-    pipeline, rows, batches = self._pipeline, self._rows, self._batches
+  def _work(self, is_first: bool) -> None:
+    try:
+      self._rows_of_a_thread(is_first)
+    finally:
+      if is_first:
+        self._crew.together()  # nobody waits for a thread that is gone
+
+  def _rows_of_a_thread(self, is_first: bool) -> None:
+    pipeline, rows, batches, crew = self._pipeline, self._rows, self._batches, self._crew
     while not self._closed:
+      if crew.is_alone and not is_first:
+        crew.stand_back()
+        continue
       step, row = divmod(next(self._places), rows)
       if step >= self._stop:
         return
@@ -82,10 +140,13 @@ class Loader:
           if self._closed:
             return
           batch = batches[step]
+      began = time.perf_counter()
       try:
         batch.put(row, pipeline.row_at(step, row))
       except BaseException as error:  # a panic of a library in Rust is no Exception
         batch.fail(row, error)
+      if is_first:
+        crew.took(time.perf_counter() - began)
       if batch.is_done:
         with self._changed:
           self._changed.notify_all()

@@ -33,6 +33,7 @@ from tqdm import tqdm
 
 import blip3o_jax
 from blip3o_jax import files
+from blip3o_jax.data import images
 from blip3o_jax.data import index
 from blip3o_jax.data import licence
 from blip3o_jax.data import opening
@@ -102,6 +103,7 @@ class Reader:
     """The rows of spans of records, at most `rows` at a time and never of two spans together."""
     ahead = 1 + self._data.prefetch
     waiting: deque[list[futures.Future[Row]]] = deque()
+    images.reuse_memory(self._data.threads)
     pool = futures.ThreadPoolExecutor(self._data.threads, thread_name_prefix="reader")
     try:
       for span in spans:

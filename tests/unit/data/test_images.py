@@ -129,3 +129,47 @@ def test_friendly_reads_exif_and_16_bits():
 def test_a_pointer_in_place_of_a_picture():
   with pytest.raises(BadRecord, match=r"x\.jpg: .*a git-lfs pointer, not the file"):
     images.decode(files.POINTER + b"v1\noid sha256:00\nsize 1000\n", "x.jpg")
+
+
+@pytest.fixture
+def pillow(monkeypatch):
+  """Pillow's memory as it is by itself, and again so at the end."""
+  core = Image.core
+  before = core.get_block_size(), core.get_blocks_max()
+  monkeypatch.delenv("PILLOW_BLOCKS_MAX", raising=False)
+  monkeypatch.delenv("PILLOW_BLOCK_SIZE", raising=False)
+  core.set_blocks_max(0)
+  yield core
+  core.set_block_size(before[0])
+  core.set_blocks_max(before[1])
+
+
+def test_memory_of_one_picture_serves_the_next(pillow):
+  rng = np.random.default_rng(0)
+  small, large = (jpeg(rng.integers(0, 256, (side, side, 3), np.uint8)) for side in (96, 700))
+  files = [small, large, small, large, small]
+  wanted = [images.square(images.decode(data, "x"), 64) for data in files]
+  assert not pillow.get_stats()["blocks_cached"]
+  images.reuse_memory(2)
+  assert pillow.get_blocks_max() * pillow.get_block_size() == 2 << 25
+  pillow.reset_stats()
+  for data, pixels in zip(files, wanted, strict=True):
+    np.testing.assert_array_equal(images.square(images.decode(data, "x"), 64), pixels)
+  assert pillow.get_stats()["reused_blocks"] > len(files)
+  images.reuse_memory(1)  # another loader in the process takes nothing from the first
+  assert pillow.get_blocks_max() * pillow.get_block_size() == 2 << 25
+
+
+def test_memory_that_a_person_set_stays(pillow, monkeypatch):
+  monkeypatch.setenv("PILLOW_BLOCKS_MAX", "0")
+  images.reuse_memory(2)
+  assert pillow.get_blocks_max() == 0
+
+
+def test_a_picture_of_a_person_is_not_changed():
+  image = Image.new("RGB", (4, 4))
+  image.info["comment"] = "theirs"
+  out = images.rgb(image, "x")
+  assert out is not image
+  assert not out.info
+  assert image.info == {"comment": "theirs"}

@@ -7,6 +7,7 @@ from fakes import InMemory
 import numpy as np
 import pytest
 
+from blip3o_jax.data import loader
 from blip3o_jax.data.loader import Loader
 from blip3o_jax.data.pipeline import Data
 from blip3o_jax.data.pipeline import Pipeline
@@ -102,3 +103,46 @@ def test_an_error_comes_at_its_step_and_closing_ends_the_threads():
     with pytest.raises(OSError, match="record 9 cannot be read"):
       next(stream)
   assert not loading()
+
+
+@pytest.mark.parametrize(("short", "alone"), [(60.0, True), (0.0, False)])
+def test_one_thread_alone_makes_rows_that_are_short(short, alone, monkeypatch):
+  """By a limit that each row is below, or above, however busy the machine is."""
+  monkeypatch.setattr(loader, "_SHORT", short)
+  monkeypatch.setattr(loader, "_BETWEEN", 8)
+  transform = Watched()
+  p = pipeline(transform, threads=4)
+  with Loader(p, 0, 600) as batches:
+    stream = iter(batches)
+    for step in range(300):
+      number, batch = next(stream)
+      assert number == step
+      assert batch["index"].tolist() == p.ids_at(step)
+    transform.threads.clear()
+    crew = batches._crew
+    assert crew.is_alone or not alone
+    assert [step for step, _ in stream] == list(range(300, 600))
+  assert transform.threads == {"loader-0"} if alone else len(transform.threads) > 1
+  assert not loading()
+
+
+def test_the_first_thread_that_works_alone_can_be_closed(monkeypatch):
+  monkeypatch.setattr(loader, "_SHORT", 60.0)
+  with Loader(pipeline(Watched(), threads=4, prefetch=2), 0, 10**6) as batches:
+    stream = iter(batches)
+    for _ in range(20):
+      next(stream)
+  assert not loading()
+
+
+def test_a_row_that_takes_long_brings_the_others_back():
+  crew = loader.Crew()
+  for _ in range(1 + loader._TRIAL * 3):
+    crew.took(loader._SHORT / 2)
+  assert crew.is_alone
+  crew.took(1.0)
+  assert not crew.is_alone
+  for _ in range(loader._BETWEEN):
+    assert not crew.is_alone
+    crew.took(loader._SHORT / 2)
+  assert crew.is_alone  # asked again
