@@ -1,16 +1,12 @@
 """The README's commands and Python for the miniature, in its order, as they stand there."""
 
 from collections.abc import Iterator
-import os
 from pathlib import Path
 import re
 import shlex
-import signal
 import subprocess
-import sys
-import time
-import urllib.request
 
+import documented
 import pytest
 
 from blip3o_jax import cli
@@ -54,26 +50,6 @@ def test_use(tmp_path, monkeypatch, capsys):
 
 
 def test_serve(tmp_path):
-  """The server as it is started there: it comes up, gives the page, and leaves when told to."""
+  """The server as it is started there."""
   (line,) = (x for block in blocks() for x in block.splitlines() if x.startswith("blip3o serve"))
-  words = shlex.split(line, comments=True)[1:]
-  port = int(words[words.index("--port") + 1])
-  words[words.index("--port") + 1] = str(port := port + 40_000)  # which nobody else uses
-  environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-  command = [sys.executable, "-m", "blip3o_jax.cli", *words]
-  with subprocess.Popen(command, cwd=tmp_path, env=environment) as process:
-    try:
-      for _ in range(240):
-        try:
-          ready = urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5).status
-        except OSError:
-          time.sleep(0.5)
-          continue
-        break
-      page = urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5).read()
-      process.send_signal(signal.SIGTERM)
-      assert process.wait(timeout=60) == 0
-    finally:
-      process.kill()
-  assert ready == 200
-  assert b"<html" in page.lower()
+  documented.serve(shlex.split(line, comments=True)[1:], tmp_path)

@@ -3,16 +3,15 @@
 import argparse
 from pathlib import Path
 import re
-import shlex
 from typing import Any
 
+import documented
+from documented import PAGES
 import pytest
 
 from blip3o_jax import cli
 from blip3o_jax import config
 
-ROOT = Path(__file__).parents[2]
-PAGES = (ROOT / "README.md", ROOT / "launch" / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -41,14 +40,9 @@ def test_links_lead_somewhere():
   assert not faults, "\n".join(faults)
 
 
-def commands() -> list[tuple[str, str]]:
-  """(page, command) of all lines of code that begin with the command, joined where they go on."""
-  found = []
-  for page in PAGES:
-    text = re.sub(r"\\\n\s*", " ", page.read_text())
-    for line in re.findall(r"^(?: {4,}|\$ )?(?:[A-Z_]+=\S+ )*blip3o ([a-z].*)$", text, flags=re.M):
-      found.append((page.name, re.sub(r"\s+#.*$", "", line).strip()))
-  return list(dict.fromkeys(found))
+def pages() -> list[tuple[str, str]]:
+  """(page, command) of all pages."""
+  return [(page.name, line) for page in PAGES for line in documented.commands(page.read_text())]
 
 
 class Parsed(Exception):
@@ -72,15 +66,13 @@ def parse_only(monkeypatch):
   monkeypatch.setattr(config, "load", load)
 
 
-@pytest.mark.parametrize(("page", "line"), commands())
+@pytest.mark.parametrize(("page", "line"), pages())
 def test_a_command_is_one_that_its_parser_takes(page, line, parse_only, monkeypatch):
-  words = shlex.split(re.sub(r"[\[\]]", "", line).replace("...", "x"))
-  words = words[: next((i for i, w in enumerate(words) if w in (">", "|", "&&", "&")), None)]
   monkeypatch.setenv("BLIP3O_TRACEBACK", "1")
   # Where the rest of a line may be overrides, what follows parsing looks for the data first.
   with pytest.raises((Parsed, FileNotFoundError)):
-    cli.main(words)
+    cli.main(documented.words(line))
 
 
 def test_there_are_commands():
-  assert len(commands()) > 40
+  assert len(pages()) > 40
