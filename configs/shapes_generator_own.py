@@ -58,7 +58,9 @@ def get_config(arg: str = "") -> ConfigDict:
     trainable=("slots/.*", "denoiser/.*"),
     ema_decay=0.98,
     init_from=(home,),
-    optimizer=Optimizer(name="muon", lr=1e-3, lr_end=1e-4, muon_lr=3e-3, warmup_steps=20),
+    optimizer=Optimizer(
+      name="muon", lr=1e-3, lr_end=1e-4, muon_lr=3e-3, warmup_steps=min(20, options.steps)
+    ),
     checkpoint=Checkpoint(every_steps=500, keep=1),
     log=Log(every=20, eval_every=100, eval_batches=1, samples_every=200 if prompts else 0),
   )

@@ -140,7 +140,7 @@ def make(size: str, output: Path, *, layers: int = 0, shard_size: str = "5GB") -
     if (TINY / name).is_file():
       shutil.copy(TINY / name, output / name)
   home = output / diffusers_files.FOLDER
-  found = shapes(lambda: pixels.build(decoder, nnx.Rngs(0)))
+  found = shapes(lambda: painter.PixelDecoder(decoder, paints=True, rngs=nnx.Rngs(0)))
   decoder_files.write_json(decoder, home, tuple(diffusers_files.FOLDERS))
   variant = {f"{diffusers_files.STEM}.bf16.safetensors": {"metadata": {}, "tensors": {}}}
   for network, name in diffusers_files.FOLDERS.items():

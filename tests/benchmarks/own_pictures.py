@@ -114,16 +114,11 @@ def score(options: argparse.Namespace) -> None:
   out: dict[str, object] = {}
   rows: list[np.ndarray] = []
   for when, where in (("before", None), ("after", options.run)):
-    model = blip3o_jax.load(where, dtype="float32", verb="generate")
+    model = blip3o_jax.load(where, dtype="float32")
     for name in ("train", "test"):
       texts, real = split(f"{options.sets}/tars", name, 64)
-      drawn = np.concatenate(
-        [
-          model.generate(texts[i : i + 32], list(range(i, min(i + 32, len(texts)))))
-          for i in range(0, len(texts), 32)
-        ]
-      )
-      features = [np.asarray(model.encode(list(x))) for x in (drawn, real)]
+      drawn = np.stack([picture.pixels for picture in model.generate(texts, batch=32)])
+      features = [model.features(list(x), batch=32) for x in (drawn, real)]
       out[f"{name}_{when}"] = nearer(*features)
       if name == "train":
         rows += [real[: options.shown]] * (when == "before") + [drawn[: options.shown]]
