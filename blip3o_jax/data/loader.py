@@ -17,35 +17,35 @@ from blip3o_jax.data.batch import Memory
 from blip3o_jax.data.images import reuse_memory
 from blip3o_jax.data.pipeline import Pipeline
 
-_SHORT = 120e-6  # seconds; two threads make rows that take less no faster than one
-_TRIAL, _BETWEEN = 32, 1024  # rows of the first thread: to know their time, and until the next try
+_SHORT = 200e-6  # seconds; two threads make rows that take less no faster than one
+_LONG = 4e-3  # seconds of a trial's rows together that are worth the others, though most be short
+_TRIAL, _BETWEEN = 8, 512  # rows of the first thread: to know their time, and until the next try
 
 
 class Crew:
-  """Whether the first of several threads works alone: it does while its rows are short.
+  """Whether the first of several threads works alone: it does while most of its rows are short.
 
   Each row gives up Python's lock twice, to read and to copy. Threads that do this every few
   microseconds mostly wait to be woken: of cached features two make fewer rows than one, and sixteen
   half as many. Now and then the others stand back for some rows of the first one, and where those
-  take longer it is no more than one.
+  take longer it is no more than half of a trial.
   """
 
   def __init__(self) -> None:
     self._changed = threading.Condition()
-    self._spent, self._rows = 0.0, -1  # the first row opens files
+    self._rows, self._long, self._spent = -1, 0, 0.0  # the first row opens files
     self.is_alone = False
 
   def took(self, seconds: float) -> None:
     """A row of the first thread."""
     self._rows += 1
-    if self._rows == 0:
-      self._spent, self.is_alone = 0.0, True
-    elif self._rows > 0 and self.is_alone:
+    if self._rows > 0:
+      self._long += seconds > _SHORT
       self._spent += seconds
-      if self._spent > _TRIAL * _SHORT:
-        self.together()
-      elif self._rows == _TRIAL:
-        self._spent, self._rows = 0.0, 0
+    if self._long > _TRIAL // 2 or self._spent > _LONG:
+      self.together()
+    elif self._rows in (0, _TRIAL):
+      self._rows, self._long, self._spent, self.is_alone = 0, 0, 0.0, True
 
   def stand_back(self) -> None:
     """Another thread waits here while the first one works alone."""
@@ -56,7 +56,7 @@ class Crew:
   def together(self) -> None:
     """All work again."""
     with self._changed:
-      self._rows, self.is_alone = -_BETWEEN, False
+      self._rows, self._long, self._spent, self.is_alone = -_BETWEEN, 0, 0.0, False
       self._changed.notify_all()
 
 

@@ -109,6 +109,7 @@ def test_an_error_comes_at_its_step_and_closing_ends_the_threads():
 def test_one_thread_alone_makes_rows_that_are_short(short, alone, monkeypatch):
   """By a limit that each row is below, or above, however busy the machine is."""
   monkeypatch.setattr(loader, "_SHORT", short)
+  monkeypatch.setattr(loader, "_LONG", short)
   monkeypatch.setattr(loader, "_BETWEEN", 8)
   transform = Watched()
   p = pipeline(transform, threads=4)
@@ -128,6 +129,7 @@ def test_one_thread_alone_makes_rows_that_are_short(short, alone, monkeypatch):
 
 def test_the_first_thread_that_works_alone_can_be_closed(monkeypatch):
   monkeypatch.setattr(loader, "_SHORT", 60.0)
+  monkeypatch.setattr(loader, "_LONG", 60.0)
   with Loader(pipeline(Watched(), threads=4, prefetch=2), 0, 10**6) as batches:
     stream = iter(batches)
     for _ in range(20):
@@ -135,14 +137,20 @@ def test_the_first_thread_that_works_alone_can_be_closed(monkeypatch):
   assert not loading()
 
 
-def test_a_row_that_takes_long_brings_the_others_back():
+@pytest.mark.parametrize("rows", [[loader._LONG * 2], [loader._SHORT * 2] * loader._TRIAL])
+def test_rows_that_take_long_bring_the_others_back(rows):
   crew = loader.Crew()
+  short, late = loader._SHORT / 2, loader._LONG / 2
   for _ in range(1 + loader._TRIAL * 3):
-    crew.took(loader._SHORT / 2)
+    crew.took(short)
   assert crew.is_alone
-  crew.took(1.0)
+  crew.took(late)  # one that waited for something
+  assert crew.is_alone
+  for row in rows:
+    crew.took(row)
   assert not crew.is_alone
-  for _ in range(loader._BETWEEN):
+  while crew._rows < -1:
+    crew.took(short)
     assert not crew.is_alone
-    crew.took(loader._SHORT / 2)
+  crew.took(short)
   assert crew.is_alone  # asked again
