@@ -34,7 +34,9 @@ MAX_RATIO = 200
 RESIZE = "horizontal first"
 Filter = Literal["bicubic", "bilinear"]
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-_BLOCK, _KEPT = 1 << 18, 1 << 25  # bytes: of a block of Pillow's, and of those that a thread keeps
+# Bytes of a block of Pillow's, and of those that a thread keeps. One of another size than is needed
+# is fitted by realloc, which below 128 KiB does not ask the system for pages.
+_BLOCK, _KEPT = 96 << 10, 32 << 20
 _WORTH = 0.9  # of the rows, at most, so that it pays to copy those that are needed
 
 # What is often found where a picture is expected: how it begins, and what to do.
@@ -50,8 +52,7 @@ def reuse_memory(threads: int) -> None:
   """Lets Pillow use the memory of one picture for the next, up to 32 MiB for each thread.
 
   By itself it returns all of it to the system, and touching new pages can take a fourth of decoding
-  and resizing. Blocks are small, since one of another size than is needed is fitted, by pages that
-  come and go as well. Whoever sets PILLOW_BLOCKS_MAX or PILLOW_BLOCK_SIZE is left alone.
+  and resizing. Whoever sets PILLOW_BLOCKS_MAX or PILLOW_BLOCK_SIZE is left alone.
   """
   if not {"PILLOW_BLOCKS_MAX", "PILLOW_BLOCK_SIZE"} & set(os.environ):
     Image.core.set_block_size(_BLOCK)
