@@ -5,6 +5,7 @@ autoencoder wrong here (findings/).
 """
 
 import networks_worker
+import pytest
 import simulated
 
 
@@ -13,6 +14,7 @@ def errors(*names: str) -> dict[str, float]:
   return simulated.finish(simulated.start(networks_worker.__file__, 8, *names))
 
 
+@pytest.mark.slow
 def test_three_axes_are_one_device():
   found = errors(*networks_worker.CASES)
   assert set(found) == set(networks_worker.CASES)

@@ -52,6 +52,7 @@ def start(tmp_path):
     process.communicate()
 
 
+@pytest.mark.slow
 def test_data_that_never_come_end_the_run_and_the_next_one_counts_what_was_lost(tmp_path, start):
   run = tmp_path / "run"
   process = start("--config.steps=10000000", "--config.log.every=5")

@@ -73,6 +73,7 @@ def as_released(directory: Path) -> None:
     save_file(rounded, variant, metadata={"format": "pt"})
 
 
+@pytest.mark.slow
 def test_a_fresh_recording_of_another_model(tmp_path, sizes, record):
   """Random sizes and weights, written by our tables, read by PyTorch, recorded, and replayed."""
   model = random_model(sizes, TINY)

@@ -7,6 +7,7 @@ import re
 from flax import nnx
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from safetensors.numpy import load_file
 
 from blip3o_jax import config
@@ -60,6 +61,7 @@ def test_a_decoder_takes_vectors_as_if_they_were_white():
   )
 
 
+@pytest.mark.slow
 def test_the_miniature_starts_with_decoders_that_are_fitted_and_stay_so(tmp_path):
   plan = plans.read(CONFIGS, "nexus_gen")
   parts.choose(tmp_path, "trained", plan.system, plan.rests["trained"])
