@@ -22,9 +22,13 @@ import time
 ROOT = Path(__file__).parents[2]
 PROMPT = "a red circle left of a blue square"
 SECOND = f"""
-import json, statistics, time
+import argparse, json, statistics, time
 import blip3o_jax
-model = blip3o_jax.load()
+if hasattr(blip3o_jax, "load"):
+  model = blip3o_jax.load()
+else:  # as commit bb61eaf loads
+  from blip3o_jax import cli
+  model = cli._load(argparse.Namespace(model=None, dtype="float32"))
 model.generate([{PROMPT!r}], [0])
 times = []
 for seed in range(1, 10):
