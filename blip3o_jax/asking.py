@@ -23,9 +23,9 @@ if TYPE_CHECKING:
   from blip3o_jax import Picture
   from blip3o_jax import Progress
 
+EVERY = 0.1  # seconds between two looks at a bar
 # Options that a verb hands over as keywords where they were given, and what they say. Which of them
 # a system takes, it says itself.
-EVERY = 0.1  # seconds between two looks at a bar
 DRAWING: dict[str, Mapping[str, Any]] = {
   "steps": {"help": "of the sampler that draws (0: as the model says)"},
   "pixel_steps": {"help": "of the pixel decoder, where it is another one (0: as the model says)"},

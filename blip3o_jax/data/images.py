@@ -51,8 +51,8 @@ _HEIF = (b"ftyphei", b"ftyphev", b"ftypmif1", b"ftypmsf1")
 def reuse_memory(threads: int) -> None:
   """Lets Pillow use the memory of one picture for the next, up to 32 MiB for each thread.
 
-  By itself it returns all of it to the system, and touching new pages can take a fourth of decoding
-  and resizing. Whoever sets PILLOW_BLOCKS_MAX or PILLOW_BLOCK_SIZE is left alone.
+  By itself it returns all of it to the system, and touching new pages takes a good part of decoding
+  and resizing (docs/data.md). Whoever sets PILLOW_BLOCKS_MAX or PILLOW_BLOCK_SIZE is left alone.
   """
   if not {"PILLOW_BLOCKS_MAX", "PILLOW_BLOCK_SIZE"} & set(os.environ):
     Image.core.set_block_size(_BLOCK)

@@ -43,7 +43,7 @@ FILLED = {
   "work/nexus_gen-from-scratch/model": str(ROOT / "blip3o_jax" / "assets" / "shapes_nexus_gen"),
 }
 NEEDS = {"compiler_options": "libtpu", "int8_cycles": "libtpu", "data": "datasets"}
-NEEDS |= dict.fromkeys(("conversion", "flux", "sampling", "slots", "generate"), "torch")
+NEEDS |= dict.fromkeys(("conversion", "flux", "sampling", "slots"), "torch")
 # Scripts that another test runs: the word that it calls them by.
 ELSEWHERE = {
   "tests/benchmarks/gpu_step.py": ("tests/unit/test_gpu_step.py", "gpu_step"),

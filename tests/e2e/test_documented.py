@@ -26,9 +26,9 @@ from PIL import Image
 import pyarrow
 from pyarrow import parquet
 import pytest
+import rated
 
 from blip3o_jax import cli
-from blip3o_jax.evaluate import compare
 from blip3o_jax.recipes import blip3o as blip3o_recipes
 from blip3o_jax.recipes import nexus_gen as nexus_recipes
 from blip3o_jax.systems.blip3o import released as blip3o_files
@@ -42,8 +42,10 @@ SHORTER = (
   ("reconstruct (?!.*converted)", "--pixel-steps=2"),
   ("reconstruct .*converted", "--steps=2 --size=32x32"),
   ("(generate|edit) .*--model converted", "--size=32x32"),
-  (".*--config=nexus_gen_(gen|edit)", "--config.data.image_size=32"),
-  (".*--config=nexus_gen_(gen|edit)", "--config.eval_data.image_size=32"),
+  (
+    ".*--config=nexus_gen_(gen|edit)",
+    "--config.data.image_size=32 --config.eval_data.image_size=32",
+  ),
   ("plan --generate", "--batch=2"),
   ("evaluate geneval", "--steps=2"),
   ("evaluate shapes (?!.*-n)", "-n=1"),
@@ -53,10 +55,9 @@ SHORTER = (
   ("train", "--config.log.every=1 --config.log.eval_every=0 --config.log.tensorboard=False"),
   (
     "(train|encode) --config=(configs/)?(blip3o_|mine)",
-    "--config.data.holdout=.2 --config.eval_data.holdout=.2",
+    "--config.data.holdout=.2 --config.eval_data.holdout=.2 "
+    "--config.data.image_size=112 --config.eval_data.image_size=112",
   ),
-  ("(train|encode) --config=(configs/)?(blip3o_|mine)", "--config.data.image_size=112"),
-  ("(train|encode) --config=(configs/)?(blip3o_|mine)", "--config.eval_data.image_size=112"),
 )
 # What a page writes in general, as somebody would fill it in.
 FILLED = {
@@ -133,18 +134,6 @@ def own_pictures(home: Path) -> None:
   (home / "parquet").mkdir()
   parquet.write_table(pyarrow.table(columns), home / "parquet" / "0.parquet")
   assert cli.main(["pack", str(home / "tars"), "--output", str(home / "arrayrecord")]) == 0
-
-
-def answers(page: Path, file: Path) -> None:
-  """What the page gives to a rater who finds all pairs alike."""
-  (found,) = re.findall(
-    r"<script[^>]*application/json[^>]*>(.*?)</script>", page.read_text(), flags=re.S
-  )[:1]
-  about = json.loads(found)
-  rows = [{"id": i, "quality": "tie", "alignment": "tie", "seconds": 2.5} for i in about["order"]]
-  data = {"format": compare.ANSWERS, "ids": sorted(about["order"]), "session": file.stem}
-  data |= {name: about[name] for name in ("comparison", "seed", "sealed")}
-  file.write_text(json.dumps({**data, "rater": file.stem, "answers": rows}))
 
 
 def given(home: Path, page: Path) -> None:
@@ -237,7 +226,7 @@ def test_the_commands_of_a_page(page, tmp_path, monkeypatch, capsys, tiny_stages
   for line in [*([BEFORE[page.stem]] if page.stem in BEFORE else []), *lines]:
     if line.startswith("compare --answers"):
       for name in re.findall(r"answers-\S+json", line):
-        answers(Path("comparison/compare.html"), Path(name))
+        rated.alike(Path(name), Path("comparison/compare.html"))
     if line.startswith("serve"):
       documented.serve(shortened(line), tmp_path)
       continue

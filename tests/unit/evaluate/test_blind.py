@@ -12,6 +12,7 @@ from painted import Painted
 from painted import pixels
 from PIL import Image
 import pytest
+import rated
 from scipy import stats
 
 import blip3o_jax
@@ -21,13 +22,6 @@ from blip3o_jax.evaluate import compare
 from blip3o_jax.use import picture
 
 NASTY = "a </script><script>alert(1)</script> & <b>\u2028wall</b>"
-
-
-def scripts(path: Path) -> list[tuple[str, dict]]:
-  """The page's data: (attributes, JSON) of each script that is data."""
-  text = path.read_text(encoding="utf-8")
-  pattern = r'<script type="application/json"([^>]*)>(.*?)</script>'
-  return [(a, json.loads(data)) for a, data in re.findall(pattern, text, re.DOTALL)]
 
 
 def decoded(url: str) -> np.ndarray:
@@ -42,24 +36,6 @@ def draw(folder: Path, prompts: list[str], first: int = 0, **more) -> Path:
     about = {"prompt": prompt, "seed": first + i, "fingerprint": f"blake3:{first}", **more}
     picture.write(folder / f"{i}.png", picture.encode(pixels(prompt, first + i), about))
   return folder
-
-
-def answers(path: Path, page: Path, chosen: dict[str, tuple[str, str]], session: str) -> Path:
-  """A file as the page gives it: of each pair who is better (a, b or tie), by both questions."""
-  about = scripts(page)[0][1]
-  left = compare.sides(int(about["seed"]), about["order"]).left
-
-  def side(pair: str, who: str) -> str:
-    return "tie" if who == "tie" else "left" if (who == "a") == left[pair] else "right"
-
-  rows = [
-    {"id": i, "quality": side(i, q), "alignment": side(i, a), "seconds": 2.5}
-    for i, (q, a) in chosen.items()
-  ]
-  data = {"format": compare.ANSWERS, "ids": sorted(about["order"]), "session": session}
-  data |= {name: about[name] for name in ("comparison", "seed", "sealed")}
-  path.write_text(json.dumps({**data, "rater": session.title(), "answers": rows}))
-  return path
 
 
 @pytest.mark.parametrize(
@@ -113,7 +89,7 @@ def test_a_page_shows_each_pair_and_says_of_none_whose_it_is(tmp_path, capsys):
   assert "http://" not in text
   assert "https://" not in text
   assert "alert(1)</script>" not in text
-  (_, about), *pairs = scripts(page)
+  (_, about), *pairs = rated.scripts(page)
   assert sorted(about["order"]) == ["00000", "00001", "00002"]
   assert list(about["questions"]) == ["quality", "alignment"]
   left = compare.sides(3, about["order"]).left
@@ -127,7 +103,7 @@ def test_a_page_shows_each_pair_and_says_of_none_whose_it_is(tmp_path, capsys):
       assert np.array_equal(decoded(data[side]), pixels(prompt, first + seed))
   # Smaller, as WebP.
   assert cli.main(["compare", *args, "--quality", "80"]) == 0
-  assert scripts(page)[1][1]["left"].startswith("data:image/webp;")
+  assert rated.scripts(page)[1][1]["left"].startswith("data:image/webp;")
 
 
 def test_answers_are_counted_for_whom_they_are(tmp_path, capsys):
@@ -140,8 +116,8 @@ def test_answers_are_counted_for_whom_they_are(tmp_path, capsys):
   first = {i: ("a" if n else "b", "tie") for n, i in enumerate(ids)}
   second = dict.fromkeys(ids[:4], ("a", "b"))
   given = [
-    answers(tmp_path / "1.json", page, first, "one"),
-    answers(tmp_path / "2.json", page, second, "two"),
+    rated.answers(tmp_path / "1.json", page, first, "one"),
+    rated.answers(tmp_path / "2.json", page, second, "two"),
   ]
   capsys.readouterr()
   args = ["compare", "--output", str(out), "--answers", *map(str, given)]
@@ -171,9 +147,9 @@ def test_answers_that_do_not_fit_are_refused(tmp_path, capsys):
     out = tmp_path / seed
     assert cli.main(["compare", str(a), str(b), "--seed", seed, "--output", str(out)]) == 0
     pages.append(out / "compare.html")
-  one = answers(tmp_path / "1.json", pages[0], {"00000": ("a", "b")}, "one")
-  again = answers(tmp_path / "2.json", pages[0], {"00001": ("a", "b")}, "one")
-  other = answers(tmp_path / "3.json", pages[1], {"00000": ("a", "b")}, "two")
+  one = rated.answers(tmp_path / "1.json", pages[0], {"00000": ("a", "b")}, "one")
+  again = rated.answers(tmp_path / "2.json", pages[0], {"00001": ("a", "b")}, "one")
+  other = rated.answers(tmp_path / "3.json", pages[1], {"00000": ("a", "b")}, "two")
 
   def refused(*paths: Path) -> str:
     capsys.readouterr()
@@ -220,7 +196,7 @@ def test_pictures_of_others_by_a_manifest(tmp_path):
   rows = [{"file": "p.jpg", "prompt": "y"}, {"file": "q.jpg", "prompt": "x"}]
   (b / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   assert cli.main(["compare", str(a), str(b), "--output", str(tmp_path / "out")]) == 0
-  assert len(scripts(tmp_path / "out" / "compare.html")) == 3
+  assert len(rated.scripts(tmp_path / "out" / "compare.html")) == 3
 
 
 def test_models_are_drawn_first_and_not_again(tmp_path, capsys, monkeypatch):
@@ -246,7 +222,7 @@ def test_models_are_drawn_first_and_not_again(tmp_path, capsys, monkeypatch):
   assert made[0].batches == made[1].batches  # the same prompts and seeds
   assert picture.read(out / "a" / "00000-1.png")["seed"] == 6
   assert picture.read(out / "a" / "00000-1.png")["steps"] == 6
-  assert len(scripts(out / "compare.html")) == 5
+  assert len(rated.scripts(out / "compare.html")) == 5
   assert cli.main(args) == 0
   assert [each.batches for each in made[2:]] == [[], []]
   prompts.write_text("a red wall\n")
