@@ -89,6 +89,8 @@ def _processor() -> str:
 
 
 def _keep_programs(environment: MutableMapping[str, str]) -> None:
+  # In a folder that a person named as well: with JAX's own second, a whole `generate` keeps little.
+  environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", str(SECONDS))
   folder = folder_of_programs(environment)
   if folder is None:
     return
@@ -99,7 +101,6 @@ def _keep_programs(environment: MutableMapping[str, str]) -> None:
     return
   environment["JAX_COMPILATION_CACHE_DIR"] = str(folder)
   environment.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(BOUND))
-  environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", str(SECONDS))
   _mend_failures(folder)
 
 

@@ -139,6 +139,17 @@ def test_a_home_that_gets_no_folder(home, variables, said, start, tmp_path):
   assert not list((tmp_path / "free").iterdir())
 
 
+@pytest.mark.parametrize("folder", [{}, {"JAX_COMPILATION_CACHE_DIR": "/mine"}])
+def test_the_threshold_is_ours_in_any_folder(folder, start):
+  """Nothing that this small takes the second that JAX asks for."""
+  name = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+  text = f"from blip3o_jax import runtime; runtime.prepare(); print(os.environ[{name!r}])"
+  out, _ = start("-c", f"import os; del os.environ[{name!r}]; {text}", **folder).communicate()
+  assert out == f"{runtime.SECONDS}\n"
+  out, _ = start("-c", f"import os; {text}", **folder, **{name: "7"}).communicate()
+  assert out == "7\n"
+
+
 @pytest.mark.parametrize(
   ("environment", "folder"),
   [
