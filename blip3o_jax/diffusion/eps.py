@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 Predict = Callable[[Any, Any], jax.Array]
-Loop = Literal["host", "device"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,23 +122,12 @@ def expected(state: State, table: Table, done: int) -> np.ndarray:
   return np.asarray(state.x) - table.sigmas[done] * np.asarray(state.noise)
 
 
-def euler_steps(
-  fn: Predict, state: State, table: Table, first: Any, last: Any, *, loop: Loop
-) -> State:
-  """Euler's rule from step `first` to before step `last`, which "device" takes traced.
+def euler_steps(fn: Predict, state: State, table: Table, first: Any, last: Any) -> State:
+  """Euler's rule from step `first` to before step `last`, one lax loop; to be jitted.
 
-  Args, `loop`: see `euler`.
+  Args:
+    fn: (x float32[B, ...] of unit variance, timesteps float32[B]) -> predicted noise.
   """
-  if loop == "host":
-    x, found = (np.asarray(array) for array in state)
-    for i in range(int(first), int(last)):
-      sigma, following = table.sigmas[i], table.sigmas[i + 1]
-      times = np.full(x.shape[:1], table.timesteps[i], np.float32)
-      # Multiplied by the reciprocal, as XLA on a CPU divides by a scalar: the same bits.
-      factor = np.float32(1) / np.sqrt(np.square(sigma) + np.float32(1))
-      found = np.asarray(fn(x * factor, times), np.float32)
-      x = x + (following - sigma) * found
-    return State(x, found)
   sigmas, timesteps = jnp.asarray(table.sigmas), jnp.asarray(table.timesteps)
 
   def step(i: jax.Array, state: State) -> State:
@@ -151,21 +139,14 @@ def euler_steps(
   return jax.lax.fori_loop(first, last, step, state)
 
 
-def euler(fn: Predict, noise: Any, table: Table, *, loop: Loop) -> Any:
-  """Euler sampling of an epsilon-predicting network.
+def euler(fn: Predict, noise: Any, table: Table) -> jax.Array:
+  """The sample float32[B, ...] of an epsilon-predicting network; to be jitted.
 
   Args:
-    fn: (x float32[B, ...] of unit variance, timesteps float32[B]) -> predicted noise.
+    fn: see `euler_steps`.
     noise: float[B, ...] of unit variance.
-    loop: "device" is one lax loop, to be jitted by the caller; "host" is a Python loop in numpy
-      over `fn`, which the caller has jitted: on a CPU a convolution inside a compiled loop is many
-      times slower, and a compiled addition takes longer to start than to run.
-
-  Returns:
-    float32[B, ...], the sample.
   """
-  noise = np.asarray(noise) if loop == "host" else noise
-  return euler_steps(fn, begin(noise, table.start), table, 0, table.steps, loop=loop).x
+  return euler_steps(fn, begin(noise, table.start), table, 0, table.steps).x  # type: ignore[no-any-return]
 
 
 def times(key: jax.Array, count: int, schedule: Schedule) -> jax.Array:

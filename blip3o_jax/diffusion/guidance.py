@@ -67,15 +67,3 @@ def join(first: Any, second: Any, axes: Any = 0) -> Any:
     return jax.tree.map(lambda x, y: leaf(axis, x, y), a, b)
 
   return jax.tree.map(subtree, axes, first, second)
-
-
-def cut(both: Any, axes: Any = 0) -> tuple[Any, Any]:
-  """The two that `join` has joined."""
-
-  def half(i: int) -> Any:
-    def subtree(axis: int, found: Any) -> Any:
-      return jax.tree.map(lambda x: jnp.split(x, 2, axis)[i], found)
-
-    return jax.tree.map(subtree, axes, both)
-
-  return half(0), half(1)

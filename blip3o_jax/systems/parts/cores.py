@@ -40,11 +40,6 @@ def ways(network: Network, rows: int) -> int:
   return 1 << (min(count(), rows).bit_length() - 1) if is_small(network) else 1
 
 
-def spare(network: Network, rows: int) -> bool:
-  """Whether each share of so many rows has two cores, for the two halves of a guided step."""
-  return is_small(network) and 2 * ways(network, rows) <= count()
-
-
 def apart(network: Network) -> Network:
   """A small network with its layers one by one (`stacks.apart`), kept with it; others as it is."""
   return network.once(_apart) if is_small(network) else network

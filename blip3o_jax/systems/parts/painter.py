@@ -3,8 +3,8 @@
     image ─► autoencoder ─► latents;  features ─► condition;  unet(x_t, t, condition) ≈ noise
     noise ─► unet, guided, Euler ─► latents ─► autoencoder, float32 ─► image in [0, 1]
 
-`paint` is the whole way for a loaded network, in three programs: what comes before the loop, one
-step of it, and what comes after. B batch, H W pixels, h w cells, C channels.
+`paint` is the whole way for a loaded network, in three programs: what comes before the loop, the
+loop, and what comes after. B batch, H W pixels, h w cells, C channels.
 """
 
 from collections.abc import Callable
@@ -174,7 +174,6 @@ def compile_for(network: Network, rows: int, shape: Sequence[int], *, guided: bo
   """
   if network.home is not None:  # where arrays lie is known when there are some
     return
-  halves = _in_halves(network, rows, default_loop(), guided=guided)
   rows //= cores.ways(network, rows)
   array = functools.partial(jax.ShapeDtypeStruct, dtype=np.float32)
   null = array((1, *shape)) if guided else None
@@ -182,16 +181,10 @@ def compile_for(network: Network, rows: int, shape: Sequence[int], *, guided: bo
   given, one = (network, array((rows, *shape)), seeds, null), np.float32(1)
   start = _start.lower(*given, one)
   condition, state = jax.eval_shape(_start, *given, one)
-  latents, factor = array(state.x.shape), one if guided else None
-  if halves:
-    _halves.lower(condition).compile()
-    condition, factor = jax.eval_shape(_halves, condition)[1], None
-  if default_loop() == "host":
-    step = _predict.lower(network, condition, factor, latents, array((rows,)))
-  else:
-    table, number = eps.table(network.module().cfg.schedule, 1), np.int32(0)
-    step = _loop.lower(network, condition, factor, state, table, number, number)
-  for each in (step, start, _pixels.lower(cores.part(network, "autoencoder"), latents)):
+  table, number = eps.table(network.module().cfg.schedule, 1), np.int32(0)
+  loop = _loop.lower(network, condition, one if guided else None, state, table, number, number)
+  latents = array(state.x.shape)
+  for each in (loop, start, _pixels.lower(cores.part(network, "autoencoder"), latents)):
     each.compile()
 
 
@@ -203,7 +196,6 @@ def sample(
   steps: int = 50,
   scale: float = 3.0,
   null: Any = None,
-  loop: eps.Loop | None = None,
 ) -> np.ndarray:
   """Features to scaled latents by the guided Euler sampler (spec 5.5).
 
@@ -213,7 +205,6 @@ def sample(
     steps: network calls. scale: of guidance; 1 costs one evaluation a step, not two.
     null: float[h, w, C] or [1 or B, h, w, C], the absence of a condition; default zeros, as in
       training here. The released model wants its own (a stage-1 sample of " ").
-    loop: see `eps.euler`; default `default_loop()`.
 
   Returns:
     float32[B, h', w', C'].
@@ -222,14 +213,9 @@ def sample(
     ValueError: features and noise of different batch.
   """
   table = eps.table(network.module().cfg.schedule, steps)
-  advance, states = _sampler(network, features, noise, table, scale, null, loop)
+  advance, states = _sampler(network, features, noise, table, scale, null)
   states = watching.run(advance, states, steps, None, STAGE)
   return np.asarray(cores.joined([each.x for each in states]))[: len(noise)]
-
-
-def default_loop() -> eps.Loop:
-  """Where the sampler loops: on the host for a CPU, whose compiled loops convolve slowly."""
-  return "host" if jax.default_backend() == "cpu" else "device"
 
 
 def _sampler(
@@ -239,7 +225,6 @@ def _sampler(
   table: eps.Table,
   scale: float,
   null: Any,
-  loop: eps.Loop | None = None,
 ) -> tuple[Advance, States]:
   """What goes through the steps of `sample`, and from where.
 
@@ -264,16 +249,9 @@ def _sampler(
   given = cores.shares((features, noise, null), cores.ways(network, rows))
   begun = cores.each(lambda each: _start(network, *each, table.start), given)
   conditions, states = map(list, zip(*begun, strict=True))
-  factor, loop = None if scale == 1 else np.float32(scale), loop or default_loop()
-
-  halves = _in_halves(network, rows, loop, guided=null is not None)
+  factor = None if scale == 1 else np.float32(scale)
 
   def go(condition: unet.Condition, state: eps.State, first: Any, last: Any) -> eps.State:
-    if loop == "host":
-      fn: eps.Predict = functools.partial(_predict, network, condition, factor)
-      if halves:
-        fn = _side_by_side(network, condition, scale)
-      return eps.euler_steps(fn, state, table, first, last, loop="host")
     return _loop(network, condition, factor, state, table, first, last)
 
   def advance(states: States, first: np.int32, last: np.int32) -> States:
@@ -298,48 +276,6 @@ def _start(
   return found, eps.begin(noise, start)
 
 
-def _denoise(
-  network: Network, condition: unet.Condition, scale: jax.Array | None
-) -> guidance.Denoise:
-  found = network.module().network
-  if scale is None:
-    return guidance.cfg(found, condition, None, 1)
-  return guidance.joined(found, condition, scale)
-
-
-@program()
-def _predict(
-  network: Network,
-  condition: unet.Condition,
-  scale: jax.Array | None,
-  x: jax.Array,
-  t: jax.Array,
-) -> jax.Array:
-  return _denoise(network, condition, scale)(x, t)
-
-
-def _in_halves(network: Network, rows: int, loop: eps.Loop, *, guided: bool) -> bool:
-  """Whether the two evaluations of a guided step run side by side, on cores that are left."""
-  return guided and loop == "host" and cores.spare(network, rows)
-
-
-@jax.jit
-def _halves(condition: unet.Condition) -> tuple[unet.Condition, unet.Condition]:
-  return guidance.cut(condition, AXES)
-
-
-def _side_by_side(network: Network, condition: unet.Condition, scale: float) -> eps.Predict:
-  """`_predict` of a guided condition, as two programs of one evaluation each."""
-  halves = _halves(condition)
-
-  def predict(x: Any, t: Any) -> Any:
-    found = cores.each(lambda half: _predict(network, half, None, x, t), halves)
-    without, given = (np.asarray(each, np.float32) for each in found)
-    return without + np.float32(scale) * (given - without)
-
-  return predict
-
-
 @program()
 def _loop(
   network: Network,
@@ -350,8 +286,13 @@ def _loop(
   first: jax.Array,
   last: jax.Array,
 ) -> eps.State:
-  fn = _denoise(network, condition, scale)
-  return eps.euler_steps(fn, state, table, first, last, loop="device")
+  found = network.module().network
+  fn = (
+    guidance.cfg(found, condition, None, 1)
+    if scale is None
+    else guidance.joined(found, condition, scale)
+  )
+  return eps.euler_steps(fn, state, table, first, last)
 
 
 @program()

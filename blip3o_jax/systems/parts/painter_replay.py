@@ -64,10 +64,7 @@ def run(decoder: Any, call: str, inputs: Inputs, outputs: Inputs) -> dict[str, A
     return {"unet.eps": first(_unet(graphdef, params, x, t, both))}
   schedule = decoder.module().cfg.schedule
   sigmas, timesteps = eps.steps(schedule, LOOP_STEPS)
-  fn = functools.partial(_guided, graphdef, params, conditions)
-  # On the host: compiled loops convolve slowly on a CPU, and elsewhere twelve steps are few.
-  table = eps.table(schedule, LOOP_STEPS)
-  latents = eps.euler(fn, jnp.asarray(last(inputs["loop.noise"])), table, loop="host")
+  latents = _loop(graphdef, params, conditions, last(inputs["loop.noise"]))
   image = _pixels(graphdef, params, latents)
   return {
     "loop.sigmas": sigmas,
@@ -102,9 +99,10 @@ def _unet(graphdef: Any, params: Any, x: jax.Array, t: jax.Array, condition: Any
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _guided(graphdef: Any, params: Any, conditions: Any, x: jax.Array, t: jax.Array) -> jax.Array:
-  network = nnx.merge(graphdef, params).network
-  return guidance.cfg(network, conditions[0], conditions[1], LOOP_SCALE, painter.AXES)(x, t)
+def _loop(graphdef: Any, params: Any, conditions: Any, noise: jax.Array) -> jax.Array:
+  module = nnx.merge(graphdef, params)
+  fn = guidance.cfg(module.network, conditions[0], conditions[1], LOOP_SCALE, painter.AXES)
+  return eps.euler(fn, noise, eps.table(module.cfg.schedule, LOOP_STEPS))
 
 
 @functools.partial(jax.jit, static_argnums=0)

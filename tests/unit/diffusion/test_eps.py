@@ -1,4 +1,4 @@
-"""The discrete schedule and its sampler: constants of spec 5.4, both loops, the loss."""
+"""The discrete schedule and its sampler: constants of spec 5.4, the loss."""
 
 from typing import Any
 
@@ -40,26 +40,22 @@ def test_sampler_recovers_what_a_perfect_network_knows() -> None:
     return (x - jnp.sqrt(a) * x0) / jnp.sqrt(1 - a)  # x is scaled to unit variance
 
   table = eps.table(RELEASED, 8)
-  found = {loop: eps.euler(fn, noise, table, loop=loop) for loop in ("host", "device")}
-  np.testing.assert_allclose(found["host"], x0, atol=1e-4)
-  np.testing.assert_allclose(found["host"], found["device"], atol=1e-5)
+  np.testing.assert_allclose(eps.euler(fn, noise, table), x0, atol=1e-4)
 
 
-@pytest.mark.parametrize("loop", ["host", "device"])
-def test_segments_are_the_loop_bit_for_bit(loop: eps.Loop) -> None:
+def test_segments_are_the_loop_bit_for_bit() -> None:
   """And a network that knows the sample is seen to expect it after every step."""
   x0, noise = jax.random.normal(jax.random.key(0), (2, 2, 3))
   abar, table = jnp.asarray(eps.alphas(RELEASED), jnp.float32), eps.table(RELEASED, 5)
 
-  @jax.jit
   def fn(x: jax.Array, t: jax.Array) -> jax.Array:
     a = abar[t.astype(int)][:, None]
     return (x - jnp.sqrt(a) * x0) / jnp.sqrt(1 - a)
 
-  def go(state: eps.State, table: eps.Table, first: Any, last: Any) -> eps.State:
-    return eps.euler_steps(fn, state, table, first, last, loop=loop)
+  @jax.jit
+  def program(state: eps.State, table: eps.Table, first: Any, last: Any) -> eps.State:
+    return eps.euler_steps(fn, state, table, first, last)
 
-  program = go if loop == "host" else jax.jit(go)
   start = eps.begin(np.asarray(noise), table.start)
   whole, state = program(start, table, np.int32(0), np.int32(5)), start
   for done in range(1, 6):

@@ -34,7 +34,6 @@ def test_shares_are_powers_of_two(
 ) -> None:
   monkeypatch.setattr(cores, "count", lambda: available)
   assert cores.ways(network, rows) == wanted
-  assert cores.spare(network, rows) == (available >= 2 * wanted)
 
 
 def test_large_networks_and_those_that_move_run_as_they_are(

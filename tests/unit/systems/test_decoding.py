@@ -168,14 +168,11 @@ def test_a_picture_conditions_a_picture() -> None:
   assert np.abs(shown[0] - plain[0]).max() > 1e-3
 
 
-@pytest.mark.parametrize(
-  ("loop", "scale", "available"), [("host", 2.0, 1), ("host", 2.0, 4), ("device", 1.0, 2)]
-)
+@pytest.mark.parametrize(("scale", "available"), [(2.0, 1), (1.0, 2)])
 def test_painting_finds_the_programs_compiled_for_it(
-  compiled: list[str], monkeypatch: pytest.MonkeyPatch, loop: str, scale: float, available: int
+  compiled: list[str], monkeypatch: pytest.MonkeyPatch, scale: float, available: int
 ) -> None:
   monkeypatch.setattr(cores, "count", lambda: available)
-  monkeypatch.setattr(painter, "default_loop", lambda: loop)
   model = verbs.load(TINY)
   assert model.decoder is not None
   shape = (model.cfg.grid, model.cfg.grid, model.cfg.channels)

@@ -143,16 +143,13 @@ def test_prepare_encodes_once_and_scales(decoder: pixels.PixelTraining) -> None:
   assert decoder.prepare(ready) is ready
 
 
-def test_images_do_not_depend_on_batch_mates_nor_on_the_loop(
-  decoder: pixels.PixelTraining,
-) -> None:
+def test_images_do_not_depend_on_batch_mates(decoder: pixels.PixelTraining) -> None:
   features = jax.random.normal(jax.random.key(0), (3, 2, 2, 6))
   seeds = np.asarray([5, 6, 7], np.uint32)
   network, options = Network.of(decoder), {"steps": 3, "scale": 2.0}
   draw = functools.partial(painter.sample, network, **options)
   latents = draw(features, seeds)
   np.testing.assert_allclose(draw(features[1:2], seeds[1:2]), latents[1:2], atol=2e-5)
-  np.testing.assert_allclose(draw(features, seeds, loop="device"), latents, atol=2e-5)
   assert np.abs(latents[0] - latents[1]).max() > 1e-2
   images = painter.paint(network, features, [5, 6, 7], **options)
   assert images.shape == (3, 8, 8, 3)
@@ -177,11 +174,7 @@ def test_latents_do_not_depend_on_the_cores(
   np.testing.assert_allclose(sample(available), sample(1), atol=2e-5)
 
 
-@pytest.mark.parametrize("loop", ["host", "device"])
-def test_images_are_the_same_while_somebody_watches(
-  decoder: pixels.PixelTraining, monkeypatch: pytest.MonkeyPatch, loop: str
-) -> None:
-  monkeypatch.setattr(painter, "default_loop", lambda: loop)
+def test_images_are_the_same_while_somebody_watches(decoder: pixels.PixelTraining) -> None:
   features = jax.random.normal(jax.random.key(0), (3, 2, 2, 6))
   paint = functools.partial(painter.paint, Network.of(decoder), features, [5, 6, 7], steps=3)
   plain, seen = paint(), []
