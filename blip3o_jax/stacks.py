@@ -15,6 +15,7 @@ from flax import nnx
 import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
+import numpy as np
 
 from blip3o_jax.remat import SLICED
 from blip3o_jax.remat import Remat
@@ -80,8 +81,8 @@ def apart(module: nnx.Module) -> None:
       if not leaves or len(stacked) < len(leaves):
         apart(child)
         continue
-      parts = [
-        jax.tree.map(lambda leaf, i=i: jnp.asarray(leaf[i]), child)
-        for i in range(len(leaves[0][...]))
-      ]
-      setattr(module, name, nnx.List(parts))
+      # Cut by NumPy: to cut an array of JAX is a program for each shape and each index.
+      host = jax.tree.map(np.asarray, child)
+      number = len(leaves[0][...])
+      parts = [jax.tree.map(lambda leaf, i=i: leaf[i], host) for i in range(number)]
+      setattr(module, name, nnx.List(jax.device_put(parts)))
