@@ -47,6 +47,7 @@ SHORTER = (
     "--config.data.image_size=32 --config.eval_data.image_size=32",
   ),
   ("plan --generate", "--batch=2"),
+  ("plan --config=nexus_gen_(gen|edit)", "--batch-per-chip=1"),
   ("evaluate geneval", "--steps=2"),
   ("evaluate shapes (?!.*-n)", "-n=1"),
   ("evaluate (fid|clip)", f"--extractor={extractors.__file__}:colors"),
