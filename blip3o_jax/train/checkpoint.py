@@ -18,7 +18,6 @@ from typing import Literal
 from etils import epath
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from blip3o_jax import trees
 from blip3o_jax.train import agreement
@@ -34,6 +33,13 @@ FORMAT_VERSION = 1
 FOLDER = "checkpoints"
 Item = Literal["params", "ema"]
 NOWHERE: Mapping[str, Any] = types.MappingProxyType({})
+
+
+def _orbax() -> Any:
+  """Here, so that who draws a picture does not wait for it: it takes .3 s to import."""
+  import orbax.checkpoint
+
+  return orbax.checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +80,7 @@ class Writer:
     self.record = dict(record)
     self.last = max(steps(workdir), default=-1)
     self._workdir, self._failed = workdir, False
+    ocp = _orbax()
     self._manager = ocp.CheckpointManager(
       epath.Path(workdir).absolute() / FOLDER,
       options=ocp.CheckpointManagerOptions(
@@ -97,13 +104,14 @@ class Writer:
     data = {"position": step, **position}
     record = {"format_version": FORMAT_VERSION, "step": step, **self.record}
     record |= {"leaves": _described(state), "data_sum": checksums.of_json(data)}
+    args = _orbax().args
     items: dict[str, Any] = {
-      name: ocp.args.PyTreeSave(to_disk(tree)) for name, tree in _items(state).items()
+      name: args.PyTreeSave(to_disk(tree)) for name, tree in _items(state).items()
     }
-    items["step"] = ocp.args.JsonSave(record | {"sum": checksums.of_json(record)})
-    items["data"] = ocp.args.JsonSave(data)
+    items["step"] = args.JsonSave(record | {"sum": checksums.of_json(record)})
+    items["data"] = args.JsonSave(data)
     with self._telling(before):
-      if not self._manager.save(step, args=ocp.args.Composite(**items), force=True):
+      if not self._manager.save(step, args=args.Composite(**items), force=True):
         raise ValueError("the checkpoint library refused this step")
 
   def __enter__(self) -> "Writer":
@@ -189,7 +197,7 @@ def is_run(path: epath.PathLike) -> bool:
 
 def steps(run: epath.PathLike) -> list[int]:
   """The steps of the complete checkpoints of a run, ascending; [] when there are none."""
-  found = ocp.utils.checkpoint_steps_paths(folder(run)) if is_run(run) else []
+  found = _orbax().utils.checkpoint_steps_paths(folder(run)) if is_run(run) else []
   return sorted(int(path.name) for path in found if path.name.isdigit())
 
 
@@ -229,7 +237,8 @@ def read_position(run: epath.PathLike, step: int = -1) -> dict[str, Any]:
 
 def _read_json(run: epath.PathLike, path: epath.Path, item: str) -> dict[str, Any]:
   try:
-    return ocp.JsonCheckpointHandler().restore(path / item, args=ocp.args.JsonRestore())
+    ocp = _orbax()
+    return ocp.JsonCheckpointHandler().restore(path / item, args=ocp.args.JsonRestore())  # type: ignore[no-any-return]
   except Exception as error:
     raise _unreadable(run, path, item, error) from error
 
@@ -317,7 +326,7 @@ def _open(
     raise FileNotFoundError(f"{path}: has no item {item!r}; it holds {_listing(path)}")
   try:
     # Of the handler: a Checkpointer looks for a step's metadata in the item too, and warns.
-    found = trees.flatten(ocp.PyTreeCheckpointHandler().metadata(path / item).tree)
+    found = trees.flatten(_orbax().PyTreeCheckpointHandler().metadata(path / item).tree)
     shapes = {p: [str(np.dtype(x.dtype)), list(x.shape)] for p, x in found.items()}
   except Exception as error:
     raise _unreadable(run, path, item, error) from error
@@ -353,6 +362,7 @@ def _read(
     for p, x in leaves.items()
   }
   target = to_disk(trees.unflatten(as_stored))
+  ocp = _orbax()
   args = ocp.args.PyTreeRestore(
     target,
     restore_args=ocp.checkpoint_utils.construct_restore_args(target),

@@ -82,7 +82,7 @@ def condition(network: Network, prompt: Mapping[str, Any]) -> jax.Array:
   return network.module().condition(**prompt)
 
 
-@program(static_argnums=3)
+@program(brief=True, static_argnums=3)
 def _begin(
   network: Network, condition: jax.Array, noise: jax.Array, guided: bool
 ) -> tuple[next_dit.Condition, flow.State]:

@@ -16,6 +16,7 @@ import jax
 from blip3o_jax import trees
 
 R = TypeVar("R")
+_UNOPTIMIZED = {"xla_backend_optimization_level": 0}  # the other passes of XLA are as they were
 
 
 class Structure:
@@ -122,24 +123,32 @@ class Program(Generic[R]):
 
   Args:
     fn: its first argument is a `Network`. options: of `jax.jit`.
+    brief: it runs for less time than LLVM's optimizer takes for it: on a CPU it does without.
   """
 
-  def __init__(self, fn: Callable[..., R], options: Mapping[str, Any]):
-    self._jit = jax.jit(fn, **options)
+  def __init__(self, fn: Callable[..., R], options: Mapping[str, Any], *, brief: bool = False):
+    self._jit = self._brief = jax.jit(fn, **options)
+    if brief:
+      self._brief = jax.jit(fn, compiler_options=_UNOPTIMIZED, **options)
     functools.update_wrapper(self, fn)
 
   def __call__(self, *args: Any, **kwargs: Any) -> R:
     network, *others = args
     home = network.home if isinstance(network, Network) else None
     if home is None:
-      return self._jit(*args, **kwargs)  # type: ignore[no-any-return]
+      return self._here()(*args, **kwargs)  # type: ignore[no-any-return]
     with home.around():
       found = home.ready(network, (others, kwargs), lambda: self.used(network, others, kwargs))
       return self._jit(found, *others, **kwargs)  # type: ignore[no-any-return]
 
   def lower(self, *args: Any, **kwargs: Any) -> Any:
     """See `jax.jit(...).lower`; where the parameters lie is not asked."""
-    return self._jit.lower(*args, **kwargs)
+    return self._here().lower(*args, **kwargs)
+
+  def _here(self) -> Any:
+    """The function for where it runs; under a mesh, that may be devices which are not here."""
+    alone = jax.default_backend() == "cpu" and jax.sharding.get_abstract_mesh().empty
+    return self._brief if alone else self._jit
 
   def trace(self, *args: Any, **kwargs: Any) -> Any:
     """See `jax.jit(...).trace`; where the parameters lie is not asked."""
@@ -161,6 +170,6 @@ class Program(Generic[R]):
     return frozenset(str(path[0].key) for (path, _), v in pairs if id(v) in read)
 
 
-def program(**options: Any) -> Callable[[Callable[..., R]], Program[R]]:
+def program(*, brief: bool = False, **options: Any) -> Callable[[Callable[..., R]], Program[R]]:
   """A decorator: the function as a `Program`; the options are those of `jax.jit`."""
-  return lambda fn: Program(fn, options)
+  return lambda fn: Program(fn, options, brief=brief)

@@ -180,7 +180,7 @@ def compile_for(network: Network, rows: int, shape: Sequence[int], *, guided: bo
   seeds = jax.ShapeDtypeStruct((rows, 2), np.uint32)
   given, one = (network, array((rows, *shape)), seeds, null), np.float32(1)
   start = _start.lower(*given, one)
-  condition, state = jax.eval_shape(_start, *given, one)
+  condition, state = start.out_info
   table, number = eps.table(network.module().cfg.schedule, 1), np.int32(0)
   loop = _loop.lower(network, condition, one if guided else None, state, table, number, number)
   latents = array(state.x.shape)
@@ -260,7 +260,7 @@ def _sampler(
   return advance, states
 
 
-@program()
+@program(brief=True)
 def _start(
   network: Network, features: jax.Array, noise: jax.Array, null: jax.Array | None, start: jax.Array
 ) -> tuple[unet.Condition, eps.State]:
