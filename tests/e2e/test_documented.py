@@ -214,7 +214,7 @@ def shortened(line: str) -> list[str]:
 
 
 @pytest.mark.parametrize("page", WITH, ids=[str(p.relative_to(ROOT)) for p in WITH])
-def test_the_commands_of_a_page(page, tmp_path, monkeypatch, capsys, tiny_stages):
+def test_the_commands_of_a_page(page, tmp_path, tmp_path_factory, monkeypatch, capsys, tiny_stages):
   text = page.read_text()
   lines = documented.commands(text[text.index("## Convert") :] if page == README else text)
   plans = any(line.startswith("plan") for line in lines)
@@ -224,6 +224,7 @@ def test_the_commands_of_a_page(page, tmp_path, monkeypatch, capsys, tiny_stages
     pytest.importorskip("torchmetrics", reason="no build of torch for this Python")
   given(tmp_path, page)
   monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))  # of plans
   for line in [*([BEFORE[page.stem]] if page.stem in BEFORE else []), *lines]:
     if line.startswith("compare --answers"):
       for name in re.findall(r"answers-\S+json", line):
