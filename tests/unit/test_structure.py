@@ -12,6 +12,8 @@ LINES, FUNCTION_LINES = 400, 80  # ruff counts parameters
 BAD_NAMES = {"util", "utils", "common", "misc", "manager", "handler", "helper", "helpers"}
 FORBIDDEN = (
   ("models/eva_vit", f"{PACKAGE}.models.unet"),
+  ("diffusion/flow", f"{PACKAGE}.trees"),
+  ("evaluate/measures", f"{PACKAGE}.models.unet"),
   ("systems/contrast", f"{PACKAGE}.systems.blip3o.model"),
   ("systems/parts/slots", f"{PACKAGE}.systems.pixels"),
   ("systems/parts/loading", f"{PACKAGE}.train.loop"),

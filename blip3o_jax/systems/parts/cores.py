@@ -18,6 +18,7 @@ import numpy as np
 
 from blip3o_jax import stacks
 from blip3o_jax.systems.parts.network import Network
+from blip3o_jax.systems.parts.network import on_host
 
 SMALL = 1 << 28  # bytes of parameters; of a larger network each product is work for all cores
 T = TypeVar("T")
@@ -31,8 +32,7 @@ def count() -> int:
 
 def is_small(network: Network) -> bool:
   """Whether what is here pays, on this machine; never under a mesh, nor where parameters move."""
-  apart = jax.default_backend() == "cpu" and jax.sharding.get_abstract_mesh().empty
-  return apart and network.home is None and network.nbytes <= SMALL
+  return on_host() and network.home is None and network.nbytes <= SMALL
 
 
 def ways(network: Network, rows: int) -> int:

@@ -19,6 +19,11 @@ R = TypeVar("R")
 _UNOPTIMIZED = {"xla_backend_optimization_level": 0}  # the other passes of XLA are as they were
 
 
+def on_host() -> bool:
+  """Whether programs run on this machine's CPU; under a mesh, that may be devices elsewhere."""
+  return jax.default_backend() == "cpu" and jax.sharding.get_abstract_mesh().empty
+
+
 class Structure:
   """A graph definition that is hashed once.
 
@@ -146,9 +151,8 @@ class Program(Generic[R]):
     return self._here().lower(*args, **kwargs)
 
   def _here(self) -> Any:
-    """The function for where it runs; under a mesh, that may be devices which are not here."""
-    alone = jax.default_backend() == "cpu" and jax.sharding.get_abstract_mesh().empty
-    return self._brief if alone else self._jit
+    """The function for where it runs."""
+    return self._brief if self._brief is not self._jit and on_host() else self._jit
 
   def trace(self, *args: Any, **kwargs: Any) -> Any:
     """See `jax.jit(...).trace`; where the parameters lie is not asked."""
