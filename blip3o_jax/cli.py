@@ -90,7 +90,8 @@ def guarded(name: str, call: Callable[[], int], *more: type[Exception]) -> int:
 
 def _command(verb: str, args: list[str]) -> int:
   """Runs a verb that is a module of `commands`."""
-  module = importlib.import_module(f"blip3o_jax.commands.{verb}")
+  with runtime.uncollected():
+    module = importlib.import_module(f"blip3o_jax.commands.{verb}")
   return module.run(_describe(verb, module.__doc__ or ""), args)
 
 

@@ -1,11 +1,14 @@
 """What a command settles before jax is imported: where compiled programs are kept, and no libtpu.
 
-All of it goes through the variables of JAX, so it holds for the processes that a command starts,
-and what is set already stays. Imports no jax.
+Both go through the variables of JAX, so they hold for the processes that a command starts, and what
+is set already stays. Imports no jax.
 """
 
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import MutableMapping
+import contextlib
+import gc
 import hashlib
 import os
 from pathlib import Path
@@ -49,6 +52,24 @@ def prepare(*, programs: bool = True) -> None:
     sys.modules.setdefault("libtpu", None)  # type: ignore[arg-type]  # "cannot be imported"
   if programs:
     _keep_programs(os.environ)
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+  """Python looks for no garbage among what is imported within, neither now nor later.
+
+  Its collector would go through the modules of JAX and Flax a dozen times while they are imported,
+  and again whenever a network is traced. Nothing once jax is imported, as in `prepare`.
+  """
+  if "jax" in sys.modules or not gc.isenabled():
+    yield
+    return
+  gc.disable()
+  try:
+    yield
+  finally:
+    gc.freeze()
+    gc.enable()
 
 
 def may_have_tpu(environment: Mapping[str, str], devices: Path = Path("/dev")) -> bool:

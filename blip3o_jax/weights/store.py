@@ -81,6 +81,21 @@ def block_shape(shape: Shape, itemsize: int, *, stacked: bool, split: int) -> Sh
   return tuple(out)
 
 
+def _facts(shape: Shape, block: Shape, dtype: np.dtype) -> dict[str, Any]:
+  """The text of a parameter's `.zarray`."""
+  return {
+    "chunks": list(block),
+    "compressor": None,
+    "dimension_separator": ".",
+    "dtype": "bfloat16" if dtype == bfloat16 else dtype.str,
+    "fill_value": None,
+    "filters": None,
+    "order": "C",
+    "shape": list(shape),
+    "zarr_format": 2,
+  }
+
+
 class Writer:
   """Writes one component; whole only after `close`.
 
@@ -96,31 +111,19 @@ class Writer:
   def add(self, path: str, shape: Shape, dtype: np.dtype, block: Shape) -> None:
     """Declares a parameter; each of its blocks must then be written once."""
     self._arrays[path] = (shape, block, dtype)
-    home = self.folder / _name(path)
-    home.mkdir()
-    facts = {
-      "chunks": list(block),
-      "compressor": None,
-      "dimension_separator": ".",
-      "dtype": "bfloat16" if dtype == bfloat16 else dtype.str,
-      "fill_value": None,
-      "filters": None,
-      "order": "C",
-      "shape": list(shape),
-      "zarr_format": 2,
-    }
-    (home / ".zarray").write_text(json.dumps(facts))
 
   def write(self, path: str, start: Shape, values: np.ndarray) -> None:
     """Writes the block that begins at `start`; one at the end of a dim may be shorter."""
-    _, block, dtype = self._arrays[path]
+    shape, block, dtype = self._arrays[path]
     if values.shape != block:  # zarr stores whole blocks
       whole = np.zeros(block, dtype)
       whole[tuple(slice(n) for n in values.shape)] = values
       values = whole
-    file = (
-      self.folder / _name(path) / _key(tuple(s // b for s, b in zip(start, block, strict=True)))
-    )
+    home = self.folder / _name(path)
+    home.mkdir(exist_ok=True)  # not in `add`, which one thread calls a thousand times
+    if not any(start):
+      (home / ".zarray").write_text(json.dumps(_facts(shape, block, dtype)))
+    file = home / _key(tuple(s // b for s, b in zip(start, block, strict=True)))
     with open(file, "wb", buffering=0) as handle:
       write_all(handle, np.ascontiguousarray(values, dtype).reshape(-1).view(np.uint8))
 
@@ -132,7 +135,7 @@ class Writer:
     """
     for path, (shape, block, _) in self._arrays.items():
       count = math.prod(-(-n // b) for n, b in zip(shape, block, strict=True))
-      found = sum(1 for _ in (self.folder / _name(path)).iterdir()) - 1
+      found = sum(1 for _ in (self.folder / _name(path)).glob("[0-9]*"))
       if found != count:
         raise ValueError(f"{self.folder}: {path} has {found} of {count} blocks")
     leaves = {}

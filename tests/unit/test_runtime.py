@@ -1,6 +1,7 @@
 """What a command settles before jax: programs kept in whatever a folder is, and no libtpu."""
 
 from collections.abc import Callable
+import gc
 import os
 from pathlib import Path
 import subprocess
@@ -25,6 +26,17 @@ jax.monitoring.register_event_listener(lambda name, **_: events.append(name.spli
 print(jax.jit(lambda x: x * 3 + 1)(2.0), events.count("cache_hits"), "libtpu" in sys.modules)
 """
 FAKE = "from pathlib import Path\nPath(__file__).with_name('imported').touch()\nraise ImportError\n"
+
+# A verb whose modules are imported, and whether garbage is looked for among them and in others.
+VERB = """
+import contextlib, gc
+from blip3o_jax import cli
+for _ in range(2):
+  with contextlib.suppress(SystemExit):
+    cli.main(["convert", "--help"])
+  print(gc.get_freeze_count() > 100_000, gc.isenabled())
+  gc.unfreeze()
+"""
 
 
 @pytest.fixture
@@ -222,3 +234,13 @@ def test_to_import_the_package_starts_no_backend():
   )
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stderr
+
+
+def test_no_garbage_is_looked_for_among_the_modules_of_a_command(start):
+  out, err = start("-c", VERB).communicate(timeout=120)
+  said = [line for line in out.splitlines() if line.endswith(("True", "False"))]
+  assert said == ["True True", "False True"], out + err
+  before = gc.get_freeze_count()
+  with runtime.uncollected():
+    assert gc.isenabled()  # jax is imported here: its owner's collector stays as it is
+  assert gc.get_freeze_count() == before
