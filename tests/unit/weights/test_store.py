@@ -17,7 +17,9 @@ def test_blocks_may_come_in_any_order(tmp_path):
   writer.close()
   manifest = {"format_version": store.FORMAT_VERSION, "components": {"part": {"fingerprint": ""}}}
   (tmp_path / store.MANIFEST).write_text(json.dumps(manifest))
-  np.testing.assert_array_equal(store.Arrays(tmp_path).read("a/kernel", (slice(0, 3), slice(0, 2))), values)
+  np.testing.assert_array_equal(
+    store.Arrays(tmp_path).read("a/kernel", (slice(0, 3), slice(0, 2))), values
+  )
 
 
 @pytest.mark.parametrize("written", [0, 1])
