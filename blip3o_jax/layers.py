@@ -9,6 +9,7 @@ sinusoids are float32 whatever `dtype` is.
 """
 
 from collections.abc import Callable
+import contextvars
 import math
 from typing import Any
 from typing import Literal
@@ -28,6 +29,7 @@ from blip3o_jax.stacks import layer_of as layer_of
 from blip3o_jax.stacks import scan as scan
 
 M = TypeVar("M", bound=nnx.Module)
+R = TypeVar("R")
 Dtype = Literal["float32", "bfloat16"]
 Initializer = Callable[..., jax.Array]
 # {(half, max_period): the frequencies, near the middle of two numbers, that PyTorch rounds up}.
@@ -35,24 +37,46 @@ ROUNDED_UP = {(128, 10000.0): (13, 44, 119)}
 
 
 class Shapes:
-  """In the place of `nnx.Rngs`: a module is built without random numbers, for its shapes alone.
+  """In the place of `nnx.Rngs`: a module is built for its shapes alone, see `abstract`.
 
-  Its keys are None, for which an initialiser gives zeros, and a `stack` builds one layer. To trace
-  the random numbers of a network only to throw them away costs more than to read its weights.
+  Its keys are None, for which an initialiser gives a shape, and a `stack` builds one layer.
   """
 
   def params(self) -> None:
     """No key."""
 
 
+_SHAPES = contextvars.ContextVar("shapes", default=False)
+
+
 def abstract(build: Callable[[nnx.Rngs], M]) -> M:
-  """The module of `build(rngs)` with `jax.ShapeDtypeStruct` for every parameter."""
-  return nnx.eval_shape(lambda: build(cast(nnx.Rngs, Shapes())))
+  """The module of `build(rngs)` with `jax.ShapeDtypeStruct` for every parameter.
+
+  Nothing is traced, which for a network takes longer than to read its weights: what a module makes
+  of its initial values goes through `made`.
+  """
+  token = _SHAPES.set(True)
+  try:
+    return build(cast(nnx.Rngs, Shapes()))
+  finally:
+    _SHAPES.reset(token)
+
+
+def filled(shape: tuple[int, ...], value: float = 0.0, dtype: Any = jnp.float32) -> jax.Array:
+  """An initial value that is one number everywhere; its shape in `abstract`."""
+  if _SHAPES.get():
+    return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[return-value]
+  return jnp.full(shape, value, dtype)
+
+
+def made(fn: Callable[..., R], *values: jax.Array) -> R:
+  """`fn(*values)` of initial values; its shapes in `abstract`."""
+  return jax.eval_shape(fn, *values) if _SHAPES.get() else fn(*values)
 
 
 def _initializer(draw: Initializer) -> Initializer:
   def init(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32, **_: Any) -> jax.Array:
-    return jnp.zeros(shape, dtype) if key is None else draw(key, shape, dtype)
+    return filled(shape, dtype=dtype) if key is None else draw(key, shape, dtype)
 
   return init
 
@@ -83,7 +107,7 @@ def orthogonal(key: Any, shape: tuple[int, int], dtype: Any = jnp.float32) -> ja
 def zeros(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32, **_: Any) -> jax.Array:
   """Zeros; an `Initializer`."""
   del key
-  return jnp.zeros(shape, dtype)
+  return filled(shape, dtype=dtype)
 
 
 class Linear(nnx.Linear):
@@ -171,7 +195,7 @@ class RMSNorm(nnx.Module):
   """Statistics in float32, scale applied after the cast back (the PyTorch order, bit for bit)."""
 
   def __init__(self, dim: int, *, eps: float = 1e-6):
-    self.scale = nnx.Param(jnp.ones((dim,)), axes=("rest",))
+    self.scale = nnx.Param(filled((dim,), 1.0), axes=("rest",))
     self.eps = eps
 
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -184,8 +208,8 @@ class LayerNorm(nnx.Module):
   """Statistics and affine in float32, result in the dtype of the input."""
 
   def __init__(self, dim: int, *, eps: float = 1e-5):
-    self.scale = nnx.Param(jnp.ones((dim,)), axes=("rest",))
-    self.bias = nnx.Param(jnp.zeros((dim,)), axes=("rest",))
+    self.scale = nnx.Param(filled((dim,), 1.0), axes=("rest",))
+    self.bias = nnx.Param(filled((dim,)), axes=("rest",))
     self.eps = eps
 
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -207,8 +231,8 @@ class GroupNorm(nnx.Module):
   def __init__(self, dim: int, *, groups: int, eps: float):
     if dim % groups:
       raise ValueError(f"group norm: {dim} channels do not divide into {groups} groups")
-    self.scale = nnx.Param(jnp.ones((dim,)), axes=("rest",))
-    self.bias = nnx.Param(jnp.zeros((dim,)), axes=("rest",))
+    self.scale = nnx.Param(filled((dim,), 1.0), axes=("rest",))
+    self.bias = nnx.Param(filled((dim,)), axes=("rest",))
     self.groups, self.eps = groups, eps
 
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -345,7 +369,7 @@ def stack(make: Callable[[nnx.Rngs], M], depth: int, rngs: nnx.Rngs) -> M:
     layer = make(rngs)
     for _, variable in nnx.iter_graph(layer):
       if isinstance(variable, nnx.Param):
-        variable.set_value(jnp.zeros((depth, *variable.shape), variable.dtype))
+        variable.set_value(filled((depth, *variable.shape), dtype=variable.dtype))
         variable.set_metadata(axes=("layers", *variable.get_metadata("axes")))
     return layer
   meta = {nnx.PARTITION_NAME: "layers", "axes": "layers"}

@@ -50,7 +50,7 @@ class Int8Linear(nnx.Module):
     rngs: nnx.Rngs,
   ):
     uniform = layers.uniform_fan_in(d_in)
-    kernel, scale = quantize((init or uniform)(rngs.params(), (d_in, d_out)))
+    kernel, scale = layers.made(quantize, (init or uniform)(rngs.params(), (d_in, d_out)))
     self.kernel = nnx.Param(kernel, axes=axes)
     self.scale = nnx.Param(scale, axes=axes[-1:])
     made = (bias_init or uniform)(rngs.params(), (d_out,)) if bias else None

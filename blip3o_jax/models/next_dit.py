@@ -273,7 +273,7 @@ class Block(nnx.Module):
     self.norm1_context = RMSNorm(cfg.dim, eps=cfg.norm_eps)
     self.attn1 = Attention(cfg, out=False, rngs=rngs)
     self.attn2 = Attention(cfg, out=True, rngs=rngs)
-    self.gate = nnx.Param(jnp.full((cfg.heads,), cfg.gate_init), axes=("rest",))
+    self.gate = nnx.Param(layers.filled((cfg.heads,), cfg.gate_init), axes=("rest",))
     self.norm2 = RMSNorm(cfg.dim, eps=cfg.norm_eps)
     self.ffn_norm1 = RMSNorm(cfg.dim, eps=cfg.norm_eps)
     self.feed_forward = FeedForward(cfg, rngs=rngs)

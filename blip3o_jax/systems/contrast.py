@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import math
 from pathlib import Path
 import re
 from typing import Any
@@ -82,7 +83,7 @@ class Contrast(nnx.Module):
     self.narrow = layers.linear(tower.dim, cfg.channels, axes, bias=False, rngs=rngs)
     self.widen = layers.linear(cfg.channels, cfg.hidden, ("rest", "mlp"), rngs=rngs)
     self.pixels = layers.linear(cfg.hidden, 3 * self.cell**2, ("mlp", "rest"), rngs=rngs)
-    self.logit_scale = nnx.Param(jnp.log(jnp.full((1,), 1 / 0.07)), axes=("rest",))
+    self.logit_scale = nnx.Param(layers.filled((1,), math.log(1 / 0.07)), axes=("rest",))
 
   def prepare(self, batch: Batch) -> Batch:
     """Normalises `images` that came as uint8."""

@@ -53,7 +53,7 @@ class Whiten(nnx.Module):
   """
 
   def __init__(self, grid: int, dim: int, kept: int, *, rngs: nnx.Rngs):
-    self.mean = nnx.Param(jnp.zeros((grid, grid, dim)), axes=("rest", "rest", "rest"))
+    self.mean = nnx.Param(layers.filled((grid, grid, dim)), axes=("rest", "rest", "rest"))
     kernel = layers.orthogonal(rngs.params(), (dim, kept))
     self.kernel = nnx.Param(kernel, axes=("rest", "rest"))
 
