@@ -87,8 +87,14 @@ def run(
 
 
 def _laid(array: Any, like: Any) -> Any:
-  """An array over the devices as another one, if that is one of jax."""
-  return jax.device_put(array, like.sharding) if isinstance(like, jax.Array) else array
+  """An array over the devices as another one, if both are of jax.
+
+  What lies so stays: a program takes what was put somewhere for another kind of argument than what
+  simply lies there, and would be compiled once more.
+  """
+  if not (isinstance(array, jax.Array) and isinstance(like, jax.Array)):
+    return array
+  return array if array.sharding == like.sharding else jax.device_put(array, like.sharding)
 
 
 def once(
