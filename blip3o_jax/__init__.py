@@ -46,7 +46,9 @@ def load(
       the first that has the verb.
     dtype: that parameters are stored in and computed with.
     mesh: devices over which parameters and batches are spread, as in training: a mesh of jax of
-      the axes replica, fsdp and tensor, or its sizes in words, "fsdp=4,tensor=2".
+      the axes replica, fsdp and tensor, or its sizes in words, "fsdp=4,tensor=2". None is
+      the default device; on a CPU JAX is asked for a second one, on which half of a single picture
+      is computed, unless it runs already or `JAX_NUM_CPU_DEVICES` is set.
     weights: "int8": the blocks of language model and denoiser are stored so, each kernel with a
       scale a column; see docs/memory.md for the error.
     offload: parameters stay in the host's memory, and those that a stage needs come to the device.
@@ -61,6 +63,7 @@ def load(
   from blip3o_jax import runtime
 
   runtime.prepare()
+  from blip3o_jax.systems.parts import cores
   from blip3o_jax.systems.parts import memory as memories
   from blip3o_jax.use import model as using
 
@@ -68,6 +71,8 @@ def load(
     raise ValueError(f"dtype {dtype!r}: expected 'float32' or 'bfloat16'")
   if weights not in ("float", "int8"):
     raise ValueError(f"weights {weights!r}: expected 'float' or 'int8'")
+  if mesh is None:
+    cores.ask()
   memory = memories.asked(mesh, offload=offload, int8=weights == "int8", tile=tile)
   return using.load(model, dtype=dtype, memory=memory, verb=verb)
 

@@ -381,6 +381,14 @@ def constrain_tokens(x: jax.Array) -> jax.Array:
   return constrain(x, "batch", "length", None)
 
 
+def constrain_pairs(x: jax.Array) -> jax.Array:
+  """Shards float[2, B, ...] over the batch, so that a device has both of a row, see `guidance`.
+
+  All rows where they do not divide: XLA, left to itself, moves the halves of a single row twice.
+  """
+  return constrain(x, None, "batch", *(None,) * (x.ndim - 2))
+
+
 def constrain_cells(x: jax.Array) -> jax.Array:
   """Shards float[B, h, w, C] activations over the batch."""
   return constrain(x, "batch", None, None, None)

@@ -35,8 +35,12 @@ os.environ["XLA_FLAGS"] = " ".join(
 os.environ.setdefault("BLIP3O_SIZES_SEED", str(secrets.randbelow(10**6)))
 
 from absl import logging
+import jax
 import numpy as np
 import pytest
+
+# Of this process, not left to whether a test asks for a model before another starts JAX.
+jax.config.update("jax_num_cpu_devices", 1)
 
 SIZES_SEED = os.environ["BLIP3O_SIZES_SEED"]
 MAPS = 16_000  # of a process of the tests; one module adds up to 5000

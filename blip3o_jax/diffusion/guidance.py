@@ -45,15 +45,29 @@ def cfg(
   return guided
 
 
-def joined(fn: Conditioned, both: Any, scale: float | jax.Array) -> Denoise:
-  """As `cfg` by one evaluation of batch 2B, of a null and a condition that `join` has joined."""
+def joined(
+  fn: Conditioned,
+  both: Any,
+  scale: float | jax.Array,
+  laid: Callable[[jax.Array], jax.Array] = lambda pairs: pairs,
+) -> Denoise:
+  """As `cfg` by one evaluation of batch 2B, of a null and a condition that `join` has joined.
+
+  Args:
+    laid: how the predictions float32[2, B, ...] lie over a mesh when the two of a row meet.
+  """
 
   def guided(x: jax.Array, t: jax.Array) -> jax.Array:
-    twice = fn(jnp.concatenate([x, x]), jnp.concatenate([t, t]), both)
-    without, given = jnp.split(twice.astype(jnp.float32), 2)
+    found = fn(_twice(x), _twice(t), both).astype(jnp.float32)
+    without, given = laid(found.reshape(2, *x.shape))
     return without + scale * (given - without)
 
   return guided
+
+
+def _twice(x: jax.Array) -> jax.Array:
+  """Rows, and again; a broadcast, which moves nothing over a mesh, where a concatenation does."""
+  return jnp.broadcast_to(x[None], (2, *x.shape)).reshape(-1, *x.shape[1:])
 
 
 def join(first: Any, second: Any, axes: Any = 0) -> Any:

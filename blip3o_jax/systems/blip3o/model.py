@@ -245,7 +245,7 @@ class Blip3o(nnx.Module):
     if scale is None:
       velocity = guidance.cfg(self.denoiser, given, None, 1)
     else:
-      velocity = guidance.joined(self.denoiser, given, scale)
+      velocity = guidance.joined(self.denoiser, given, scale, layers.constrain_pairs)
     steps = flow.euler_steps if sampler == "euler" else flow.heun_steps
     return steps(velocity, state, table, first, last)
 

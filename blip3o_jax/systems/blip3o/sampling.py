@@ -58,12 +58,14 @@ def draw(
   def begin(prompt: Mapping[str, Any], noise: Any) -> tuple[next_dit.Condition, flow.State]:
     return _begin(network, condition(network, prompt), noise, scale is not None)
 
+  rows = len(prompt["tokens"])
+  looping = cores.halved(network, "denoiser", rows, guided=scale is not None)
   begun = cores.each(begin, cores.shares(prompt, number), cores.shares(noise, number))
   conditions, states = map(list, zip(*begun, strict=True))
 
   def advance(states: list[flow.State], first: np.int32, last: np.int32) -> list[flow.State]:
     def go(given: next_dit.Condition, state: flow.State) -> flow.State:
-      return _advance(network, given, state, table, (first, last), scale, sampler)
+      return _advance(looping, given, state, table, (first, last), scale, sampler)
 
     return cores.each(go, conditions, states)
 
@@ -76,7 +78,7 @@ def draw(
   return cores.joined([each.x for each in states])
 
 
-@program()
+@program(brief=True)
 def condition(network: Network, prompt: Mapping[str, Any]) -> jax.Array:
   """What the generator is given of padded prompts, float[B, Q, D]."""
   return network.module().condition(**prompt)

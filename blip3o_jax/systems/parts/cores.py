@@ -2,13 +2,18 @@
 
 XLA computes a small network's products and convolutions on hardly more than one core; two programs
 of half the rows, in two threads, use two. A share is computed by the program of its own number of
-rows, so a batch of eight on two cores needs the programs of four.
+rows, so a batch of eight on two cores needs the programs of four. The two rows that guidance makes
+of one picture meet at every step, so they are one program on two devices, for which `ask` asks.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Sequence
 from concurrent import futures
+import contextlib
+import functools
 import os
+import threading
 from typing import Any
 from typing import TypeVar
 
@@ -16,6 +21,7 @@ from flax import nnx
 import jax
 import numpy as np
 
+from blip3o_jax import sharding
 from blip3o_jax import stacks
 from blip3o_jax.systems.parts.network import Network
 from blip3o_jax.systems.parts.network import on_host
@@ -28,6 +34,19 @@ def count() -> int:
   """Cores that this process may use."""
   affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
   return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def ask() -> None:
+  """Asks JAX for two devices on this CPU, where it has not started and nobody has said how many.
+
+  Whatever names no device computes on the first of them as before.
+  """
+  said = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+  number: int = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]  # -1: not said
+  if count() < 2 or said or number >= 0 or jax.distributed.is_initialized():
+    return
+  with contextlib.suppress(RuntimeError):  # it has started, with the devices that it has
+    jax.config.update("jax_num_cpu_devices", 2)
 
 
 def is_small(network: Network) -> bool:
@@ -43,6 +62,59 @@ def ways(network: Network, rows: int) -> int:
 def apart(network: Network) -> Network:
   """A small network with its layers one by one (`stacks.apart`), kept with it; others as it is."""
   return network.once(_apart) if is_small(network) else network
+
+
+class Halves:
+  """The home of networks that compute half of their rows on each of two devices of this CPU.
+
+  One program at a time: two whose halves met in another order would wait for each other.
+  """
+
+  def __init__(self) -> None:
+    self.mesh = sharding.make_mesh(replica=2, fsdp=1, devices=jax.local_devices()[:2])
+    self._lock = threading.Lock()
+
+  @contextlib.contextmanager
+  def around(self) -> Iterator[None]:
+    """See `network.Home`."""
+    with self._lock, jax.set_mesh(self.mesh):
+      yield
+
+  def ready(self, network: Network, args: T, used: Any) -> tuple[Network, T]:
+    """See `network.Home`."""
+    del used
+    return network, self.left(args)
+
+  def left(self, result: T) -> T:
+    """See `network.Home`: on the host, from where programs of one device and of two take it."""
+    return jax.tree.map(_on_host, result)  # type: ignore[no-any-return]
+
+
+def _on_host(x: Any) -> Any:
+  return np.asarray(x) if isinstance(x, jax.Array) else x
+
+
+_halves = functools.cache(Halves)
+
+
+def halved(network: Network, name: str, rows: int, *, guided: bool) -> Network:
+  """A small network whose module of that name computes one picture's guidance on two devices.
+
+  The network as it is where there are more pictures, each of which is work for a core, or where
+  there is no guidance, or no second device.
+  """
+  if rows > 1 or not guided or not is_small(network):
+    return network
+  if count() < 2 or len(jax.local_devices()) < 2:
+    return network
+  return network.once(_halved, name)
+
+
+def _halved(network: Network, name: str) -> Network:
+  home = _halves()
+  everywhere = jax.sharding.NamedSharding(home.mesh, jax.sharding.PartitionSpec())
+  own = jax.device_put(network.params[name], everywhere)
+  return network.with_params({**network.params, name: own}, home)
 
 
 def part(network: Network, name: str) -> Network:

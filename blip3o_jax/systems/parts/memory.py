@@ -14,6 +14,7 @@ import dataclasses
 from pathlib import Path
 import threading
 from typing import Any
+from typing import TypeVar
 
 from flax import nnx
 import jax
@@ -26,6 +27,7 @@ from blip3o_jax.systems.parts import loading
 from blip3o_jax.systems.parts import outline as outlines
 from blip3o_jax.systems.parts.network import Network
 
+R = TypeVar("R")
 LEAST = 8  # latent cells a side of a tile
 
 
@@ -94,10 +96,10 @@ class Shelf:
 
   def ready(
     self, network: Network, args: tuple[Any, ...], used: Callable[[], frozenset[str]]
-  ) -> Network:
+  ) -> tuple[Network, tuple[Any, ...]]:
     """See `network.Home`: what the program reads on the device, nothing else there."""
     if not self.memory.offload:
-      return network
+      return network, args
     # Whatever still runs reads what leaves now.
     jax.block_until_ready(args)
     wanted = {(id(network), name) for name in used()}
@@ -109,7 +111,11 @@ class Shelf:
       here = {
         name: self._held.get((id(network), name), own) for name, own in network.params.items()
       }
-    return network.with_params(here)
+    return network.with_params(here), args
+
+  def left(self, result: R) -> R:
+    """See `network.Home`: as it is."""
+    return result
 
 
 def _to_device(x: jax.Array) -> jax.Array:

@@ -51,12 +51,15 @@ class Home(Protocol):
 
   def ready(
     self, network: "Network", args: tuple[Any, ...], used: Callable[[], frozenset[str]]
-  ) -> "Network":
-    """The network as a program takes it.
+  ) -> tuple["Network", tuple[Any, ...]]:
+    """The network and the other arguments, as a program takes them.
 
     Args:
       args: the program's others. used: gives the top-level modules that it reads.
     """
+
+  def left(self, result: R) -> R:
+    """The result of a program as its caller takes it."""
 
 
 @jax.tree_util.register_pytree_node_class
@@ -143,12 +146,16 @@ class Program(Generic[R]):
     if home is None:
       return self._here()(*args, **kwargs)  # type: ignore[no-any-return]
     with home.around():
-      found = home.ready(network, (others, kwargs), lambda: self.used(network, others, kwargs))
-      return self._jit(found, *others, **kwargs)  # type: ignore[no-any-return]
+      given = others, kwargs
+      found, given = home.ready(network, given, lambda: self.used(network, others, kwargs))
+      return home.left(self._jit(found, *given[0], **given[1]))  # type: ignore[no-any-return]
 
-  def lower(self, *args: Any, **kwargs: Any) -> Any:
-    """See `jax.jit(...).lower`; where the parameters lie is not asked."""
-    return self._here().lower(*args, **kwargs)
+  def lower(self, network: Network, *args: Any, **kwargs: Any) -> Any:
+    """See `jax.jit(...).lower`; parameters stay where they are."""
+    if network.home is None:
+      return self._here().lower(network, *args, **kwargs)
+    with network.home.around():
+      return self._jit.lower(network, *args, **kwargs)
 
   def _here(self) -> Any:
     """The function for where it runs."""

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from blip3o_jax import layers
 from blip3o_jax.diffusion import eps
 from blip3o_jax.diffusion import flow
 from blip3o_jax.diffusion import guidance
@@ -179,13 +180,13 @@ def compile_for(network: Network, rows: int, shape: Sequence[int], *, guided: bo
   null = array((1, *shape)) if guided else None
   seeds = jax.ShapeDtypeStruct((rows, 2), np.uint32)
   given, one = (network, array((rows, *shape)), seeds, null), np.float32(1)
-  start = _start.lower(*given, one)
-  condition, state = start.out_info
+  condition, state = _start.trace(*given, one).out_info
   table, number = eps.table(network.module().cfg.schedule, 1), np.int32(0)
-  loop = _loop.lower(network, condition, one if guided else None, state, table, number, number)
-  latents = array(state.x.shape)
-  for each in (loop, start, _pixels.lower(cores.part(network, "autoencoder"), latents)):
-    each.compile()
+  looping = cores.halved(network, "unet", rows, guided=guided)
+  # The longest first: while it compiles, the others are lowered.
+  _loop.lower(looping, condition, one if guided else None, state, table, number, number).compile()
+  _start.lower(*given, one).compile()
+  _pixels.lower(cores.part(network, "autoencoder"), array(state.x.shape)).compile()
 
 
 def sample(
@@ -250,9 +251,10 @@ def _sampler(
   begun = cores.each(lambda each: _start(network, *each, table.start), given)
   conditions, states = map(list, zip(*begun, strict=True))
   factor = None if scale == 1 else np.float32(scale)
+  looping = cores.halved(network, "unet", rows, guided=factor is not None)
 
   def go(condition: unet.Condition, state: eps.State, first: Any, last: Any) -> eps.State:
-    return _loop(network, condition, factor, state, table, first, last)
+    return _loop(looping, condition, factor, state, table, first, last)
 
   def advance(states: States, first: np.int32, last: np.int32) -> States:
     return cores.each(lambda c, state: go(c, state, first, last), conditions, states)
@@ -290,7 +292,7 @@ def _loop(
   fn = (
     guidance.cfg(found, condition, None, 1)
     if scale is None
-    else guidance.joined(found, condition, scale)
+    else guidance.joined(found, condition, scale, layers.constrain_pairs)
   )
   return eps.euler_steps(fn, state, table, first, last)
 

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -52,6 +55,38 @@ def test_large_networks_and_those_that_move_run_as_they_are(
   assert cores.ways(network, 4) == 4
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   assert cores.ways(network, 4) == 1
+
+
+ASKED = """
+import sys
+from blip3o_jax.systems.parts import cores
+cores.count = lambda: int(sys.argv[1])
+import jax
+if sys.argv[2] == "started":
+  jax.devices()
+cores.ask()
+print(len(jax.devices()))
+"""
+
+
+@pytest.mark.parametrize(
+  ("cores_here", "state", "variables", "wanted"),
+  [
+    (8, "new", {}, 2),
+    (1, "new", {}, 1),
+    (8, "started", {}, 1),
+    (8, "new", {"JAX_NUM_CPU_DEVICES": "1"}, 1),
+    (8, "new", {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}, 4),
+  ],
+)
+def test_devices_are_asked_for_where_nobody_has_said(
+  cores_here: int, state: str, variables: dict[str, str], wanted: int
+) -> None:
+  words = [sys.executable, "-c", ASKED, str(cores_here), state]
+  done = subprocess.run(
+    words, env={**os.environ, **variables}, capture_output=True, text=True, check=False
+  )
+  assert done.stdout.split() == [str(wanted)], done.stderr
 
 
 def test_layers_apart_and_one_module_are_kept_and_give_the_same(network: Network) -> None:

@@ -168,19 +168,21 @@ def test_a_picture_conditions_a_picture() -> None:
   assert np.abs(shown[0] - plain[0]).max() > 1e-3
 
 
-@pytest.mark.parametrize(("scale", "available"), [(2.0, 1), (1.0, 2)])
+@pytest.mark.parametrize(("rows", "scale", "available"), [(2, 2.0, 1), (2, 1.0, 2), (1, 2.0, 1)])
 def test_painting_finds_the_programs_compiled_for_it(
-  compiled: list[str], monkeypatch: pytest.MonkeyPatch, scale: float, available: int
+  compiled: list[str], monkeypatch: pytest.MonkeyPatch, rows: int, scale: float, available: int
 ) -> None:
   monkeypatch.setattr(cores, "count", lambda: available)
   model = verbs.load(TINY)
   assert model.decoder is not None
   shape = (model.cfg.grid, model.cfg.grid, model.cfg.channels)
   jax.clear_caches()
-  painter.compile_for(model.decoder, 2, shape, guided=scale != 1)
+  painter.compile_for(model.decoder, rows, shape, guided=scale != 1)
   assert len(compiled) >= 3
   warm = len(compiled)
-  painter.paint(model.decoder, np.ones((2, *shape)), [0, 1], steps=2, scale=scale)
+  seeds, features = list(range(rows)), np.ones((rows, *shape))
+  painter.paint(model.decoder, features, seeds, steps=2, scale=scale)
+  painter.paint(model.decoder, features, seeds, steps=3, scale=scale, watch=lambda step: None)
   assert len(compiled) == warm
 
 
