@@ -23,10 +23,10 @@ import numpy as np
 
 from blip3o_jax import sharding
 from blip3o_jax import stacks
+from blip3o_jax.systems.parts.network import SMALL
 from blip3o_jax.systems.parts.network import Network
 from blip3o_jax.systems.parts.network import on_host
 
-SMALL = 1 << 28  # bytes of parameters; of a larger network each product is work for all cores
 T = TypeVar("T")
 
 

@@ -16,6 +16,7 @@ import jax
 from blip3o_jax import trees
 
 R = TypeVar("R")
+SMALL = 1 << 28  # bytes of parameters; of a larger network each product is work for all cores
 _UNOPTIMIZED = {"xla_backend_optimization_level": 0}  # the other passes of XLA are as they were
 
 
@@ -103,8 +104,8 @@ class Network:
 
   @functools.cached_property
   def nbytes(self) -> int:
-    """Of all parameters."""
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(self.params))
+    """Of all parameters, which may be shapes."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self.params))
 
   def module(self) -> Any:
     """The module again, put together once."""
@@ -131,7 +132,8 @@ class Program(Generic[R]):
 
   Args:
     fn: its first argument is a `Network`. options: of `jax.jit`.
-    brief: it runs for less time than LLVM's optimizer takes for it: on a CPU it does without.
+    brief: of a small network it runs for less time than LLVM's optimizer takes for it: on a CPU it
+      then does without.
   """
 
   def __init__(self, fn: Callable[..., R], options: Mapping[str, Any], *, brief: bool = False):
@@ -144,7 +146,7 @@ class Program(Generic[R]):
     network, *others = args
     home = network.home if isinstance(network, Network) else None
     if home is None:
-      return self._here()(*args, **kwargs)  # type: ignore[no-any-return]
+      return self._here(network)(*args, **kwargs)  # type: ignore[no-any-return]
     with home.around():
       given = others, kwargs
       found, given = home.ready(network, given, lambda: self.used(network, others, kwargs))
@@ -153,13 +155,14 @@ class Program(Generic[R]):
   def lower(self, network: Network, *args: Any, **kwargs: Any) -> Any:
     """See `jax.jit(...).lower`; parameters stay where they are."""
     if network.home is None:
-      return self._here().lower(network, *args, **kwargs)
+      return self._here(network).lower(network, *args, **kwargs)
     with network.home.around():
       return self._jit.lower(network, *args, **kwargs)
 
-  def _here(self) -> Any:
+  def _here(self, network: Network) -> Any:
     """The function for where it runs."""
-    return self._brief if self._brief is not self._jit and on_host() else self._jit
+    brief = self._brief is not self._jit and network.nbytes <= SMALL and on_host()
+    return self._brief if brief else self._jit
 
   def trace(self, *args: Any, **kwargs: Any) -> Any:
     """See `jax.jit(...).trace`; where the parameters lie is not asked."""

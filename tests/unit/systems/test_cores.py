@@ -12,6 +12,7 @@ import pytest
 
 from blip3o_jax import layers
 from blip3o_jax.systems.parts import cores
+from blip3o_jax.systems.parts import network as networks
 from blip3o_jax.systems.parts.network import Network
 
 
@@ -60,6 +61,7 @@ def test_large_networks_and_those_that_move_run_as_they_are(
 ASKED = """
 import sys
 from blip3o_jax.systems.parts import cores
+from blip3o_jax.systems.parts import network as networks
 cores.count = lambda: int(sys.argv[1])
 import jax
 if sys.argv[2] == "started":
@@ -125,3 +127,18 @@ def test_what_a_share_raises_is_raised(place: int) -> None:
 
   with pytest.raises(ValueError, match=f"share {place}"):
     cores.each(fail, [0, 1])
+
+
+def test_what_is_brief_is_not_optimized_for_a_small_network_on_a_cpu(
+  network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  double = networks.program(brief=True)(lambda network, x: network.module()(x) * 2)
+  x = jnp.ones((1, 4))
+  found = double(network, x)
+  assert double._here(network) is not double._jit
+  monkeypatch.setattr(networks, "SMALL", network.nbytes - 1)
+  assert double._here(network) is double._jit
+  np.testing.assert_allclose(double(network, x), found, rtol=1e-6)
+  monkeypatch.setattr(networks, "SMALL", network.nbytes)
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  assert double._here(network) is double._jit
