@@ -81,7 +81,7 @@ def block_shape(shape: Shape, itemsize: int, *, stacked: bool, split: int) -> Sh
   return tuple(out)
 
 
-def _facts(shape: Shape, block: Shape, dtype: np.dtype) -> dict[str, Any]:
+def _zarray(shape: Shape, block: Shape, dtype: np.dtype) -> dict[str, Any]:
   """The text of a parameter's `.zarray`."""
   return {
     "chunks": list(block),
@@ -122,7 +122,7 @@ class Writer:
     home = self.folder / _name(path)
     home.mkdir(exist_ok=True)  # not in `add`, which one thread calls a thousand times
     if not any(start):
-      (home / ".zarray").write_text(json.dumps(_facts(shape, block, dtype)))
+      (home / ".zarray").write_text(json.dumps(_zarray(shape, block, dtype)))
     file = home / _key(tuple(s // b for s, b in zip(start, block, strict=True)))
     with open(file, "wb", buffering=0) as handle:
       write_all(handle, np.ascontiguousarray(values, dtype).reshape(-1).view(np.uint8))

@@ -51,14 +51,14 @@ def draw(
     return watching.once(_regressed(network, prompt), watch, STAGE, preview)
   # The patches of pictures are not rows of the batch.
   shown_any = prompt.get("patches") is not None
-  number = 1 if shown_any else cores.ways(network, len(prompt["tokens"]))
+  rows = len(prompt["tokens"])
+  number = 1 if shown_any else cores.ways(network, rows)
   network = cores.apart(network)
 
   # Two programs: where parameters are moved to the device, the language model has left it by then.
   def begin(prompt: Mapping[str, Any], noise: Any) -> tuple[next_dit.Condition, flow.State]:
     return _begin(network, condition(network, prompt), noise, scale is not None)
 
-  rows = len(prompt["tokens"])
   looping = cores.halved(network, "denoiser", rows, guided=scale is not None)
   begun = cores.each(begin, cores.shares(prompt, number), cores.shares(noise, number))
   conditions, states = map(list, zip(*begun, strict=True))

@@ -183,7 +183,7 @@ def compile_for(network: Network, rows: int, shape: Sequence[int], *, guided: bo
   condition, state = _start.trace(*given, one).out_info
   table, number = eps.table(network.module().cfg.schedule, 1), np.int32(0)
   looping = cores.halved(network, "unet", rows, guided=guided)
-  # The longest first: while it compiles, the others are lowered.
+  # The longest first: it compiles while the caller's own programs are traced.
   _loop.lower(looping, condition, one if guided else None, state, table, number, number).compile()
   _start.lower(*given, one).compile()
   _pixels.lower(cores.part(network, "autoencoder"), array(state.x.shape)).compile()
