@@ -305,12 +305,13 @@ class GatedMlp(nnx.Module):
     self.gate_proj = make(dim, mlp_dim, ("embed", "mlp"), **up)
     self.up_proj = make(dim, mlp_dim, ("embed", "mlp"), **up)
     self.down_proj = make(mlp_dim, dim, ("mlp", "embed"), **up)
-    # Not for layers that quantise the gradient: what they multiply is stored then.
-    self.stored = True
+    self.plain = False  # for layers in int8, which store what they multiply themselves
 
-  def __call__(self, x: jax.Array) -> jax.Array:
-    both = (self.gate_proj(x), self.up_proj(x))
-    return self.down_proj(gated(*(stored_gradient(both) if self.stored else both)))
+  def __call__(self, x: Any) -> jax.Array:
+    gate, up = self.gate_proj(x), self.up_proj(x)
+    if self.plain:
+      return self.down_proj(jax.nn.silu(gate) * up)
+    return self.down_proj(gated(*stored_gradient((gate, up))))
 
 
 @jax.custom_vjp

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import functools
 from typing import Any
 from typing import Literal
+from typing import NamedTuple
 
 from flax import nnx
 import jax
@@ -20,12 +21,27 @@ import numpy as np
 from blip3o_jax import chips
 from blip3o_jax import layers
 from blip3o_jax.remat import KEPT
+from blip3o_jax.remat import stored_gradient
 
 # "int8": the gradient of the activations is a product in the compute dtype. "int8_backward": that
 # product is of int8 too.
 Quantize = Literal["none", "int8", "int8_backward"]
 NOTICED = 1.02  # times as fast, from which a step is called faster
+_UNREAD: Any = (None, None)  # no gradients of what is read for `exact`
 LARGEST = 127  # -128 is not used: the range is symmetric
+
+
+class Rounded(NamedTuple):
+  """Activations in int8, beside those that they stand for.
+
+  Attributes:
+    exact: float[..., D]; a product has its dtype and gives it the gradient, and does not read it.
+    values: int8[..., D]. row: float32[..., 1], what 1 stands for in each row.
+  """
+
+  exact: jax.Array
+  values: jax.Array
+  row: jax.Array
 
 
 class Int8Linear(nnx.Module):
@@ -57,12 +73,14 @@ class Int8Linear(nnx.Module):
     self.bias = None if made is None else nnx.Param(made, axes=axes[-1:])
     self.dtype, self.backward, self.activations = dtype, False, True
 
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array | Rounded) -> jax.Array:
     if not self.activations:
-      return self._of_weights(x)
+      return self._of_weights(x.exact if isinstance(x, Rounded) else x)
     # Not flattened to rows: what follows would not be fused with the product any more.
     product = _product_int8_backward if self.backward else _product
-    y = product(x.astype(self.dtype), self.kernel[...], self.scale[...].astype(jnp.float32))
+    given = x if isinstance(x, Rounded) else Rounded(x, *_rows(x.astype(self.dtype)))
+    given = given._replace(exact=given.exact.astype(self.dtype))
+    y = product(given, self.kernel[...], self.scale[...].astype(jnp.float32))
     y = checkpoint_name(y, KEPT)
     return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
@@ -192,55 +210,67 @@ def _of_step(chip: chips.Chip) -> str:
   return f"but the 8B pretraining step, as planned, is {times}: memory is saved, no time"
 
 
+def normed(norm: layers.RMSNorm, x: jax.Array) -> Rounded:
+  """A norm of float[..., D], rounded from float32.
+
+  The largest value of a normed row is that of the row, times what the norm multiplies it by: so a
+  TPU goes twice over it, not once for the norm's own sum, once to norm and twice to round.
+  """
+  wide = jax.lax.stop_gradient(x).astype(jnp.float32)
+  root = jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + norm.eps)
+  values, row = _rows(wide * norm.scale[...].astype(x.dtype).astype(jnp.float32))
+  # Stored, or XLA goes through the norm's backward pass in each tile of the products that sum it.
+  return Rounded(stored_gradient(norm(x)), values, row * root)
+
+
 def _rows(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """int8[..., D] of float[..., D], and float32[..., 1], what 1 stands for in each row.
+  """The last two of `Rounded` of float[..., D].
 
   A row that is not finite has a scale that is not, and so has the product.
   """
-  x = x.astype(jnp.float32)
+  x = jax.lax.stop_gradient(x).astype(jnp.float32)
   # Some backends' max passes over a NaN, which as an int8 would be 0; its bits are the largest.
   bits = jax.lax.bitcast_convert_type(jnp.abs(x), jnp.int32)
   top = jax.lax.bitcast_convert_type(jnp.max(bits, -1, keepdims=True), jnp.float32)
   return jnp.round(x * jnp.where(top > 0, LARGEST / top, 0)).astype(jnp.int8), top / LARGEST
 
 
-def _forward(x: jax.Array, kernel: jax.Array, scale: jax.Array) -> jax.Array:
-  values, row = _rows(x)
-  y = jnp.dot(values, kernel, preferred_element_type=jnp.int32)
-  return (y.astype(jnp.float32) * row * scale).astype(x.dtype)
+def _forward(x: Rounded, kernel: jax.Array, scale: jax.Array) -> jax.Array:
+  y = jnp.dot(x.values, kernel, preferred_element_type=jnp.int32)
+  return (y.astype(jnp.float32) * x.row * scale).astype(x.exact.dtype)
 
 
 @jax.custom_vjp
-def _product(x: jax.Array, kernel: jax.Array, scale: jax.Array) -> jax.Array:
-  """float[..., D] by int8[D, F] with float32[F]: float[..., F] in the dtype of x."""
+def _product(x: Rounded, kernel: jax.Array, scale: jax.Array) -> jax.Array:
+  """[..., D] by int8[D, F] with float32[F]: float[..., F]."""
   return _forward(x, kernel, scale)
 
 
 @jax.custom_vjp
-def _product_int8_backward(x: jax.Array, kernel: jax.Array, scale: jax.Array) -> jax.Array:
+def _product_int8_backward(x: Rounded, kernel: jax.Array, scale: jax.Array) -> jax.Array:
   """`_product`, whose backward pass multiplies int8 by int8 as well."""
   return _forward(x, kernel, scale)
 
 
 def _keep(
-  x: jax.Array, kernel: jax.Array, scale: jax.Array
+  x: Rounded, kernel: jax.Array, scale: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
   return _forward(x, kernel, scale), (kernel, scale)
 
 
-def _backward(kept: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, None, None]:
+def _backward(kept: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[Any, None, None]:
   # As if the activations had not been rounded. The scale goes to the gradient, which is smaller
-  # than the kernel.
+  # than the kernel, and what is multiplied is stored: XLA would make it again for every tile.
   kernel, scale = kept
-  g = (g.astype(jnp.float32) * scale).astype(g.dtype)
-  return jnp.dot(g, kernel.T.astype(g.dtype)), None, None
+  g = jax.lax.optimization_barrier((g.astype(jnp.float32) * scale).astype(g.dtype))
+  return Rounded(jnp.dot(g, kernel.T.astype(g.dtype)), *_UNREAD), None, None
 
 
-def _backward_int8(kept: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, None, None]:
+def _backward_int8(kept: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[Any, None, None]:
   kernel, scale = kept
   values, row = _rows(g.astype(jnp.float32) * scale)
   y = jnp.dot(values, kernel.T, preferred_element_type=jnp.int32)
-  return (y.astype(jnp.float32) * row).astype(g.dtype), None, None
+  return Rounded((y.astype(jnp.float32) * row).astype(g.dtype), *_UNREAD), None, None
 
 
 _product.defvjp(_keep, _backward)

@@ -147,7 +147,7 @@ class SelfAttention(nnx.Module):
     self.o_proj = make(q_dim, cfg.dim, ("heads", "embed"), bias=False, **kw)
     self.heads, self.kv_heads = cfg.heads, cfg.kv_heads
 
-  def project(self, x: jax.Array, angles: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+  def project(self, x: Any, angles: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """float[B, T, D] -> rotated q [B, T, N, H], rotated k and v [B, T, K, H]."""
     q = split_heads(self.q_proj(x), self.heads)
     k = split_heads(self.k_proj(x), self.kv_heads)
@@ -166,21 +166,21 @@ class Layer(nnx.Module):
     self.mlp = GatedMlp(
       cfg.dim, cfg.mlp_dim, bias=False, dtype=cfg.dtype, init=_init(cfg), make=make, rngs=rngs
     )
-    self.mlp.stored = cfg.quantize != "int8_backward"
-    self.quantised = cfg.quantize != "none"
+    self.mlp.plain = self.quantised = cfg.quantize != "none"
 
   def project(self, x: jax.Array, angles: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The first half: q, k, v of the normed input."""
-    return self.self_attn.project(self.input_layernorm(x), angles)
+    norm = self.input_layernorm
+    return self.self_attn.project(quantized.normed(norm, x) if self.quantised else norm(x), angles)
 
   def finish(self, x: jax.Array, mixed: jax.Array) -> jax.Array:
     """The second half: residual of float[B, T, D] with attention's [B, T, N, H], then the MLP."""
     x = x + self.self_attn.o_proj(stored_gradient(merge_heads(mixed)))
-    normed = self.post_attention_layernorm(x)
-    if not self.quantised:
-      # Stored once: XLA would norm again inside the gate's matmul, for every tile.
-      normed = jax.lax.optimization_barrier(normed)
-    return constrain_tokens(x + self.mlp(normed))
+    norm = self.post_attention_layernorm
+    if self.quantised:
+      return constrain_tokens(x + self.mlp(quantized.normed(norm, x)))
+    # Stored once: XLA would norm again inside the gate's matmul, for every tile.
+    return constrain_tokens(x + self.mlp(jax.lax.optimization_barrier(norm(x))))
 
 
 class DecoderLM(nnx.Module):

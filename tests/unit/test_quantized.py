@@ -108,6 +108,35 @@ def test_what_is_not_finite_stays_so(numbers):
   assert np.flatnonzero(np.isnan(y[0])).tolist() == [2]
 
 
+def test_a_norm_is_rounded_as_what_it_gives(numbers):
+  """To within half a step, from float32: a bfloat16 between them would add its own rounding."""
+  norm = layers.RMSNorm(256)
+  norm.scale.set_value(jnp.asarray(np.geomspace(0.01, 4, 256), jnp.float32))
+  x = jnp.asarray(numbers["x"])
+  exact, values, row = quantized.normed(norm, x)
+  np.testing.assert_array_equal(exact, norm(x))
+  assert np.abs(values.astype(int)).max(-1).tolist() == [[127] * 20] * 2
+  assert np.all(np.abs(values * row - exact) <= row * 0.501)
+  broken = numbers["x"][0]
+  broken[1, 7], broken[2, 5], broken[3] = np.nan, np.inf, 0
+  made = layer(numbers["kernel"], numbers["bias"], backward=False)
+  y = np.asarray(made(quantized.normed(norm, jnp.asarray(broken))))
+  assert not np.isfinite(y[1:3]).any()
+  assert np.isfinite(y[[0, *range(4, 20)]]).all()
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_the_gradient_through_a_rounded_norm_is_that_of_the_norm(numbers, backward):
+  norm, x = layers.RMSNorm(256), jnp.asarray(numbers["x"])
+  made = layer(numbers["kernel"], numbers["bias"], backward=backward)
+  g = jnp.asarray(numbers["g"])
+  found, plain = (
+    jax.vjp(way, x)[1](g)[0]
+    for way in (lambda x: made(quantized.normed(norm, x)), lambda x: made(norm(x)))
+  )
+  assert error(found, plain) < 1e-6
+
+
 MIDDLE = dict(
   vocab_size=64,
   dim=512,
