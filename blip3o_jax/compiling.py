@@ -18,9 +18,10 @@ Options = dict[str, bool | str]
 # (https://github.com/openxla/xla/issues/44228).
 _GPU: Options = {"xla_gpu_enable_latency_hiding_scheduler": True}
 
-# Gathers of weights run in the steps of a matmul. On by default for v5e, not for v5p and v6e; the
-# first two do nothing without the third. The names are those of MaxText's list of flags
-# (https://github.com/AI-Hypercomputer/maxtext, benchmarks/xla_flags_library.py).
+# Gathers of weights run in the steps of a matmul; the first two do nothing without the third. The
+# names are those of MaxText's list of flags
+# (https://github.com/AI-Hypercomputer/maxtext, benchmarks/xla_flags_library.py). For v5e alone: of
+# other chips libtpu 0.0.50 refuses the three together, which "might lead to incorrect results".
 _GATHERS: Options = {
   "xla_tpu_enable_async_collective_fusion": "true",
   "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
@@ -33,13 +34,18 @@ _SPARSE_CORE: Options = {
   "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": "true",
 }
 
+# Larger windows of the matmuls (16 MiB by default; more than 24 leaves no room for arrays that stay
+# on the chip), and loops over the same array made one.
+_WINDOWS: Options = {
+  "xla_tpu_scoped_vmem_limit_kib": "24576",
+  "xla_jf_enable_advanced_multi_output_fusion": "true",
+}
 
 _TPU: Mapping[str, Options] = {
-  "TPU v4": _GATHERS,
   "TPU v5 lite": _GATHERS,
-  "TPU v5": _GATHERS | _SPARSE_CORE,
-  "TPU v6 lite": _GATHERS | _SPARSE_CORE,
-  "TPU7x": _GATHERS | _SPARSE_CORE,
+  "TPU v5": _SPARSE_CORE | _WINDOWS,
+  "TPU v6 lite": _SPARSE_CORE,
+  "TPU7x": _SPARSE_CORE,
 }
 
 

@@ -22,9 +22,9 @@ esac
 
 make_environment
 install_once "[test]"
-if [ "$mode" = --setup ] || [ "$mode" = --all ]; then
+if [ "$mode" != default ]; then
   install_once "[tpu]" ||
-    echo "libtpu does not install here: the compile-ahead (aot) tests will be skipped"
+    echo "libtpu does not install here: what asks the TPU compiler will be skipped"
 fi
 if [ "$mode" = --setup ]; then exit; fi
 

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 import optax
 
-from blip3o_jax import compiling
 from blip3o_jax import sharding
 from blip3o_jax import trees
 from blip3o_jax.attention import attention
@@ -93,19 +92,6 @@ def moment_facts(mesh: jax.sharding.Mesh, host: bool) -> dict[str, int]:
   }
 
 
-def option_facts() -> dict[str, list[str]]:
-  """{kind of device: options that its compiler took}, of a program of one addition."""
-  out = {}
-  for name in ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"):
-    device = topologies.get_topology_desc(platform="tpu", topology_name=name).devices[0]
-    chosen = compiling.options(device.device_kind, {})
-    place = jax.sharding.SingleDeviceSharding(device)
-    x = jax.ShapeDtypeStruct((8, 128), jnp.float32, sharding=place)
-    jax.jit(lambda x: x + 1).lower(x).compile(compiler_options=chosen)
-    out[device.device_kind] = list(chosen)
-  return out
-
-
 def main() -> None:
   topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
   devices = topology.devices
@@ -122,7 +108,6 @@ def main() -> None:
       facts[impl] = attention_facts(mesh, impl)
     facts["matmul"] = matmul_facts(mesh)
   facts["moments"] = {where: moment_facts(mesh, where == "host") for where in ("device", "host")}
-  facts["options"] = option_facts()
   print(json.dumps(facts))
 
 

@@ -73,10 +73,3 @@ def test_moments_on_the_host_leave_the_chip_and_come_back_a_layer_at_a_time(comp
   assert host["temp"] - plain["temp"] < size / 2, host
   saved = plain["argument"] + plain["temp"] - host["argument"] - host["temp"]
   assert saved > size / 2
-
-
-def test_every_generation_knows_its_options(compiled):
-  """A name that the compiler does not know would have failed the child."""
-  kinds = {"TPU v4", "TPU v5 lite", "TPU v5", "TPU v6 lite", "TPU7x"}
-  assert set(compiled["options"]) == kinds
-  assert all(compiled["options"].values())
