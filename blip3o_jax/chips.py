@@ -111,7 +111,7 @@ CHIPS: dict[str, Chip] = {
       dims=3,
       cores=2,
       gain="int8",
-      int8_step=230.6 / 181.5,
+      int8_step=227.0 / 178.3,
       source=f"{TPU}v5p; int8: twice bf16, as announced on 6 December 2023",
     ),
     Chip(
