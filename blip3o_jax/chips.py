@@ -129,7 +129,7 @@ CHIPS: dict[str, Chip] = {
       wrap=16,
       dims=2,
       gain="int8",
-      int8_step=146.1 / 146.7,
+      int8_step=150.7 / 148.6,
       source=f"{TPU}v6e",
     ),
     Chip(

@@ -227,7 +227,7 @@ def test_who_gains_is_said():
   assert quantized.said({}, "cpu") == ""
   for kind, step in (
     ("TPU v5", "and the 8B pretraining step, as planned, is 1.27 times as fast"),
-    ("TPU v6 lite", "but the 8B pretraining step, as planned, is 1.00 times as fast: memory is"),
+    ("TPU v6 lite", "but the 8B pretraining step, as planned, is 1.01 times as fast: memory is"),
     ("TPU v5 lite", "a whole step in int8 was not planned there"),
   ):
     assert f"the matrix units of {kind} gain by it, {step}" in quantized.said(leaves, kind)
