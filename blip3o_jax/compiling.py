@@ -20,8 +20,8 @@ _GPU: Options = {"xla_gpu_enable_latency_hiding_scheduler": True}
 
 # Gathers of weights run in the steps of a matmul; the first two do nothing without the third. The
 # names are those of MaxText's list of flags
-# (https://github.com/AI-Hypercomputer/maxtext, benchmarks/xla_flags_library.py). For v5e alone: of
-# other chips libtpu 0.0.50 refuses the three together, which "might lead to incorrect results".
+# (https://github.com/AI-Hypercomputer/maxtext, benchmarks/xla_flags_library.py). For v5e alone: on
+# other chips libtpu 0.0.50 refuses the three together, since results may be wrong.
 _GATHERS: Options = {
   "xla_tpu_enable_async_collective_fusion": "true",
   "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",

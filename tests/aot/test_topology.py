@@ -3,13 +3,9 @@
 libtpu is loaded in one child process, so that the tests' own process stays on the CPU.
 """
 
-import importlib.util
-import json
-import os
 from pathlib import Path
-import subprocess
-import sys
 
+import libtpu_child
 import pytest
 
 pytestmark = pytest.mark.aot
@@ -17,22 +13,9 @@ CHILD = Path(__file__).with_name("compile_for_tpu.py")
 
 
 @pytest.fixture(scope="module")
-def compiled(request):
+def compiled():
   """What the child printed: {program: facts}."""
-  if importlib.util.find_spec("libtpu") is None:
-    pytest.skip("libtpu is not installed: bash launch/test.sh --setup")
-  env = os.environ | {
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_LIBRARY_PATH": str(Path(importlib.util.find_spec("libtpu").origin).with_name("libtpu.so")),
-    "PYTHONPATH": str(Path(__file__).parents[2]),
-  }
-  run = subprocess.run(
-    [sys.executable, CHILD], env=env, capture_output=True, text=True, timeout=300
-  )
-  assert run.returncode == 0, run.stderr[-4000:]
-  return json.loads(run.stdout.splitlines()[-1])
+  return libtpu_child.printed(CHILD)
 
 
 def test_the_topology_is_described(compiled):

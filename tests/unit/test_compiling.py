@@ -3,15 +3,11 @@
 Those of TPUs are asked of the TPU compiler, in a process that may load it.
 """
 
-import importlib.util
-import json
-import os
 from pathlib import Path
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
+import libtpu_child
 import pytest
 
 from blip3o_jax import compiling
@@ -44,19 +40,7 @@ def test_each_kind_has_its_own():
 
 def test_the_tpu_compiler_takes_those_of_each_generation():
   """It may know each name and refuse them together, as 0.0.50 does the gathers' but for v5e."""
-  if (found := importlib.util.find_spec("libtpu")) is None:
-    pytest.skip("libtpu is not installed: bash launch/test.sh --setup")
-  env = os.environ | {
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_LIBRARY_PATH": str(Path(str(found.origin)).with_name("libtpu.so")),
-    "PYTHONPATH": str(Path(__file__).parents[2]),
-  }
-  worker = Path(__file__).with_name("options_worker.py")
-  run = subprocess.run([sys.executable, worker], env=env, capture_output=True, text=True)
-  assert run.returncode == 0, run.stderr[-2000:]
-  took = json.loads(run.stdout.splitlines()[-1])
+  took = libtpu_child.printed(Path(__file__).with_name("options_worker.py"))
   assert took == {kind: len(compiling.options(kind, {})) for kind in took}
   assert took.keys() == {"TPU v4", "TPU v5 lite", "TPU v5", "TPU v6 lite", "TPU7x"}
 
