@@ -1,4 +1,4 @@
-"""A script that loads the TPU compiler, in a process of its own: the tests' one stays on the CPU."""
+"""Scripts that load the TPU compiler, in processes of their own: the tests stay on the CPU."""
 
 import importlib.util
 import json
